@@ -1,0 +1,60 @@
+"""What the processor offers, told to Paddle's maths library before Paddle is imported. Standard library only.
+
+Paddle's wheel computes on one thread, and its MKL takes a slow path on processors that are not Intel's.
+`SD_RUNTIME=off` leaves everything as it is; a variable that the user has set is never changed.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+# MKL_DEBUG_CPU_TYPE -> the instruction sets its code path uses. Type 8 and above need what no AMD processor has.
+_MKL_PATHS = {"7": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}, "5": {"avx2", "fma"}}
+
+
+def mkl_path(cpuinfo):
+    """The fastest safe MKL_DEBUG_CPU_TYPE for a processor, or None where MKL chooses well by itself.
+
+    cpuinfo: the text of /proc/cpuinfo. A path is named only if every instruction set that it uses is listed there:
+    a wrong one ends the process by an illegal instruction.
+    """
+    fields = dict(line.split(":", 1) for line in cpuinfo.split("\n\n")[0].splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in fields.items()}
+    if fields.get("vendor_id") not in ("AuthenticAMD", "HygonGenuine"):
+        return None
+    flags = set(fields.get("flags", "").split())
+    return next((path for path, needed in _MKL_PATHS.items() if needed <= flags), None)
+
+
+def usable_cores():
+    """Cores that this process may use: its affinity mask, cut to the container's quota (cgroup 2 or 1)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        try:
+            words = " ".join((Path("/sys/fs/cgroup") / name).read_text() for name in files).split()
+        except OSError:
+            continue
+        if len(words) == 2 and words[0] not in ("max", "-1"):
+            cores = min(cores, max(1, round(int(words[0]) / int(words[1]))))
+    return cores
+
+
+def settings(cpuinfo, cores, environ):
+    """The environment variables to set, as a dict: threads shared out over this machine's ranks, and the MKL path."""
+    if environ.get("SD_RUNTIME", "").lower() in ("0", "off"):
+        return {}
+    ranks_here = int(environ.get("PADDLE_LOCAL_SIZE") or 1)
+    wanted = {"MKL_NUM_THREADS": str(max(1, cores // ranks_here)), "MKL_DEBUG_CPU_TYPE": mkl_path(cpuinfo)}
+    return {name: value for name, value in wanted.items() if value is not None and name not in environ}
+
+
+def prepare():
+    """Set what helps and say so in one line on stderr (rank 0 alone). Call it before Paddle is imported."""
+    if "paddle" in sys.modules:
+        raise RuntimeError("sd.runtime.prepare() came after Paddle's import, when its variables are no longer read")
+    cpuinfo = Path("/proc/cpuinfo")
+    chosen = settings(cpuinfo.read_text() if cpuinfo.exists() else "", usable_cores(), os.environ)
+    os.environ.update(chosen)
+    if chosen and os.environ.get("PADDLE_TRAINER_ID", "0") == "0":
+        told = " ".join(f"{name}={value}" for name, value in chosen.items())
+        print(f"runtime: {told} (SD_RUNTIME=off leaves them unset)", file=sys.stderr, flush=True)
