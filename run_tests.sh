@@ -1,0 +1,10 @@
+#!/bin/sh
+# Sets up .venv and runs the tests; further arguments go to pytest (`sh run_tests.sh -m slow`, `-k packer`).
+set -eu
+cd "$(dirname "$0")"
+. ./setup_env.sh requirements-test.txt
+echo "== ruff"
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+echo "== pytest"
+exec .venv/bin/python -m pytest "$@"
