@@ -1,0 +1,199 @@
+"""Who reads which record when: pure integer arithmetic, without files, processes or any state but one number.
+
+The samples of a run are numbered s = 0, 1, 2, ... over all ranks. Lanes are dealt `deal_size` samples at a time, and
+each lane walks through its own range of every pass, window by window. So a record's place follows from `s` alone.
+"""
+
+from collections import OrderedDict
+
+import numpy as np
+
+from sd.errors import InputError
+
+# The first key word of a random stream: what is drawn. The values are part of the order, do not renumber them.
+PARTS, WINDOW, MIX, REPLACE, CROP, CAPTION, DRAW, EVAL = range(1, 9)
+
+MIX_BLOCK = 4096  # weights of several sources are honoured to one part in this many
+KEPT_WINDOWS = 2048
+KEPT_PASSES = 4
+REPLACEMENT_DRAWS = 200
+
+
+def rng(seed, purpose, *coordinates):
+    """A generator that depends on nothing but its (up to three) integer coordinates.
+
+    Philox is counter based: streams with different coordinates do not overlap, and none has to be replayed.
+    """
+    words = [int(c) % 2**64 for c in coordinates] + [0] * (3 - len(coordinates))
+    return np.random.Generator(np.random.Philox(key=[int(seed) % 2**64, purpose], counter=[0, *words]))
+
+
+def worker_samples(start, batch_size, rank, world_size, worker, num_workers):
+    """The sample numbers of one worker, for ever: micro-batches worker, worker + num_workers, ... of its rank.
+
+    Micro-batch m of rank r is samples `start + (m * world_size + r) * batch_size` and the next `batch_size - 1`.
+    """
+    micro_batch = worker
+    while True:
+        first = start + (micro_batch * world_size + rank) * batch_size
+        yield from range(first, first + batch_size)
+        micro_batch += num_workers
+
+
+class Order:
+    """Sample number -> (part, ordinal of the usable row in that part).
+
+    sources: pairs (weight, counts), counts int64 [parts], the usable rows of each part. Parts are numbered through
+    all sources. In a pass the parts of a source are permuted, their rows laid end to end (starting at a random row),
+    and cut into `lanes` ranges equal to within one row; a lane shuffles each window of `buffer_size` rows of its range.
+    Several sources are mixed in blocks of `MIX_BLOCK` samples of a lane. Raises InputError where a lane would be empty.
+    """
+
+    def __init__(self, sources, *, seed, lanes, deal_size, buffer_size):
+        for name, value in (("lanes", lanes), ("deal_size", deal_size), ("buffer_size", buffer_size)):
+            if value < 1:
+                raise InputError(f"{name}={value}; expected 1 or more")
+        kept = [(weight, np.asarray(counts, np.int64)) for weight, counts in sources]
+        self.seed, self.lanes, self.deal_size, self.buffer_size = seed, lanes, deal_size, buffer_size
+        self.counts = [counts for _, counts in kept]
+        self.first_part = np.cumsum([0] + [len(counts) for counts in self.counts])
+        self.rows = [int(counts.sum()) for counts in self.counts]
+        self.num_usable = sum(self.rows)
+        self.quotas = _quotas([weight if rows else 0.0 for (weight, _), rows in zip(kept, self.rows, strict=True)])
+        self._check_size()
+        # Which source each slot of an unshuffled block takes.
+        self._block = np.repeat(np.arange(len(self.quotas), dtype=np.int16), self.quotas)
+        self._mixed = int((self.quotas > 0).sum()) > 1
+        self._passes = _Kept(KEPT_PASSES * len(kept), self._make_pass)
+        self._windows = _Kept(KEPT_WINDOWS, self._make_window)
+        self._blocks = _Kept(KEPT_WINDOWS, self._make_block)
+
+    def _check_size(self):
+        need = self.lanes * self.deal_size
+        if self.num_usable < need:
+            raise InputError(
+                f"{self.num_usable} usable records are fewer than one batch for each lane "
+                f"({self.lanes} lanes x {self.deal_size} = {need}); use fewer ranks, workers or lanes, "
+                "a smaller batch, or more data"
+            )
+        for number, (rows, quota) in enumerate(zip(self.rows, self.quotas, strict=True)):
+            if quota and rows < self.lanes:
+                raise InputError(
+                    f"source {number} has {rows} usable records, fewer than the {self.lanes} lanes; "
+                    "use fewer ranks, workers or lanes, or more data in it"
+                )
+
+    # -- where a sample stands -------------------------------------------------------------------------------------
+
+    def lane_of(self, sample):
+        """(lane, index of the sample within its lane)."""
+        block, within = divmod(sample, self.deal_size)
+        turn, lane = divmod(block, self.lanes)
+        return lane, turn * self.deal_size + within
+
+    def lane_range(self, source, lane):
+        """The range of rows of a pass, in the order of that pass, that belongs to the lane."""
+        rows = self.rows[source]
+        return lane * rows // self.lanes, (lane + 1) * rows // self.lanes
+
+    def position(self, sample):
+        """(source, lane, pass, window, slot in the shuffled window) of a sample."""
+        lane, index = self.lane_of(sample)
+        source = 0 if len(self.rows) == 1 else int(np.argmax(self.quotas))
+        if self._mixed:
+            number, slot = divmod(index, MIX_BLOCK)
+            drawn, earlier = self._blocks[lane, number]
+            source = int(drawn[slot])
+            index = number * int(self.quotas[source]) + int(earlier[slot])
+        start, stop = self.lane_range(source, lane)
+        pass_number, offset = divmod(index, stop - start)
+        window, slot = divmod(offset, self.buffer_size)
+        return source, lane, pass_number, window, slot
+
+    def place(self, sample):
+        """(part, ordinal among the usable rows of the part) of a sample."""
+        source, lane, pass_number, window, slot = self.position(sample)
+        parts, ordinals = self._windows[source, lane, pass_number, window]
+        return int(parts[slot]), int(ordinals[slot])
+
+    def window(self, sample):
+        """All places of the sample's window in shuffled order, (parts, ordinals) int64, and the sample's slot."""
+        *window, slot = self.position(sample)
+        return *self._windows[tuple(window)], slot
+
+    def candidates(self, sample):
+        """The sample's own place, then those that replace it in turn should a row turn out to be corrupt.
+
+        First the rest of its window, from the next slot on and round; then rows drawn from the whole source.
+        The same for any number of ranks and workers.
+        """
+        parts, ordinals, slot = self.window(sample)
+        for step in range(len(parts)):
+            at = (slot + step) % len(parts)
+            yield int(parts[at]), int(ordinals[at])
+        source, _, pass_number, _, _ = self.position(sample)
+        rows = self.rows[source]
+        for row in rng(self.seed, REPLACE, sample).integers(rows, size=min(rows, REPLACEMENT_DRAWS)):
+            parts, ordinals = self._locate(source, pass_number, np.array([row]))
+            yield int(parts[0]), int(ordinals[0])
+
+    # -- what is worked out once and kept --------------------------------------------------------------------------
+
+    def _make_pass(self, source, pass_number):
+        """The parts of a source in the order of a pass, the running sum of their rows, and the row it starts at."""
+        draw = rng(self.seed, PARTS, source, pass_number)
+        parts = draw.permutation(len(self.counts[source]))
+        return parts, np.cumsum(self.counts[source][parts]), int(draw.integers(self.rows[source]))
+
+    def _make_window(self, source, lane, pass_number, window):
+        start, stop = self.lane_range(source, lane)
+        first = start + window * self.buffer_size
+        rows = np.arange(first, min(first + self.buffer_size, stop))
+        # Philox takes three coordinates, so lane and source share one word: both stay far below 2**32.
+        shuffle = rng(self.seed, WINDOW, source * 2**32 + lane, pass_number, window)
+        return self._locate(source, pass_number, shuffle.permutation(rows))
+
+    def _make_block(self, lane, number):
+        """Which source each slot of a block takes, and how many earlier slots of the block take the same one."""
+        drawn = rng(self.seed, MIX, lane, number).permutation(self._block)
+        earlier = np.empty(MIX_BLOCK, np.int16)
+        for source, quota in enumerate(self.quotas):
+            earlier[drawn == source] = np.arange(quota)
+        return drawn, earlier
+
+    def _locate(self, source, pass_number, rows):
+        """Rows of a pass -> (parts numbered through all sources, ordinals within the parts)."""
+        parts, ends, shift = self._passes[source, pass_number]
+        rows = (rows + shift) % self.rows[source]
+        at = np.searchsorted(ends, rows, side="right")
+        ordinals = rows - (ends[at] - self.counts[source][parts[at]])
+        return parts[at] + self.first_part[source], ordinals
+
+
+class _Kept(OrderedDict):
+    """A mapping that works out missing values and keeps the latest few."""
+
+    def __init__(self, size, make):
+        super().__init__()
+        self._size, self._make = size, make
+
+    def __missing__(self, key):
+        value = self[key] = self._make(*key)
+        if len(self) > self._size:
+            self.popitem(last=False)
+        return value
+
+
+def _quotas(weights):
+    """Weights -> samples of each source in a block of MIX_BLOCK, int64, by largest remainder; at least 1 each."""
+    weights = np.asarray(weights, np.float64)
+    if not len(weights) or not np.isfinite(weights).all() or (weights < 0).any():
+        raise InputError(f"weights {weights.tolist()}; expected numbers of 0 or more, one at least above 0")
+    if not weights.any():
+        raise InputError("no source has both usable records and a weight above 0; check the file list")
+    share = weights / weights.sum() * MIX_BLOCK
+    quotas = np.maximum(np.floor(share), weights > 0).astype(np.int64)
+    while quotas.sum() != MIX_BLOCK:
+        step = 1 if quotas.sum() < MIX_BLOCK else -1
+        quotas[np.argmax(step * (share - quotas) - 2.0 * MIX_BLOCK * ((quotas <= 1) & (step < 0)))] += step
+    return quotas
