@@ -1,0 +1,204 @@
+"""Prompts and seeds -> pictures: the sampling loop that eval.py and the trainer's logged images share.
+
+A picture depends on its prompt, seed and settings alone, never on its neighbours, to the last bit: its noise comes from
+a NumPy generator of its own, and the UNet always sees batches of one fixed shape (the last one is filled up), because
+matrix products round differently in other shapes.
+"""
+
+import contextlib
+import copy
+
+import numpy as np
+import paddle
+
+from .errors import InputError
+
+# Only samplers that draw no noise on their way: all chance in a picture then comes from its seed.
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "pndm": "PNDMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "dpm": "DPMSolverMultistepScheduler",
+}
+
+
+def make_scheduler(name, **training):
+    """A ppdiffusers scheduler by its short name, set to what the UNet was trained with.
+
+    training: beta_start, beta_end, beta_schedule, num_train_timesteps, prediction_type, rescale_betas_zero_snr, as in a
+    scheduler_config.json; what is not given is Stable Diffusion's. Raises InputError for an unknown name, or if the
+    betas end at zero SNR, which only DDIM can follow here (and from its last step on: arXiv 2305.08891).
+    """
+    import ppdiffusers
+
+    if name not in SCHEDULERS:
+        raise InputError(f"scheduler={name!r}; expected one of {', '.join(SCHEDULERS)}")
+    if training.get("rescale_betas_zero_snr"):
+        if name != "ddim":
+            raise InputError(f"scheduler={name!r} cannot follow betas rescaled to zero SNR; use --scheduler ddim")
+        training["timestep_spacing"] = "trailing"
+    config = {
+        "num_train_timesteps": 1000,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "skip_prk_steps": True,
+    }
+    config.update({key: value for key, value in training.items() if value is not None and not key.startswith("_")})
+    return getattr(ppdiffusers, SCHEDULERS[name]).from_config(config)
+
+
+def vae_factor(vae):
+    """Pixels per latent along one side."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def check_size(vae, height, width):
+    """Raise InputError unless height and width are positive multiples of the VAE's factor."""
+    factor = vae_factor(vae)
+    for name, value in (("height", height), ("width", width)):
+        if value < factor or value % factor:
+            nearest = max(factor, round(value / factor) * factor)
+            raise InputError(f"{name}={value} does not fit the VAE, which halves to 1/{factor}; try {nearest}")
+
+
+def default_batch_size(unet, vae, height, width):
+    """Pictures in one UNet call: 8 where the work is small, else 1, where a CPU gains nothing by more.
+
+    A rule of the model and the size only, so that the same command draws the same bits whatever else it draws.
+    """
+    weights = sum(int(np.prod(parameter.shape)) for parameter in unet.parameters())
+    return 8 if weights * height * width // vae_factor(vae) ** 2 < 10**10 else 1
+
+
+def initial_noise(seed, shape):
+    """Standard normal float32 of `shape` (one picture's latents), equal on every device and in every batch."""
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def draw_images(
+    unet,
+    vae,
+    text_encoder,
+    tokenizer,
+    prompts,
+    *,
+    negative_prompt="",
+    guidance_scale=7.5,
+    num_inference_steps=50,
+    height,
+    width,
+    seeds,
+    scheduler,
+    batch_size=None,
+    progress=None,
+):
+    """Draw one picture for each prompt and its seed.
+
+    scheduler: from `make_scheduler`. guidance_scale: 1 is no guidance, and `negative_prompt` then has no effect.
+    progress: called after each finished UNet batch with the number of pictures in it.
+    Returns uint8 [N, height, width, 3]. Raises InputError for a size or a number of steps that does not fit.
+    """
+    check_size(vae, height, width)
+    if guidance_scale < 1:
+        raise InputError(f"guidance_scale={guidance_scale}; expected at least 1, which is no guidance")
+    if not 1 <= num_inference_steps <= scheduler.config.num_train_timesteps:
+        steps = scheduler.config.num_train_timesteps
+        raise InputError(f"num_inference_steps={num_inference_steps}; expected 1 to {steps}")
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds")
+    factor = vae_factor(vae)
+    shape = (unet.config.in_channels, height // factor, width // factor)
+    batch_size = batch_size or default_batch_size(unet, vae, height, width)
+    images = np.empty([len(prompts), height, width, 3], np.uint8)
+    with _evaluating(unet, vae, text_encoder), paddle.no_grad():
+        text = {prompt: encode_prompt(text_encoder, tokenizer, prompt) for prompt in {*prompts, negative_prompt}}
+        for start in range(0, len(prompts), batch_size):
+            # The last batch is filled up with its own last picture, so that every batch has the same shape.
+            rows = [min(start + i, len(prompts) - 1) for i in range(batch_size)]
+            noise = paddle.to_tensor(np.stack([initial_noise(seeds[row], shape) for row in rows]))
+            states = paddle.concat([text[prompts[row]] for row in rows])
+            empty = paddle.concat([text[negative_prompt]] * batch_size) if guidance_scale > 1 else None
+            latents = denoise(unet, scheduler, noise, states, empty, guidance_scale, num_inference_steps)
+            for row in range(start, min(start + batch_size, len(prompts))):
+                images[row] = decode(vae, latents[row - start : row - start + 1])[0]
+            if progress:
+                progress(min(batch_size, len(prompts) - start))
+    return images
+
+
+def denoise(unet, scheduler, noise, states, empty_states, guidance_scale, num_inference_steps):
+    """Noise [B,C,h,w] -> latents [B,C,h,w], both float32, by classifier-free guidance (arXiv 2207.12598).
+
+    states, empty_states: text states [B,L,D] of the prompts and of the negative one; None for the latter: no guidance.
+    """
+    scheduler = copy.deepcopy(scheduler)  # multistep samplers remember what they saw
+    scheduler.set_timesteps(num_inference_steps)
+    latents = noise * scheduler.init_noise_sigma
+    both = states if empty_states is None else paddle.concat([empty_states, states])
+    for timestep in scheduler.timesteps:
+        inputs = scheduler.scale_model_input(latents, timestep)
+        if empty_states is not None:
+            inputs = paddle.concat([inputs, inputs])
+        output = unet(inputs.cast(unet.dtype), timestep, encoder_hidden_states=both.cast(unet.dtype)).sample
+        output = output.cast("float32")
+        if empty_states is not None:
+            without, with_text = output.chunk(2)
+            output = without + guidance_scale * (with_text - without)
+        latents = scheduler.step(output, timestep, latents).prev_sample
+    return latents
+
+
+def encode_prompt(text_encoder, tokenizer, prompt):
+    """Text states [1, L, D] of a prompt, cut at the model's length, padded as in training."""
+    ids = tokenizer(
+        prompt,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="np",
+    )["input_ids"]
+    return text_encoder(paddle.to_tensor(np.asarray(ids, dtype=np.int64).reshape([1, -1])))[0]
+
+
+def cut_text(tokenizer, prompt):
+    """What of a prompt lies past the model's length and is not seen by it; an empty string if all is seen."""
+    ids = tokenizer(prompt, truncation=False)["input_ids"]
+    kept = tokenizer.model_max_length - 1  # the end-of-text token takes the last place
+    return tokenizer.decode(ids[kept:-1]).strip() if len(ids) > kept + 1 else ""
+
+
+def decode(vae, latents):
+    """Latents [B,C,h,w], scaled as in training -> uint8 [B,H,W,3]."""
+    pixels = vae.decode((latents / vae.config.scaling_factor).cast(vae.dtype)).sample.cast("float32")
+    pixels = (pixels.numpy().transpose([0, 2, 3, 1]) + 1) * 127.5
+    return pixels.round().clip(0, 255).astype(np.uint8)
+
+
+def reconstruct(vae, pixel_values):
+    """What the VAE keeps of pictures: uint8 [N,3,H,W] as in a batch -> uint8 [N,H,W,3], by the posterior's mean."""
+    pixels = paddle.to_tensor(np.asarray(pixel_values)).cast("float32") / 127.5 - 1
+    images = []
+    with _evaluating(vae), paddle.no_grad():
+        for row in range(len(pixels)):
+            moments = vae.encode(pixels[row : row + 1].cast(vae.dtype)).latent_dist
+            images.append(decode(vae, moments.mode().cast("float32") * vae.config.scaling_factor))
+    return np.concatenate(images)
+
+
+@contextlib.contextmanager
+def _evaluating(*layers):
+    """Layers in eval mode, each back in its own mode afterwards: the trainer draws in the middle of training."""
+    modes = [(sub, sub.training) for layer in layers for sub in layer.sublayers(include_self=True)]
+    for layer in layers:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for sub, training in modes:
+            sub.training = training
