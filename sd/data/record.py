@@ -1,0 +1,84 @@
+"""A record and the line of a part that holds it. Knows bytes, not pixels."""
+
+import binascii
+import json
+from dataclasses import dataclass
+
+import pybase64
+
+# What ends a line or a field for some reader or other (str.splitlines and the tab); each becomes a space.
+_BREAKS = str.maketrans(dict.fromkeys("\t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", " "))
+
+
+class RowError(ValueError):
+    """A row that cannot be used. The message says what is wrong; who reads parts adds part and row."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Captions (one of them is drawn at random) and the bytes of an image file."""
+
+    captions: tuple[str, ...]
+    image: bytes
+
+
+def clean_caption(caption):
+    """The caption with tabs and line breaks as spaces, and `?` for what UTF-8 cannot hold."""
+    return caption.translate(_BREAKS).encode("utf-8", "replace").decode("utf-8")
+
+
+def encode_row(caption, image):
+    """`caption TAB NONE TAB base64(image) NEWLINE`, the row that the packer writes."""
+    return b"%b\tNONE\t%b\n" % (clean_caption(caption).encode(), pybase64.b64encode(image))
+
+
+def decode_row(line):
+    """Read one row of any known format into a Record.
+
+    - 3 fields: caption, anything, base64 of the image (what the packer writes).
+    - 6 fields or more whose third is a JSON object (laion_aes): `caption_en`, else `blip_caption_en`; the image is the
+      sixth field.
+    - 6 fields: the second holds captions separated by `|`, the sixth the image.
+
+    Text that is not UTF-8 is read as gb18030. Raises RowError.
+    """
+    fields = line.rstrip(b"\r\n").split(b"\t")
+    if len(fields) == 3:
+        captions, image = (_text(fields[0]),), fields[2]
+    elif len(fields) >= 6 and fields[2].lstrip().startswith(b"{"):
+        captions, image = (_aesthetic_caption(_text(fields[2])),), fields[5]
+    elif len(fields) == 6:
+        captions, image = tuple(_text(fields[1]).split("|")), fields[5]
+    else:
+        raise RowError(f"{len(fields)} fields, expected 3 or 6")
+    return Record(captions, _image_bytes(image))
+
+
+def _text(field):
+    for encoding in ("utf-8", "gb18030"):
+        try:
+            return field.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    raise RowError("the caption is neither UTF-8 nor gb18030")
+
+
+def _aesthetic_caption(text):
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"the third field is not JSON: {error}") from error
+    for key in ("caption_en", "blip_caption_en"):
+        if isinstance(fields.get(key), str):
+            return fields[key]
+    raise RowError("the third field has neither 'caption_en' nor 'blip_caption_en'")
+
+
+def _image_bytes(field):
+    try:
+        image = pybase64.b64decode(field, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RowError(f"the image is not base64: {error}") from error
+    if not image:
+        raise RowError("the image is empty")
+    return image
