@@ -1,0 +1,261 @@
+"""Checkpoints that are there whole or not at all: written aside with sizes and checksums, fsynced, renamed."""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from safetensors import SafetensorError, safe_open
+
+from sd.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_ASIDE = re.compile(r"checkpoint-\d+\.(tmp|old)")
+_DTYPES = {"float32": "F32", "float16": "F16", "float64": "F64", "int64": "I64", "int32": "I32", "uint8": "U8"}
+_BLOCK_BYTES = 1 << 24
+
+
+class DiskFullError(OSError):
+    """A checkpoint did not fit. Attributes: step, needed_bytes, free_bytes."""
+
+    def __init__(self, step, folder, needed_bytes, free_bytes):
+        super().__init__(
+            errno.ENOSPC,
+            f"checkpoint-{step} not saved: it needs {needed_bytes / 1e6:,.1f} MB, {free_bytes / 1e6:,.1f} MB are free "
+            f"in {folder}",
+        )
+        self.step, self.needed_bytes, self.free_bytes = step, needed_bytes, free_bytes
+
+
+def lock_output_dir(output_dir):
+    """Make output_dir, take its lock until the process ends, and return the open lock file.
+
+    Raises InputError where the folder cannot be written or another run holds it.
+    A record lock is used: unlike flock's it does not live on in DataLoader workers when this process is killed.
+    """
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        file = (Path(output_dir) / ".lock").open("a+")
+    except OSError as error:
+        raise InputError(
+            f"output_dir={str(output_dir)!r} cannot be written: {error.strerror}; choose another"
+        ) from None
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            logger.warning("output_dir %s: its file system has no locks (%s), going on", output_dir, error.strerror)
+            return file
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        raise InputError(
+            f"output_dir={str(output_dir)!r} is in use by process {holder}; end it or choose another folder"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+class CheckpointWriter:
+    """One checkpoint on its way: files are written into `checkpoint-N.tmp`, and `commit` gives it its name."""
+
+    def __init__(self, output_dir, step):
+        self.step = step
+        self.final = Path(output_dir) / f"checkpoint-{step}"
+        self.folder = Path(output_dir) / f"checkpoint-{step}.tmp"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.files = {}
+
+    def write_tensors(self, name, tensors, metadata=None):
+        """Write a safetensors file, tensor by tensor, so that one tensor at a time is copied to the host.
+
+        tensors: name -> Paddle tensor or NumPy array. (The library's own writer copies them all to memory first.)
+        """
+        tensors = {key: tensors[key] for key in sorted(tensors)}
+        header, end = {}, 0
+        for key, tensor in tensors.items():
+            dtype = _dtype_name(tensor)
+            begin, end = end, end + int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            header[key] = {"dtype": _DTYPES[dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        text = json.dumps({"__metadata__": metadata or {"format": "pd"}, **header}, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._need_space(8 + len(text) + end)
+        self._write(name, (block for blocks in (_lead(text), map(_raw, tensors.values())) for block in blocks))
+
+    def write_json(self, name, value):
+        """Write a JSON file."""
+        self._write(name, [(json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()])
+
+    def add(self, name):
+        """Take a file that other code has put into `folder` into the manifest."""
+        path = self.folder / name
+        self.files[name] = {"bytes": path.stat().st_size, "xxh3_128": _checksum(path)}
+        _fsync(path)
+
+    def commit(self):
+        """Write the manifest, make everything durable, and let the checkpoint appear under its name."""
+        self.write_json(MANIFEST, {"step": self.step, "files": dict(sorted(self.files.items()))})
+        for folder in {path.parent for path in self.folder.rglob("*")}:
+            _fsync(folder)
+        remove_checkpoint(self.final)  # a damaged one of the same step
+        self.folder.rename(self.final)
+        _fsync(self.final.parent)
+        return self.final
+
+    def discard(self):
+        """Remove what has been written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _need_space(self, needed_bytes):
+        free = shutil.disk_usage(self.folder).free
+        if free < needed_bytes:
+            self._raise_full(needed_bytes)
+
+    def _raise_full(self, needed_bytes):
+        written = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        free = shutil.disk_usage(self.folder).free
+        raise DiskFullError(self.step, self.final.parent, needed_bytes + written, free + written) from None
+
+    def _write(self, name, blocks):
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest, written, pending = xxhash.xxh3_128(), 0, 0
+        try:
+            with path.open("wb", buffering=0) as file:
+                for block in blocks:
+                    view = memoryview(block).cast("B")
+                    pending = len(view)
+                    for start in range(0, len(view), _BLOCK_BYTES):
+                        part = view[start : start + _BLOCK_BYTES]
+                        digest.update(part)
+                        while part:
+                            part = part[file.write(part) :]
+                    written += len(view)
+                os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._raise_full(pending)
+            raise
+        self.files[name] = {"bytes": written, "xxh3_128": digest.hexdigest()}
+
+
+def _lead(text):
+    return [len(text).to_bytes(8, "little"), text]
+
+
+def _dtype_name(tensor):
+    return str(tensor.dtype).rpartition(".")[2]
+
+
+def _raw(tensor):
+    array = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8) if array.size else b""
+
+
+def _checksum(path):
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fsync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def find_problem(folder):
+    """What is wrong with a checkpoint, as a phrase, or None if every file has its size and checksum."""
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = manifest["files"]
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != entry["bytes"]:
+            return f"{name} has {path.stat().st_size:,} bytes, {entry['bytes']:,} were written"
+        if _checksum(path) != entry["xxh3_128"]:
+            return f"{name} does not have the checksum that was written"
+    return None
+
+
+def checkpoint_step(folder):
+    """The N of a folder named checkpoint-N, else None."""
+    match = _NAME.fullmatch(Path(folder).name)
+    return int(match[1]) if match else None
+
+
+def list_checkpoints(output_dir):
+    """Folders checkpoint-N below output_dir, oldest step first."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if checkpoint_step(path) is not None]
+    return sorted((path for path in folders if path.is_dir()), key=checkpoint_step)
+
+
+def newest_whole_checkpoint(output_dir):
+    """The newest checkpoint whose files are all as written, or None; each damaged one passed over is named."""
+    for folder in reversed(list_checkpoints(output_dir)):
+        problem = find_problem(folder)
+        if problem is None:
+            return folder
+        logger.warning("%s is damaged: %s; looking for the one before it", folder, problem)
+    return None
+
+
+def remove_checkpoint(folder):
+    """Remove a checkpoint: it loses its name first, so that a kill in between leaves nothing that looks whole."""
+    folder = Path(folder)
+    if folder.exists():
+        aside = folder.with_name(folder.name + ".old")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_leftovers(output_dir):
+    """Remove what a killed run left half written or half deleted. Call it only under the lock."""
+    for path in Path(output_dir).glob("checkpoint-*"):
+        if _ASIDE.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def keep_newest(output_dir, limit):
+    """Remove the oldest checkpoints until `limit` are left; None or 0 keeps all."""
+    if limit is not None and limit > 0:
+        for folder in list_checkpoints(output_dir)[:-limit]:
+            logger.info("removing %s (save_total_limit=%d)", folder, limit)
+            remove_checkpoint(folder)
+
+
+def read_json(folder, name):
+    """The content of a JSON file in a checkpoint."""
+    return json.loads((Path(folder) / name).read_text())
+
+
+def read_tensors(path):
+    """Yield (name, NumPy array) of a safetensors file, one at a time."""
+    try:
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise InputError(f"{path} is no safetensors file ({error})") from None
