@@ -6,12 +6,12 @@ matrix products round differently in other shapes.
 """
 
 import contextlib
-import copy
+import functools
 
 import numpy as np
 import paddle
 
-from .errors import InputError
+from sd.errors import InputError
 
 # Only samplers that draw no noise on their way: all chance in a picture then comes from its seed.
 SCHEDULERS = {
@@ -81,28 +81,33 @@ def initial_noise(seed, shape):
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def draw_images(
+def draw_images(unet, vae, text_encoder, tokenizer, prompts, **settings):
+    """Draw one picture for each prompt; the settings are those of `stream_images`. Returns uint8 [N,H,W,3]."""
+    return np.stack(list(stream_images(unet, vae, text_encoder, tokenizer, prompts, **settings)))
+
+
+def stream_images(
     unet,
     vae,
     text_encoder,
     tokenizer,
     prompts,
     *,
+    seeds,
+    height,
+    width,
+    scheduler,
     negative_prompt="",
     guidance_scale=7.5,
     num_inference_steps=50,
-    height,
-    width,
-    seeds,
-    scheduler,
     batch_size=None,
     progress=None,
 ):
-    """Draw one picture for each prompt and its seed.
+    """Draw one picture for each prompt and its seed, and yield each as uint8 [height, width, 3] when it is ready.
 
     scheduler: from `make_scheduler`. guidance_scale: 1 is no guidance, and `negative_prompt` then has no effect.
-    progress: called after each finished UNet batch with the number of pictures in it.
-    Returns uint8 [N, height, width, 3]. Raises InputError for a size or a number of steps that does not fit.
+    progress: called after every UNet call with the pictures that it stands for; in the end their sum is len(prompts).
+    Raises InputError for a size, a guidance scale or a number of steps that does not fit.
     """
     check_size(vae, height, width)
     if guidance_scale < 1:
@@ -110,47 +115,44 @@ def draw_images(
     if not 1 <= num_inference_steps <= scheduler.config.num_train_timesteps:
         steps = scheduler.config.num_train_timesteps
         raise InputError(f"num_inference_steps={num_inference_steps}; expected 1 to {steps}")
-    if len(prompts) != len(seeds):
-        raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds")
-    factor = vae_factor(vae)
-    shape = (unet.config.in_channels, height // factor, width // factor)
+    shape = (unet.config.in_channels, height // vae_factor(vae), width // vae_factor(vae))
     batch_size = batch_size or default_batch_size(unet, vae, height, width)
-    images = np.empty([len(prompts), height, width, 3], np.uint8)
-    with _evaluating(unet, vae, text_encoder), paddle.no_grad():
-        text = {prompt: encode_prompt(text_encoder, tokenizer, prompt) for prompt in {*prompts, negative_prompt}}
-        for start in range(0, len(prompts), batch_size):
-            # The last batch is filled up with its own last picture, so that every batch has the same shape.
-            rows = [min(start + i, len(prompts) - 1) for i in range(batch_size)]
-            noise = paddle.to_tensor(np.stack([initial_noise(seeds[row], shape) for row in rows]))
-            states = paddle.concat([text[prompts[row]] for row in rows])
-            empty = paddle.concat([text[negative_prompt]] * batch_size) if guidance_scale > 1 else None
-            latents = denoise(unet, scheduler, noise, states, empty, guidance_scale, num_inference_steps)
-            for row in range(start, min(start + batch_size, len(prompts))):
-                images[row] = decode(vae, latents[row - start : row - start + 1])[0]
-            if progress:
-                progress(min(batch_size, len(prompts) - start))
-    return images
+    states = functools.lru_cache(maxsize=256)(functools.partial(encode_prompt, text_encoder, tokenizer))
+    jobs = list(zip(prompts, seeds, strict=True))
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start : start + batch_size]
+        filled = batch + batch[-1:] * (batch_size - len(batch))
+        with _evaluating(unet, vae, text_encoder), paddle.no_grad():
+            noise = paddle.to_tensor(np.stack([initial_noise(seed, shape) for _, seed in filled]))
+            with_text = paddle.concat([states(prompt) for prompt, _ in filled])
+            without = paddle.concat([states(negative_prompt)] * batch_size) if guidance_scale > 1 else None
+            scheduler.set_timesteps(num_inference_steps)
+            share = len(batch) / len(scheduler.timesteps)
+            on_step = (lambda share=share: progress(share)) if progress else None
+            latents = denoise(unet, scheduler, noise, with_text, without, guidance_scale, on_step)
+            images = [decode(vae, latents[i : i + 1])[0] for i in range(len(batch))]
+        yield from images
 
 
-def denoise(unet, scheduler, noise, states, empty_states, guidance_scale, num_inference_steps):
+def denoise(unet, scheduler, noise, with_text, without, guidance_scale, on_step=None):
     """Noise [B,C,h,w] -> latents [B,C,h,w], both float32, by classifier-free guidance (arXiv 2207.12598).
 
-    states, empty_states: text states [B,L,D] of the prompts and of the negative one; None for the latter: no guidance.
+    scheduler: its timesteps freshly set. with_text, without: text states [B,L,D] of the prompts and of the negative
+    one; None for the latter is no guidance.
     """
-    scheduler = copy.deepcopy(scheduler)  # multistep samplers remember what they saw
-    scheduler.set_timesteps(num_inference_steps)
     latents = noise * scheduler.init_noise_sigma
-    both = states if empty_states is None else paddle.concat([empty_states, states])
+    states = (with_text if without is None else paddle.concat([without, with_text])).cast(unet.dtype)
     for timestep in scheduler.timesteps:
-        inputs = scheduler.scale_model_input(latents, timestep)
-        if empty_states is not None:
-            inputs = paddle.concat([inputs, inputs])
-        output = unet(inputs.cast(unet.dtype), timestep, encoder_hidden_states=both.cast(unet.dtype)).sample
-        output = output.cast("float32")
-        if empty_states is not None:
-            without, with_text = output.chunk(2)
-            output = without + guidance_scale * (with_text - without)
+        inputs = scheduler.scale_model_input(latents, timestep).cast(unet.dtype)
+        if without is None:
+            output = unet(inputs, timestep, encoder_hidden_states=states).sample.cast("float32")
+        else:
+            both = unet(paddle.concat([inputs, inputs]), timestep, encoder_hidden_states=states).sample.cast("float32")
+            base, towards = both.chunk(2)
+            output = base + guidance_scale * (towards - base)
         latents = scheduler.step(output, timestep, latents).prev_sample
+        if on_step:
+            on_step()
     return latents
 
 
