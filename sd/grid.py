@@ -1,0 +1,102 @@
+"""Pictures -> one labelled PNG that a person can look through: rows and columns with headings, captions below."""
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_INK, _PAPER, _GAP = (20, 20, 20), (255, 255, 255), 8
+_SMALLEST_SIDE, _LARGEST_AREA = 144, 48_000_000
+_TEXT_SIZE, _LINES = 13, 3
+
+
+def columns_for(count, aspect=1.5):
+    """How many columns make `count` pictures a sheet about `aspect` times as wide as high."""
+    return max(1, min(count, math.ceil(math.sqrt(count * aspect))))
+
+
+def labelled_sheet(images, captions, title=None, columns=None):
+    """Pictures with a caption below each, filled row by row. images: uint8 [H,W,3] each. Returns a PIL image."""
+    columns = columns or columns_for(len(images))
+    starts = range(0, len(images), columns)
+    return labelled_table(
+        [images[start : start + columns] for start in starts],
+        captions=[captions[start : start + columns] for start in starts],
+        title=title,
+    )
+
+
+def labelled_table(rows, row_labels=None, column_labels=None, captions=None, title=None):
+    """Rows of pictures, uint8 [H,W,3] each, with headings at the left and above, and captions below each.
+
+    Small pictures are enlarged without smoothing, so that their pixels stay visible; where the sheet would be larger
+    than 48 megapixels they are made smaller. Returns a PIL image.
+    """
+    width, height = _cell_size(rows)
+    columns = max(len(row) for row in rows)
+    font = ImageFont.load_default(size=_TEXT_SIZE)
+    line = _TEXT_SIZE + 4
+    left = _GAP + (min(240, max(width, 120)) + _GAP if row_labels else 0)
+    sheet_width = left + columns * (width + _GAP)
+    title_lines = _wrap(title, font, sheet_width - 2 * _GAP, 4) if title else []
+    heads = [_wrap(label, font, width, _LINES) for label in column_labels or []]
+    below = [[_wrap(caption, font, width, _LINES) for caption in row] for row in captions or []]
+    beside = [_wrap(label, font, left - 2 * _GAP, max(1, height // line)) for label in row_labels or []]
+    top = _GAP + line * (len(title_lines) + max(map(len, heads), default=0)) + (_GAP if title_lines else 0)
+    caption_height = line * max((len(lines) for row in below for lines in row), default=0)
+    pitch = height + caption_height + _GAP
+    sheet = Image.new("RGB", (sheet_width, top + len(rows) * pitch), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+
+    def write(lines, x, y):
+        for number, text in enumerate(lines):
+            draw.text((x, y + number * line), text, fill=_INK, font=font)
+
+    write(title_lines, _GAP, _GAP)
+    for column, lines in enumerate(heads):
+        write(lines, left + column * (width + _GAP), top - line * len(lines))
+    for number, row in enumerate(rows):
+        y = top + number * pitch
+        if beside:
+            write(beside[number], _GAP, y)
+        for column, picture in enumerate(row):
+            x = left + column * (width + _GAP)
+            sheet.paste(_fitted(picture, width, height), (x, y))
+            if below:
+                write(below[number][column], x, y + height + 2)
+    return sheet
+
+
+def _cell_size(rows):
+    """(width, height) of every cell: the largest picture's, enlarged by a whole number or made to fit the sheet."""
+    height, width = np.max([picture.shape[:2] for row in rows for picture in row], axis=0)
+    times = max(1, -(-_SMALLEST_SIDE // max(height, width)))
+    area = len(rows) * max(len(row) for row in rows) * height * width * times**2
+    scale = times * min(1.0, math.sqrt(_LARGEST_AREA / area))
+    return max(1, int(width * scale)), max(1, int(height * scale))
+
+
+def _fitted(picture, width, height):
+    """The picture as large as the cell allows, its pixels kept where it is enlarged."""
+    scale = min(width / picture.shape[1], height / picture.shape[0])
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    kind = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    return Image.fromarray(picture).resize(size, kind)
+
+
+def _wrap(text, font, width, most):
+    """Text as at most `most` lines that fit `width` pixels, the last one ending in dots if something was left out."""
+    lines, rest = [], " ".join(str(text).split())
+    while rest and len(lines) < most:
+        fits = next((n for n in range(len(rest), 0, -1) if font.getlength(rest[:n]) <= width), 1)
+        if fits < len(rest) and len(lines) + 1 < most:
+            space = rest.rfind(" ", 0, fits + 1)
+            fits = space if space > 0 else fits
+        lines.append(rest[:fits].rstrip())
+        rest = rest[fits:].lstrip()
+    if rest:
+        last = lines[-1]
+        while last and font.getlength(last + "...") > width:
+            last = last[:-1]
+        lines[-1] = last + "..."
+    return lines
