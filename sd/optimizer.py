@@ -1,0 +1,109 @@
+"""AdamW for this trainer: a step that the device itself can cancel, and its state under the weights' own names."""
+
+from paddle import _C_ops
+from paddle.optimizer import AdamW
+
+MOMENTS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
+
+
+class CancellableAdamW(AdamW):
+    """AdamW that leaves weights and moments as they are where `cancel`, a bool tensor on the device, is true.
+
+    So a loss that is no number stops its step without the host having to wait for the loss at every step.
+    """
+
+    cancel = None
+
+    def _append_optimize_op(self, block, param_and_grad):
+        if isinstance(param_and_grad, dict):
+            param_and_grad = self._update_param_group(param_and_grad)
+        param, grad = param_and_grad
+        moments = [self._get_accumulator_master(getattr(self, f"_{name}_str"), param) for name in _ACCUMULATORS]
+        master = self._master_weights[param.name] if self._has_master(param) else None
+        _C_ops.adamw_(
+            param,
+            grad,
+            self._create_param_lr((param, grad)),
+            moments[0],
+            moments[1],
+            None,
+            moments[2],
+            moments[3],
+            master,
+            self.cancel,
+            self._beta1,
+            self._beta2,
+            self._epsilon,
+            1.0,
+            self._weight_decay,
+            self._apply_decay_param_fun is None or self._apply_decay_param_fun(param.name),
+            self._lazy_mode,
+            1000,
+            master is not None,
+            False,
+            False,
+        )
+
+    def _has_master(self, param):
+        return self._multi_precision and self._is_dtype_fp16_or_bf16(param.dtype)
+
+
+_ACCUMULATORS = ("moment1_acc", "moment2_acc", "beta1_pow_acc", "beta2_pow_acc")
+
+
+def innermost(optimizer):
+    """The optimizer inside the wrappers that sharding and mixed precision put around it."""
+    while hasattr(optimizer, "_inner_opt"):
+        optimizer = optimizer._inner_opt
+    return optimizer
+
+
+def held_parameters(optimizer):
+    """The parameters that an optimizer moves; under sharding those of this rank."""
+    entries = innermost(optimizer)._parameter_list
+    return [p for entry in entries for p in (entry["params"] if isinstance(entry, dict) else [entry])]
+
+
+def named_state(optimizer, names):
+    """The state as {"<weight>/<what>": tensor}, without copies; what: moments, powers of beta, `master`.
+
+    names: Paddle's parameter name -> the weight's name in the model. (Paddle's own names count the layers made so far
+    in the process, so they differ from run to run.)
+    """
+    state = {}
+    optimizer = innermost(optimizer)
+    for key, tensor in optimizer.state_dict().items():
+        if key == "master_weights":
+            state.update({f"{names[name]}/master": master for name, master in tensor.items()})
+        elif key != "LR_Scheduler":
+            name, what = _split(key)
+            state[f"{names[name]}/{what}"] = tensor
+    return state
+
+
+def _split(key):
+    """`conv2d_3.w_0_moment1_0` -> (`conv2d_3.w_0`, `moment1`); master weights add `_fp32_master_0` to the name."""
+    for what in MOMENTS:
+        head, found, tail = key.rpartition(f"_{what}_")
+        if found and tail.isdigit():
+            return head.partition("_fp32_master")[0], what
+    raise KeyError(key)
+
+
+def paddle_state(optimizer, names, state):
+    """The inverse of `named_state`: what the optimizer's own `set_state_dict` takes, for the weights it holds.
+
+    names as in `named_state`. state: {"<weight>/<what>": tensor}. Returns None before the first step was taken.
+    """
+    optimizer = innermost(optimizer)
+    ours = {}
+    for parameter in held_parameters(optimizer):
+        weight = names[parameter.name]
+        has_master = f"{weight}/master" in state
+        stem = parameter.name + ("_fp32_master_0" if has_master else "")
+        for what in MOMENTS:
+            if f"{weight}/{what}" in state:
+                ours[f"{stem}_{what}_0"] = state[f"{weight}/{what}"]
+        if has_master:
+            ours.setdefault("master_weights", {})[parameter.name] = state[f"{weight}/master"]
+    return ours or None
