@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "runtime", "versions"},
     {"data", "diffusion"},
     {"arguments"},
-    {"loading", "model", "ema", "pipeline", "grid"},
+    {"weights", "loading", "model", "ema", "pipeline", "grid"},
     {"checkpoint", "callbacks"},
     {"trainer"},
 ]

@@ -1,0 +1,26 @@
+"""The random numbers that one sample's loss needs, drawn with NumPy in the data worker."""
+
+import numpy as np
+
+from sd.diffusion.schedule import NUM_TRAIN_TIMESTEPS
+
+
+def draw(rng, *, latent_shape, num_train_timesteps=NUM_TRAIN_TIMESTEPS, noise_offset=0.0, input_perturbation=0.0):
+    """Draw for one sample.
+
+    rng: numpy Generator of this sample alone. latent_shape: (C, h, w). Returns `timestep` (int64, uniform in
+    [0, num_train_timesteps)), `noise` and `posterior_noise` (float32 [C,h,w], standard normal) and, where the options
+    are not 0, `offset_noise` [C,1,1] and `perturbation_noise` [C,h,w]: standard normal too, the model scales them.
+    Turning an option on leaves the other draws as they are.
+    """
+    drawn = {
+        "timestep": rng.integers(num_train_timesteps, dtype=np.int64),
+        "noise": rng.standard_normal(latent_shape, dtype=np.float32),
+        "posterior_noise": rng.standard_normal(latent_shape, dtype=np.float32),
+    }
+    offset_noise = rng.standard_normal((latent_shape[0], 1, 1), dtype=np.float32)
+    if noise_offset:
+        drawn["offset_noise"] = offset_noise
+    if input_perturbation:
+        drawn["perturbation_noise"] = rng.standard_normal(latent_shape, dtype=np.float32)
+    return drawn

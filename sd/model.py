@@ -1,0 +1,194 @@
+"""StableDiffusionModel: a batch of images, token ids and random draws in, the loss out."""
+
+import functools
+import logging
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from sd.diffusion import draws, objective, schedule
+from sd.errors import InputError
+from sd.loading import load_part, part_source
+
+logger = logging.getLogger(__name__)
+
+
+class StableDiffusionModel(nn.Layer):
+    """A UNet to be trained between a frozen VAE and a text encoder that is frozen unless told otherwise."""
+
+    def __init__(self, unet, vae, text_encoder, tokenizer, model_args):
+        super().__init__()
+        self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
+        self.tokenizer, self.model_args = tokenizer, model_args
+        self.trained_parts = ("unet", "text_encoder") if model_args.train_text_encoder else ("unet",)
+        for part in ("vae", "unet", "text_encoder"):
+            for parameter in getattr(self, part).parameters():
+                parameter.stop_gradient = part not in self.trained_parts
+        for layer in vae.sublayers(include_self=True):
+            layer._cast_to_low_precision = False  # paddle.amp.decorate leaves the VAE in float32
+        self.scaling_factor = vae.config.scaling_factor
+        self._register_tables()
+        self.train()
+
+    @classmethod
+    def from_arguments(cls, model_args, resolution):
+        """Load what the flags name and check that the parts fit each other and the resolution (pixels)."""
+        parts = {
+            part: load_part(part, *part_source(model_args, part))
+            for part in ("tokenizer", "text_encoder", "vae", "unet")
+        }
+        model = cls(**parts, model_args=model_args)
+        check_parts(model)
+        model.latent_shape(resolution)
+        return model
+
+    def _register_tables(self):
+        args = self.model_args
+        alpha_bar = schedule.alpha_bar_table()
+        if args.rescale_betas_zero_snr:
+            alpha_bar = schedule.rescale_zero_terminal_snr(alpha_bar)
+        weight = schedule.min_snr_weight(schedule.snr_table(alpha_bar), args.snr_gamma, args.prediction_type)
+        tables = {"signal_rate": np.sqrt(alpha_bar), "noise_rate": np.sqrt(1.0 - alpha_bar), "loss_weight": weight}
+        for name, table in tables.items():
+            self.register_buffer(name, paddle.to_tensor(table, dtype="float32"), persistable=False)
+        length = args.model_max_length
+        causal_mask = np.triu(np.full((1, 1, length, length), np.finfo(np.float32).min, np.float32), k=1)
+        self.register_buffer("causal_mask", paddle.to_tensor(causal_mask), persistable=False)
+
+    def train(self):
+        """Training mode for what is trained; the frozen parts stay in evaluation mode."""
+        super().train()
+        for part in {"vae", "text_encoder"} - set(self.trained_parts):
+            getattr(self, part).eval()
+
+    def latent_shape(self, resolution):
+        """(C, h, w) of the latents of square images. Raises InputError if VAE or UNet cannot halve them so often."""
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        unet_factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        if resolution % (factor * unet_factor):
+            raise InputError(
+                f"--resolution {resolution}: the VAE divides it by {factor} and the UNet by {unet_factor}; "
+                f"use a multiple of {factor * unet_factor}"
+            )
+        return self.vae.config.latent_channels, resolution // factor, resolution // factor
+
+    def draws(self, resolution):
+        """`draw(rng) -> dict`: what the data workers must draw for each sample."""
+        return functools.partial(
+            draws.draw,
+            latent_shape=self.latent_shape(resolution),
+            noise_offset=self.model_args.noise_offset,
+            input_perturbation=self.model_args.input_perturbation,
+        )
+
+    def tokenize(self, caption):
+        """Token ids of one caption, cut or padded to model_max_length: int64 [L]. NumPy only, for the data workers."""
+        encoded = self.tokenizer(
+            caption, padding="max_length", truncation=True, max_length=self.model_args.model_max_length
+        )
+        return np.array(encoded["input_ids"], dtype=np.int64)
+
+    @paddle.no_grad()
+    def encode_images(self, pixel_values, posterior_noise):
+        """Draw latents from the VAE's posterior.
+
+        pixel_values: [B,3,H,W], uint8 or float32 in [0, 255]. posterior_noise: [B,C,h,w].
+        Returns float32 [B,C,h,w], already scaled.
+        """
+        with paddle.amp.auto_cast(enable=False):
+            images = pixel_values.astype("float32") / 127.5 - 1.0
+            posterior = self.vae.encode(images).latent_dist
+            return (posterior.mean + posterior.std * posterior_noise) * self.scaling_factor
+
+    def encode_text(self, input_ids):
+        """Last hidden state of the text encoder: [B,L] -> [B,L,D].
+
+        Calls the encoder's layers one by one: its own forward makes the causal mask with a value read back from the
+        device, and a pooled state that nobody uses.
+        """
+        text_model = self.text_encoder.text_model
+        with paddle.set_grad_enabled("text_encoder" in self.trained_parts and paddle.is_grad_enabled()):
+            batch_size, length = input_ids.shape
+            hidden_states = text_model.embeddings(input_ids=input_ids)
+            mask = self.causal_mask[:, :, :length, :length].astype(hidden_states.dtype)
+            mask = mask.expand([batch_size, 1, length, length])
+            hidden_states = text_model.encoder(inputs_embeds=hidden_states, causal_attention_mask=mask)[0]
+            return text_model.final_layer_norm(hidden_states)
+
+    def forward(
+        self,
+        pixel_values,
+        input_ids,
+        noise,
+        posterior_noise,
+        timestep,
+        offset_noise=None,
+        perturbation_noise=None,
+        **unused,
+    ):
+        """A batch's loss; the arguments are the batch's arrays as tensors, see `denoise` for what is returned."""
+        latents = self.encode_images(pixel_values, posterior_noise)
+        return self.denoise(latents, self.encode_text(input_ids), noise, timestep, offset_noise, perturbation_noise)
+
+    def denoise(self, latents, text_states, noise, timestep, offset_noise=None, perturbation_noise=None):
+        """Noise the latents, let the UNet predict, compare.
+
+        latents, noise, perturbation_noise: [B,C,h,w]; offset_noise: [B,C,1,1]; timestep: int64 [B].
+        Returns `loss` (the weighted mean, a scalar), `sample_loss` (squared error of each sample before the weights,
+        float32 [B], outside the graph) and `timestep`.
+        """
+        if offset_noise is not None:
+            noise = noise + self.model_args.noise_offset * offset_noise
+        signal_rate, noise_rate, weight = (
+            paddle.gather(table, timestep) for table in (self.signal_rate, self.noise_rate, self.loss_weight)
+        )
+        signal_rate, noise_rate = signal_rate.reshape([-1, 1, 1, 1]), noise_rate.reshape([-1, 1, 1, 1])
+        input_noise = noise
+        if perturbation_noise is not None:
+            input_noise = noise + self.model_args.input_perturbation * perturbation_noise
+        noisy_latents = objective.add_noise(latents, input_noise, signal_rate, noise_rate)
+        prediction = self.unet(noisy_latents, timestep, text_states, return_dict=False)[0]
+        wanted = objective.target(self.model_args.prediction_type, latents, noise, signal_rate, noise_rate)
+        sample_loss = objective.squared_error(prediction, wanted)
+        return {"loss": (weight * sample_loss).mean(), "sample_loss": sample_loss.detach(), "timestep": timestep}
+
+    def set_recompute(self, enabled):
+        """Recompute activations in the backward pass instead of keeping them."""
+        (self.unet.enable_gradient_checkpointing if enabled else self.unet.disable_gradient_checkpointing)()
+        if "text_encoder" in self.trained_parts and enabled:
+            self.text_encoder.gradient_checkpointing_enable()
+
+    def enable_efficient_attention(self):
+        """Use memory-efficient attention where Paddle has it for this device; otherwise say so and go on."""
+        try:
+            self.unet.enable_xformers_memory_efficient_attention()
+        except NotImplementedError:
+            logger.warning("memory-efficient attention is not available on this device; going on with the plain one")
+
+
+def check_parts(model):
+    """Raise InputError unless UNet, VAE, text encoder and tokenizer fit each other."""
+    unet, text = model.unet.config, model.text_encoder.config
+    if unet.cross_attention_dim != text.hidden_size:
+        raise InputError(
+            f"cross_attention_dim={unet.cross_attention_dim} of the UNet, but the text encoder's states have "
+            f"{text.hidden_size} numbers; use a UNet configuration with cross_attention_dim {text.hidden_size}"
+        )
+    channels = model.vae.config.latent_channels
+    for name in ("in_channels", "out_channels"):
+        if unet[name] != channels:
+            raise InputError(
+                f"{name}={unet[name]} of the UNet, but the VAE's latents have {channels} channels; "
+                f"use a UNet configuration with {name} {channels}"
+            )
+    if model.model_args.model_max_length > text.max_position_embeddings:
+        raise InputError(
+            f"--model_max_length {model.model_args.model_max_length}: the text encoder has positions for "
+            f"{text.max_position_embeddings} tokens; use at most that"
+        )
+    if len(model.tokenizer) > text.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(model.tokenizer)} tokens, the text encoder knows {text.vocab_size}; "
+            "use the tokenizer that belongs to the text encoder"
+        )
