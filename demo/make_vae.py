@@ -1,0 +1,84 @@
+"""A small variational autoencoder of the shapes: 32 x 32 pixels to 4 x 4 latents and back."""
+
+import numpy as np
+import paddle
+from PIL import Image
+from ppdiffusers import AutoencoderKL
+from tqdm import tqdm
+
+from demo.shapes import example
+
+RESOLUTION = 32
+CROPPED_FROM = int(RESOLUTION / 0.9)
+LATENT_CHANNELS = 8
+# Weight of the KL divergence of a whole image against the mean squared error of its values; as high as good pictures
+# allow, since diffusion learns smooth latents sooner.
+KL_WEIGHT = 1e-5
+
+
+def training_pictures(count, seed, size=70):
+    """`count` drawings, resized as the trainer does but not yet cropped: [count, 35, 35, 3] uint8."""
+    pictures = np.empty((count, CROPPED_FROM, CROPPED_FROM, 3), np.uint8)
+    for index in tqdm(range(count), desc="drawing", unit="picture"):
+        drawing = Image.fromarray(example(index, seed, size)[0])
+        pictures[index] = np.asarray(drawing.resize((CROPPED_FROM, CROPPED_FROM), Image.Resampling.LANCZOS))
+    return pictures
+
+
+def random_crops(pictures, rng, batch_size):
+    """A batch of pictures, each cropped at random: [batch_size, 3, 32, 32] float32 in [-1, 1]."""
+    margin = CROPPED_FROM - RESOLUTION + 1
+    batch = np.empty((batch_size, RESOLUTION, RESOLUTION, 3), np.float32)
+    for row, index in enumerate(rng.integers(0, len(pictures), batch_size)):
+        top, left = rng.integers(0, margin, 2)
+        batch[row] = pictures[index, top : top + RESOLUTION, left : left + RESOLUTION]
+    return np.ascontiguousarray(batch.transpose(0, 3, 1, 2)) / 127.5 - 1
+
+
+def build_vae():
+    """The untrained autoencoder; few channels at full resolution, where Paddle's CPU convolutions are slow."""
+    channels = (8, 16, 32, 64)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=RESOLUTION,
+        force_upcast=False,
+    )
+
+
+def train_vae(pictures, steps, batch_size, learning_rate, seed):
+    """Train with AdamW and a cosine schedule; sets scaling_factor to one over the latents' standard deviation."""
+    paddle.seed(seed)
+    rng = np.random.default_rng(seed)
+    vae = build_vae()
+    rate = paddle.optimizer.lr.CosineAnnealingDecay(learning_rate, steps)
+    clip = paddle.nn.ClipGradByGlobalNorm(1.0)
+    optimizer = paddle.optimizer.AdamW(rate, parameters=vae.parameters(), weight_decay=1e-4, grad_clip=clip)
+    progress = tqdm(range(steps), desc="VAE", unit="step", mininterval=2)
+    for step in progress:
+        pixel_values = paddle.to_tensor(random_crops(pictures, rng, batch_size))
+        posterior = vae.encode(pixel_values).latent_dist
+        error = vae.decode(posterior.sample()).sample - pixel_values
+        squared, divergence = error.square().mean(), posterior.kl().mean()
+        loss = squared + 0.1 * error.abs().mean() + KL_WEIGHT * divergence
+        loss.backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        rate.step()
+        if step % 20 == 0:
+            progress.set_postfix(squared=f"{float(squared):.5f}", kl=f"{float(divergence):.1f}", refresh=False)
+    vae.eval()
+    vae.register_to_config(scaling_factor=1 / latent_std(vae, pictures, rng))
+    return vae
+
+
+@paddle.no_grad()
+def latent_std(vae, pictures, rng, batches=16, batch_size=64):
+    """Standard deviation of sampled latents over values and pictures, unscaled."""
+    crops = [random_crops(pictures, rng, batch_size) for _ in range(batches)]
+    latents = [vae.encode(paddle.to_tensor(crop)).latent_dist.sample().numpy() for crop in crops]
+    return float(np.concatenate(latents).std())
