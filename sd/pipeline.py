@@ -11,6 +11,7 @@ import functools
 import numpy as np
 import paddle
 
+from sd.diffusion.schedule import sampler_config
 from sd.errors import InputError
 
 # Only samplers that draw no noise on their way: all chance in a picture then comes from its seed.
@@ -38,18 +39,8 @@ def make_scheduler(name, **training):
     if training.get("rescale_betas_zero_snr"):
         if name != "ddim":
             raise InputError(f"scheduler={name!r} cannot follow betas rescaled to zero SNR; use --scheduler ddim")
-        training["timestep_spacing"] = "trailing"
-    config = {
-        "num_train_timesteps": 1000,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-        "skip_prk_steps": True,
-    }
-    config.update({key: value for key, value in training.items() if value is not None and not key.startswith("_")})
+        training["timestep_spacing"] = "trailing"  # it must start at the step that has no signal
+    config = {**sampler_config(), "skip_prk_steps": True, **training}
     return getattr(ppdiffusers, SCHEDULERS[name]).from_config(config)
 
 

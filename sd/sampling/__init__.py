@@ -1,0 +1,1 @@
+"""Sampling: checkpoints and prompts -> pictures on disk, comparisons, scores."""

@@ -1,0 +1,82 @@
+"""Files of prompts: plain text, one a line; JSONL; TSV and CSV with a header, as COCO-30k's with `caption_en`."""
+
+import csv
+import json
+from pathlib import Path
+
+from sd.errors import InputError
+
+COLUMNS = ("prompt", "caption_en", "caption", "text")
+
+
+def read_prompts(path, column=None, limit=None):
+    """The prompts of a file, in its order, as a list of strings; blank lines are left out.
+
+    column: the column or key that holds the prompt; by default the first of COLUMNS that is there.
+    Raises InputError if there is no such file or column, a line that cannot be read, or nothing in it.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"prompts_file={str(path)!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8; convert the file") from None
+    # Not splitlines(): a caption may hold other line separators of Unicode.
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    read_rows = {".jsonl": _jsonl_rows, ".json": _jsonl_rows, ".tsv": _tsv_rows, ".csv": _csv_rows}
+    rows = read_rows.get(path.suffix.lower(), _text_rows)(path, lines)
+    prompts = []
+    for number, row in rows:
+        if len(prompts) == limit:
+            break
+        column = column or next((name for name in COLUMNS if name in row), None)
+        if not isinstance(row.get(column), str):
+            wanted = f"column {column!r}" if column else f"column named {' or '.join(COLUMNS)}"
+            raise InputError(
+                f"{path}, line {number}: no {wanted} with text, it has {', '.join(map(str, row)) or 'none'}; "
+                "name the right one with --prompts_column"
+            )
+        prompts.append(row[column].strip())
+    if not prompts:
+        raise InputError(f"{path} holds no prompt; expected one a line")
+    return prompts
+
+
+def _text_rows(path, lines):
+    return ((number, {"text": line}) for number, line in lines)
+
+
+def _jsonl_rows(path, lines):
+    for number, line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}: {type(row).__name__} where an object was expected")
+        yield number, row
+
+
+def _tsv_rows(path, lines):
+    """Rows of a TSV. A field wholly in quotation marks loses them; a bare one, common in captions, stays."""
+    header = None
+    for number, line in lines:
+        fields = [_unquoted(field) for field in line.rstrip("\r").split("\t")]
+        if header is None:
+            header = fields
+        else:
+            yield number, dict(zip(header, fields, strict=False))
+
+
+def _unquoted(field):
+    return field[1:-1].replace('""', '"') if len(field) > 1 and field[0] == field[-1] == '"' else field
+
+
+def _csv_rows(path, lines):
+    reader = csv.DictReader((line + "\n" for _, line in lines), restkey="more")
+    try:
+        for row in reader:
+            yield lines[min(reader.line_num, len(lines)) - 1][0], row
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from None
