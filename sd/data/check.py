@@ -1,4 +1,4 @@
-"""Looking at an image file without trusting it: format, size and, if asked, every pixel."""
+"""Looking at an image file without trusting it: format, size, every pixel if asked; and making it smaller."""
 
 import io
 import warnings
@@ -9,7 +9,16 @@ from sd.data.record import RowError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89,478,485; Pillow itself only warns until twice as many
-_ORIENTATION = 0x0112
+_ORIENTATION = 0x0112  # the EXIF tag, and what its values ask for
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_image(data, max_pixels=MAX_PIXELS):
@@ -33,15 +42,43 @@ def image_size(data, max_pixels=MAX_PIXELS):
 
 
 def shown_size(image):
-    if _is_turned(image):
+    if _orientation(image) in (5, 6, 7, 8):
         return image.height, image.width
     return image.width, image.height
 
 
-def _is_turned(image):
+def _orientation(image):
     if "exif" not in image.info:
-        return False
+        return 1
     try:
-        return image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+        return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF does not spoil the picture
-        return False
+        return 1
+
+
+def decode_all(image):
+    """Decode every pixel of an opened image. Raises RowError if the file is cut or damaged."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+    except Exception as error:  # again nearly anything
+        raise RowError(f"the image cannot be decoded: {error}") from error
+
+
+def shrink(image, short_side, quality):
+    """JPEG bytes of an opened image with its short side at `short_side`, upright, and its new size. Raises RowError."""
+    width, height = image.size
+    scale = short_side / min(width, height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    turn = _TURNS.get(_orientation(image))
+    image.draft("RGB", (2 * size[0], 2 * size[1]))  # JPEG can be decoded at half size or less; the rest is Lanczos
+    decode_all(image)
+    buffer = io.BytesIO()
+    try:
+        small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        upright = small if turn is None else small.transpose(turn)
+        upright.save(buffer, "JPEG", quality=quality)
+    except (OSError, ValueError) as error:
+        raise RowError(f"the image cannot be made smaller: {error}") from error
+    return buffer.getvalue(), upright.size

@@ -40,7 +40,10 @@ def write_file_lists(folder, output_name, parts, num_repeat):
     """Write `<output_name>.filelist` and `.filelist.list` and return the path of the latter."""
     part_list = storage.join(folder, f"{output_name}.filelist")
     list_of_lists = part_list + ".list"
-    storage.write_whole(part_list, "".join(f"{part}\n" for part in parts).encode() * num_repeat)
+    once = "".join(f"{part}\n" for part in parts).encode()
+    with storage.NewFile(part_list) as file:
+        for _ in range(num_repeat):
+            file.write(once)
     storage.write_whole(list_of_lists, f"{part_list}\n".encode())
     return list_of_lists
 

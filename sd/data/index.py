@@ -1,7 +1,8 @@
 """The index of a part: where each row lies, how large its image is, and the checksums. NumPy and bytes only."""
 
+import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from isal import isal_zlib
@@ -57,7 +58,7 @@ class PartIndex:
     `layout` says how a row is reached: "members", a gzip member of its own at `offsets[row]` of the file; "lines", a
     plain line there; "stream", `offsets` count unpacked bytes of a gzip file that is only readable forward.
     `lengths` are in the same bytes; `widths` and `heights` are of the image as shown, 0 where the row is bad;
-    `row_crcs` are of the unpacked line with its newline. `damage` says why a scan found no further rows, else "".
+    `row_crcs` are of the unpacked line with its newline. `notes` is what the maker of the index has to say, as JSON.
     """
 
     path: str
@@ -69,7 +70,7 @@ class PartIndex:
     part_bytes: int
     part_crc: int
     kind: str = "image"
-    damage: str = ""
+    notes: dict = field(default_factory=dict)
 
     def __post_init__(self):
         offsets = np.zeros(len(self.lengths) + 1, np.int64)
@@ -85,6 +86,11 @@ class PartIndex:
         return f"{self.part_crc:08x}-{self.part_bytes}"
 
     @property
+    def damage(self):
+        """Why a scan found no further rows, else ""."""
+        return self.notes.get("damage", "")
+
+    @property
     def short_sides(self):
         return np.minimum(self.widths, self.heights)
 
@@ -94,7 +100,8 @@ class PartIndex:
     def to_bytes(self):
         """The `.idx` file. Raises ValueError for a kind or layout that is not known."""
         columns = (self.lengths, self.widths, self.heights, self.row_crcs)
-        body = b"".join(np.asarray(column).astype("<u4").tobytes() for column in columns) + self.damage.encode()
+        body = b"".join(np.asarray(column).astype("<u4").tobytes() for column in columns)
+        body += json.dumps(self.notes, separators=(",", ":")).encode()
         sides = np.arange(_NUM_SIDES) * _SIDE_STEP
         counts = self.num_rows - np.searchsorted(np.sort(self.short_sides), sides)
         head = _FIXED.pack(
@@ -154,5 +161,5 @@ def parse_index(data, path):
         part_bytes=header.part_bytes,
         part_crc=header.part_crc,
         kind=header.kind,
-        damage=body[16 * n :].decode("utf-8", "replace"),
+        notes=json.loads(body[16 * n :]),
     )

@@ -108,7 +108,7 @@ def scan_part(path):
         row_crcs=np.array(rows.crcs, np.uint32),
         part_bytes=source.num_bytes,
         part_crc=source.crc,
-        damage=damage,
+        notes={"damage": damage} if damage else {},
     )
 
 

@@ -1,9 +1,13 @@
 """Files by path or by address: local paths stay plain files, `s3://bucket/name` and the like go through fsspec."""
 
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from sd.errors import RunError
+
+TEMPORARY = ".tmp"  # how the names of unfinished files end
 
 
 def is_remote(path):
@@ -102,33 +106,50 @@ def remove(path):
         Path(path).unlink(missing_ok=True)
 
 
+class NewFile:
+    """A file that appears under its name whole or not at all, even if the process or the machine stops half way.
+
+    Write inside a `with` block; it appears at the block's end, and an error leaves no trace. A remote file is put
+    together locally first.
+    """
+
+    def __init__(self, path):
+        self._path = str(path)
+
+    def __enter__(self):
+        if is_remote(self._path):
+            descriptor, self._temporary = tempfile.mkstemp(suffix=TEMPORARY)
+            os.close(descriptor)
+        else:
+            self._temporary = f"{self._path}.{os.getpid()}{TEMPORARY}"
+        self._file = Path(self._temporary).open("wb")
+        self.write = self._file.write
+        return self
+
+    def __exit__(self, error_type, error, traceback):
+        try:
+            if error_type is None:
+                self._publish()
+        finally:
+            with suppress(OSError):  # closing flushes, which fails again on a full disk
+                self._file.close()
+            Path(self._temporary).unlink(missing_ok=True)
+
+    def _publish(self):
+        self._file.flush()
+        if is_remote(self._path):
+            fs, name = filesystem(self._path)
+            fs.put_file(self._temporary, name)
+            return
+        os.fsync(self._file.fileno())
+        Path(self._temporary).replace(self._path)
+        folder = os.open(folder_of(self._path), os.O_RDONLY)
+        try:
+            os.fsync(folder)  # without it a power cut may forget the new name
+        finally:
+            os.close(folder)
+
+
 def write_whole(path, data):
-    """Write bytes so that `path` either keeps what it was or holds all of `data`, even if the machine stops."""
-    if is_remote(path):
-        fs, name = filesystem(path)
-        fs.pipe_file(name, data)  # object stores show an object only when it is complete
-        return
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with Path(temporary).open("wb") as file:
-            file.write(data)
-            sync(file)
-        rename(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def sync(file):
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def rename(temporary, path):
-    """Rename and make the new name last: without the folder's fsync a power cut may forget it."""
-    Path(temporary).replace(path)
-    descriptor = os.open(folder_of(path), os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with NewFile(path) as file:
+        file.write(data)

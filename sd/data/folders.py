@@ -1,0 +1,100 @@
+"""Image files below a folder, local or remote, and nothing beyond it unless that is allowed."""
+
+import errno
+import os
+import posixpath
+import stat
+from functools import lru_cache
+
+from sd.data import storage
+
+MAX_IMAGE_BYTES = 47 << 20  # its base64 and a caption still fit a row that readers accept (scan.MAX_ROW_BYTES)
+
+
+class BadRow(ValueError):  # noqa: N818 - an outcome that is counted, not a failure
+    """A row that cannot be packed: `reason` is one of a few texts to count by, `detail` what was seen."""
+
+    def __init__(self, reason, detail=""):
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+class LocalFolder:
+    """Reads files below a folder, and not beyond it: absolute paths, `..` and links are followed only so far."""
+
+    def __init__(self, folder, allow_outside):
+        self._folder = os.path.realpath(folder)
+        self._inside = self._folder.rstrip("/") + "/"
+        self._allow_outside = allow_outside
+        self._resolve = lru_cache(maxsize=4096)(os.path.realpath)  # images come by folder
+
+    def size(self, name):
+        """Bytes of a file, the error's name where there is none: what a signature needs."""
+        try:
+            return os.lstat(self._locate(name)).st_size
+        except (OSError, ValueError) as error:
+            return type(error).__name__
+
+    def read(self, name):
+        try:
+            return self._read(self._locate(name), name)
+        except FileNotFoundError as error:
+            raise BadRow("image missing", name) from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise BadRow("image cannot be read", f"{name}: {getattr(error, 'strerror', None) or error}") from error
+
+    def _locate(self, name):
+        head, _, tail = (name if name.startswith("/") else f"{self._folder}/{name}").rpartition("/")
+        path = f"{self._resolve(head or '/')}/{tail}"
+        if tail in ("", ".", "..") or stat.S_ISLNK(os.lstat(path).st_mode):
+            path = os.path.realpath(path)
+        if not self._allow_outside and not path.startswith(self._inside):
+            raise BadRow("image outside the input's folder", name)
+        return path
+
+    @staticmethod
+    def _read(path, name):
+        # A link put there meanwhile is not followed, and a pipe does not block.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            check_size(status.st_size, name)
+            return file.read()
+
+
+class RemoteFolder:
+    """Reads objects below an address; `..` cannot lead out of it."""
+
+    def __init__(self, folder, allow_outside):
+        self._fs, self._folder = storage.filesystem(folder)
+        self._inside = self._folder.rstrip("/") + "/"
+        self._allow_outside = allow_outside
+
+    def size(self, name):
+        try:
+            return self._fs.size(self._locate(name))
+        except FileNotFoundError as error:
+            return type(error).__name__
+
+    def read(self, name):
+        try:
+            path = self._locate(name)
+            check_size(self._fs.size(path), name)
+            return self._fs.cat_file(path)
+        except FileNotFoundError as error:
+            raise BadRow("image missing", name) from error
+
+    def _locate(self, name):
+        path = posixpath.normpath(posixpath.join(self._folder, name))
+        if not self._allow_outside and not path.startswith(self._inside):
+            raise BadRow("image outside the input's folder", name)
+        return path
+
+
+def check_size(num_bytes, name):
+    if num_bytes == 0:
+        raise BadRow("image file is empty", name)
+    if num_bytes > MAX_IMAGE_BYTES:
+        raise BadRow("image file too large", f"{name}: {num_bytes} bytes, limit {MAX_IMAGE_BYTES}")

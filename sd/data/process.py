@@ -1,0 +1,57 @@
+"""A bounded pool of processes that gives results in order and leaves no process behind, however it ends."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from sd.errors import RunError
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent):
+    """Have the kernel kill this process when `parent` (its process id) ends, however it ends. Linux; else nothing."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the line above
+        os._exit(1)
+
+
+def _start_worker(parent):
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def run_local(function, tasks, num_workers):
+    """Yield `function(task)` for each task, in order, at most 2 * num_workers of them in hand.
+
+    Raises RunError if a worker is killed. Leaving the loop early kills the workers at once.
+    """
+    context = multiprocessing.get_context("spawn")  # forking beside threads (progress bar, S3) may deadlock
+    earlier = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(os.getpid(),))
+    try:
+        pending = deque()
+        for task in tasks:
+            pending.append(executor.submit(function, task))
+            if len(pending) >= 2 * num_workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BaseException as error:
+        for process in set(multiprocessing.active_children()) - earlier:
+            process.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise RunError(
+                "a worker was killed, most likely for want of memory; use fewer --num_workers, the same command goes on"
+            ) from error
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
