@@ -80,6 +80,9 @@ def _layer_class(part):
 
 def _build(part, config, path):
     layer_class = _layer_class(part)
+    groups, widths = config.get("norm_num_groups"), config.get("block_out_channels", [])
+    if groups and any(width % groups for width in widths):
+        raise InputError(f"{path}: block_out_channels={widths}; expected multiples of norm_num_groups={groups}")
     try:
         if part == "text_encoder":
             return layer_class(layer_class.config_class(**config)).eval()
