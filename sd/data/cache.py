@@ -1,0 +1,128 @@
+"""Local copies of parts that cannot be read in any order where they lie: remote ones, and gzip streams (unpacked)."""
+
+import fcntl
+import os
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+from sd.data import storage
+from sd.data.gunzip import PIECE_BYTES, DamageError, unpack
+from sd.data.index import LINES, STREAM, PartError
+from sd.data.part import PartReader
+from sd.errors import RunError
+
+DEFAULT_BYTES = 10 * 2**30
+_ATTEMPTS = 3
+_PAUSE_SECONDS = 1.0
+
+
+def default_folder():
+    """Shared by all workers, ranks and runs of this machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd_parts"
+
+
+class LocalCopies:
+    """Opens parts for reading in any order, through a local copy where one is needed.
+
+    The folder holds at most `limit_bytes`, or one part if that is larger; the least recently opened goes first.
+    Several processes may share it.
+    """
+
+    def __init__(self, limit_bytes=DEFAULT_BYTES, folder=None):
+        self.limit_bytes, self.folder = limit_bytes, Path(folder or default_folder())
+
+    def open(self, path, index):
+        """An open PartReader. Raises PartError if the part cannot be had, RunError if the folder cannot take it."""
+        if index.layout == STREAM:
+            return self._open_copy(path, index, replace(index, layout=LINES), _unpack_into)
+        if storage.is_remote(path):
+            return self._open_copy(path, index, index, _copy_into)
+        return PartReader(path, index).__enter__()
+
+    def _open_copy(self, path, index, copy_index, fetch):
+        copy = self.folder / f"{sha256(f'{path} {index.checksum} {fetch.__name__}'.encode()).hexdigest()[:32]}.part"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for _ in range(_ATTEMPTS):  # between the copy and the opening another process may make room
+                with _locked(copy.with_suffix(".lock")):
+                    if not copy.exists():
+                        self._fetch(path, copy, fetch)
+                with suppress(PartError):
+                    reader = PartReader(str(copy), copy_index).__enter__()
+                    os.utime(copy)
+                    self._make_room(keep=copy)
+                    return reader
+        except OSError as error:
+            raise RunError(
+                f"{self.folder}: cannot keep a copy of {path}: {error.strerror or error}; free some space, "
+                "lower --data_cache_bytes or set XDG_CACHE_HOME"
+            ) from error
+        raise PartError(f"{path}: its copy in {self.folder} disappears; raise --data_cache_bytes")
+
+    def _fetch(self, path, copy, fetch):
+        temporary = copy.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            for attempt in range(_ATTEMPTS):
+                with temporary.open("wb") as file:
+                    try:
+                        fetch(path, file)
+                        break
+                    except _ReadError as error:
+                        if attempt + 1 == _ATTEMPTS:
+                            raise PartError(f"{path}: cannot be read: {error}") from error
+                time.sleep(_PAUSE_SECONDS * 2**attempt)
+            temporary.replace(copy)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _make_room(self, keep):
+        copies = []
+        for copy in self.folder.glob("*.part"):
+            with suppress(FileNotFoundError):
+                stat = copy.stat()
+                copies.append((stat.st_mtime, stat.st_size, copy))
+        total = sum(size for _, size, _ in copies)
+        for _, size, copy in sorted(copies):
+            if total <= self.limit_bytes:
+                break
+            if copy != keep:
+                copy.unlink(missing_ok=True)
+                copy.with_suffix(".lock").unlink(missing_ok=True)
+                total -= size
+
+
+class _ReadError(Exception):
+    """The source could not be read, which may pass; an OSError of the copy is another matter."""
+
+
+def _pieces(path):
+    try:
+        with storage.open_binary(path) as source:
+            while piece := source.read(PIECE_BYTES):
+                yield piece
+    except FileNotFoundError as error:
+        raise PartError(f"{path}: no such part; check the path in the file list") from error
+    except Exception as error:  # what an object store's client raises is its own affair
+        raise _ReadError(f"{type(error).__name__}: {error}") from error
+
+
+def _copy_into(path, file):
+    for piece in _pieces(path):
+        file.write(piece)
+
+
+def _unpack_into(path, file):
+    pieces = _pieces(path)
+    with suppress(DamageError):  # rows after the damage show as cut when they are read
+        for piece, _ in unpack(lambda: next(pieces, b"")):
+            file.write(piece)
+
+
+@contextmanager
+def _locked(path):
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
