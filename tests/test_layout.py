@@ -12,12 +12,12 @@ SOURCES = sorted(ROOT.glob("sd/**/*.py")) + sorted(ROOT.glob("*.py"))
 
 # A module may import from its own layer and from those above it in this list.
 LAYERS = [
-    {"errors", "runtime", "versions"},
+    {"errors", "runtime", "versions", "logs", "signals"},
     {"data", "diffusion"},
-    {"arguments"},
-    {"weights", "loading", "model", "ema", "pipeline", "grid"},
-    {"checkpoint", "callbacks"},
-    {"trainer"},
+    {"arguments", "training_arguments", "command_line"},
+    {"weights", "loading", "model", "ema", "pipeline", "grid", "optimizer", "previews", "validation"},
+    {"checkpoint", "saving", "runs", "step_record", "callbacks"},
+    {"trainer", "training"},
 ]
 PADDLE_FREE = ["sd.data.packer", "sd.data.order", "sd.data.sample", "sd.data.part", "sd.diffusion.schedule"]
 

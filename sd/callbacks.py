@@ -1,0 +1,163 @@
+"""What a person sees of a run: log line, progress bar, VisualDL, benchmark figures. Training depends on none of it."""
+
+import json
+import logging
+
+import numpy as np
+from paddlenlp.trainer import TrainerCallback
+from paddlenlp.trainer.integrations import get_reporting_integration_callbacks
+from tqdm.auto import tqdm
+
+from sd.diffusion.schedule import sampler_config
+
+logger = logging.getLogger(__name__)
+
+TIMESTEP_BANDS = 4
+_SCALARS = (
+    "loss",
+    "learning_rate",
+    "learning_rate_text_encoder",
+    "samples_per_second",
+    "seconds_per_step",
+    "data_wait_percent",
+    "memory_gb",
+)
+
+
+def for_arguments(args, trainer):
+    """The callbacks that the flags ask for. Only rank 0 tells anything."""
+    callbacks = []
+    if args.process_index == 0:
+        callbacks.append(LogLine())
+        if not args.disable_tqdm:
+            callbacks.append(ProgressBar())
+        if args.benchmark:
+            callbacks.append(Benchmark())
+        if "visualdl" in args.report_to:
+            callbacks.append(VisualDL(trainer))
+        others = [name for name in args.report_to if name != "visualdl"]
+        callbacks += [make() for make in get_reporting_integration_callbacks(others)]
+    if args.profiler_options:
+        callbacks.append(Profile())
+    return callbacks
+
+
+class LogLine(TrainerCallback):
+    """One line every logging_steps."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Print what a person wants to know of the steps since the last line."""
+        rates = [f"lr {logs['learning_rate']:.3g}"]
+        if "learning_rate_text_encoder" in logs:
+            rates.append(f"text lr {logs['learning_rate_text_encoder']:.3g}")
+        logger.info(
+            "step %d/%d | loss %.5f | %s | %.4g images/s | waiting for data %.1f%% | memory %.2f GB | left %s",
+            logs["global_step"],
+            state.max_steps,
+            logs["loss"],
+            " | ".join(rates),
+            logs["samples_per_second"],
+            logs["data_wait_percent"],
+            logs["memory_gb"],
+            tqdm.format_interval(logs["seconds_left"]),
+        )
+
+
+class ProgressBar(TrainerCallback):
+    """A bar over all steps of the run, also those before a resume."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Open it where the run stands."""
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Move it."""
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Leave it as it stands."""
+        self.bar.close()
+
+
+class Benchmark(TrainerCallback):
+    """The reference's line of speed figures."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Print them."""
+        step_seconds = logs["seconds_per_step"]
+        logger.info(
+            "global step %d / %d, loss: %f, avg_reader_cost: %.5f sec, avg_batch_cost: %.5f sec, avg_samples: %.5f, "
+            "ips: %.5f sample/sec",
+            logs["global_step"],
+            state.max_steps,
+            logs["loss"],
+            logs["data_wait_seconds_per_step"],
+            step_seconds,
+            logs["samples_per_second"] * step_seconds,
+            logs["samples_per_second"],
+        )
+
+
+class Profile(TrainerCallback):
+    """Paddle's profiler over the steps that --profiler_options names."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """One step of the profiler."""
+        from paddlenlp.utils.profiler import add_profiler_step
+
+        add_profiler_step(args.profiler_options)
+
+
+class VisualDL(TrainerCallback):
+    """Scalars, loss by timestep, and images, written to logging_dir."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.writer = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Open the log and keep the run's settings in it."""
+        from visualdl import LogWriter
+
+        self.writer = LogWriter(logdir=args.logging_dir)
+        self.writer.add_text("settings", json.dumps(self.trainer.run_settings, indent=2), state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Write scalars, and every image_logging_steps the histograms and images."""
+        step = logs["global_step"]
+        for name in _SCALARS:
+            if name in logs:
+                self.writer.add_scalar(f"train/{name}", logs[name], step)
+        if args.image_logging_steps > 0 and step % args.image_logging_steps == 0:
+            self._write_histograms(step)
+            self._write_images(args, step)
+        self.writer.flush()
+
+    def _write_histograms(self, step):
+        timesteps, losses = self.trainer.records.take_timestep_losses()
+        total = sampler_config()["num_train_timesteps"]
+        for band in range(TIMESTEP_BANDS):
+            low, high = band * total // TIMESTEP_BANDS, (band + 1) * total // TIMESTEP_BANDS
+            chosen = losses[(timesteps >= low) & (timesteps < high) & np.isfinite(losses)]
+            if chosen.size:
+                name = f"loss_by_timestep/{low:04d}-{high - 1:04d}"
+                self.writer.add_histogram(name, chosen, step, buckets=20)
+                self.writer.add_scalar(f"{name}/mean", float(chosen.mean()), step)
+
+    def _write_images(self, args, step):
+        previews = self.trainer.previews
+        if previews is None:
+            return
+        with self.trainer.sampling_weights():
+            for name, sheet in previews.draw(self.trainer.model):
+                self.writer.add_image(name, np.asarray(sheet), step)
+        self.trainer.model.train()
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        """Write the validation loss."""
+        for name, value in metrics.items():
+            self.writer.add_scalar(f"eval/{name}", value, state.global_step)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Close the log."""
+        self.writer.close()

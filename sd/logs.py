@@ -1,0 +1,41 @@
+"""The log of the training script: one format on stderr for the whole toolkit."""
+
+import logging
+import os
+import sys
+import warnings
+
+
+def rank():
+    """This process's number among all that train, known before Paddle is imported."""
+    return int(os.environ.get("PADDLE_TRAINER_ID") or 0)
+
+
+class _BesideProgressBar(logging.StreamHandler):
+    """Writes through tqdm, which moves an open progress bar out of the way."""
+
+    def emit(self, record):
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=self.stream)
+        self.flush()
+
+
+def set_up_logging():
+    """Log everything on rank 0 and warnings elsewhere, with time and, beside rank 0, the rank."""
+    handler = _BesideProgressBar(sys.stderr)
+    where = "" if rank() == 0 else f"[rank {rank()}] "
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {where}%(message)s", "%H:%M:%S"))
+    log = logging.getLogger("sd")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
+
+
+def import_quietly():
+    """Import the libraries without their warnings about each other, and let paddlenlp log only what is wrong."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import paddlenlp.trainer  # noqa: F401
+        import ppdiffusers  # noqa: F401
+        from paddlenlp.utils.log import logger
+    logger.set_level("WARNING")

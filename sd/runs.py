@@ -1,0 +1,131 @@
+"""What a run is: the settings that decide its result, and `run.json`, which is enough to run it again."""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+from sd.errors import InputError
+
+# What decides the numbers, given the same data. Batch size and ranks do not: the order is counted in samples.
+_MODEL = [
+    "prediction_type",
+    "noise_offset",
+    "snr_gamma",
+    "input_perturbation",
+    "rescale_betas_zero_snr",
+    "train_text_encoder",
+    "model_max_length",
+]
+_DATA = ["resolution", "interpolation", "caption_dropout", "buffer_size"]
+_TRAINING = [
+    "seed",
+    "learning_rate",
+    "unet_learning_rate",
+    "text_encoder_learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "warmup_ratio",
+    "fp16",
+    "bf16",
+    "fp16_opt_level",
+    "optim",
+    "ema_decay",
+    "ema_start_step",
+]
+_SCHEDULE_LENGTH = ("max_steps", "num_cycles", "lr_end", "power")
+_PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddlenlp", "ppdiffusers", "numpy", "visualdl")
+# Names that may hold a secret are not written down.
+_ENVIRONMENT = ("FLAG_", "FLAGS_", "PADDLE_TRAINERS_NUM", "MKL_", "OMP_", "CUDA_VISIBLE_DEVICES")
+
+
+def result_settings(model_args, data_args, training_args, fingerprint):
+    """The settings that decide the result of a run, as plain JSON values."""
+    settings = {"file_list_fingerprint": fingerprint}
+    constant = str(_plain(training_args.lr_scheduler_type)).startswith("constant")
+    names = _TRAINING if constant else (*_TRAINING, *_SCHEDULE_LENGTH)
+    for arguments, wanted in ((model_args, _MODEL), (data_args, _DATA), (training_args, names)):
+        settings.update({name: _plain(getattr(arguments, name)) for name in wanted})
+    return settings
+
+
+def check_same_run(before, now, checkpoint, allow_changed):
+    """Raise InputError if a resumed run's settings differ from the checkpoint's. Returns the differences as text."""
+    changed = [name for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]
+    told = ", ".join(f"{name}: {before[name]!r} -> {now[name]!r}" for name in changed)
+    if changed and not allow_changed:
+        raise InputError(
+            f"{checkpoint} was made with other settings ({told}); restore them, choose another --output_dir, "
+            "or go on with --allow_changed_resume"
+        )
+    return told
+
+
+def write_run_json(output_dir, arguments, fingerprint, resumed_from=None):
+    """Keep arguments, versions, commit and data fingerprint in output_dir/run.json; earlier starts stay listed."""
+    path = Path(output_dir) / "run.json"
+    start = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "resumed_from": str(resumed_from) if resumed_from else None,
+        "command": [sys.executable, *sys.argv],
+        "folder": str(Path.cwd()),
+        "environment": {key: os.environ[key] for key in sorted(os.environ) if key.startswith(_ENVIRONMENT)},
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "git_commit": _git_commit(),
+        "file_list_fingerprint": fingerprint,
+        "arguments": {
+            type(group).__name__: {field.name: _plain(getattr(group, field.name)) for field in _fields(group)}
+            for group in arguments
+        },
+    }
+    aside = path.with_suffix(".json.tmp")
+    aside.write_text(json.dumps({**start, "earlier_starts": _earlier_starts(path)}, indent=2) + "\n")
+    aside.replace(path)
+
+
+def _earlier_starts(path):
+    try:
+        before = json.loads(path.read_text())
+        earlier = before.pop("earlier_starts", [])
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [*earlier, before]
+
+
+def _fields(group):
+    return [field for field in dataclasses.fields(group) if hasattr(group, field.name) and "_key" not in field.name]
+
+
+def _plain(value):
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    value = getattr(value, "value", value)
+    return value if isinstance(value, (str, int, float, bool, type(None), dict)) else str(value)
+
+
+def _version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit():
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None
