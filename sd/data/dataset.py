@@ -115,10 +115,11 @@ class TextImagePair(IterableDataset):
         worker = get_worker_info()
         number, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         watchdog = Watchdog(may_exit=worker is not None)
+        reader = RowReader(self.catalog, LocalCopies(self._cache_bytes), watchdog)
         source = SampleSource(
             self.catalog,
             self.order,
-            RowReader(self.catalog, LocalCopies(self._cache_bytes), watchdog),
+            reader,
             self._maker,
             watchdog,
             max_bad_fraction=self._max_bad_fraction,
@@ -134,6 +135,8 @@ class TextImagePair(IterableDataset):
             # Endless, since a DataLoader drops what is less than a batch.
             while True:
                 yield failure(error)
+        finally:
+            reader.close()
 
 
 class EvalPairs(Dataset):

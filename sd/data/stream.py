@@ -40,15 +40,22 @@ class RowReader:
     def _opened(self, part):
         if part not in self._open:
             self._open[part] = self._try_open(part)
-            while len(self._open) > _OPEN_PARTS:
-                _, (reader, _) = self._open.popitem(last=False)
-                if reader is not None:
-                    reader.close()
+            if len(self._open) > _OPEN_PARTS:
+                self._close_oldest()
         self._open.move_to_end(part)
         reader, rows = self._open[part]
         if reader is None:
             raise BadRowError(None, rows)
         return reader, rows
+
+    def _close_oldest(self):
+        _, (reader, _) = self._open.popitem(last=False)
+        if reader is not None:
+            reader.close()
+
+    def close(self):
+        while self._open:
+            self._close_oldest()
 
     def _try_open(self, part):
         path = self._catalog.paths[part]
