@@ -161,9 +161,8 @@ def encode_prompt(text_encoder, tokenizer, prompt):
 
 def cut_text(tokenizer, prompt):
     """What of a prompt lies past the model's length and is not seen by it; an empty string if all is seen."""
-    ids = tokenizer(prompt, truncation=False)["input_ids"]
-    kept = tokenizer.model_max_length - 1  # the end-of-text token takes the last place
-    return tokenizer.decode(ids[kept:-1]).strip() if len(ids) > kept + 1 else ""
+    unseen = tokenizer.tokenize(prompt)[tokenizer.model_max_length - 2 :]  # two places mark begin and end of the text
+    return tokenizer.convert_tokens_to_string(unseen).strip()
 
 
 def decode(vae, latents):

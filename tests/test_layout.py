@@ -17,7 +17,7 @@ LAYERS = [
     {"arguments", "training_arguments", "command_line"},
     {"weights", "loading", "model", "ema", "pipeline", "grid", "optimizer", "previews", "validation"},
     {"checkpoint", "saving", "runs", "step_record", "callbacks"},
-    {"trainer", "training"},
+    {"trainer", "training", "sampling"},
 ]
 PADDLE_FREE = ["sd.data.packer", "sd.data.order", "sd.data.sample", "sd.data.part", "sd.diffusion.schedule"]
 

@@ -1,0 +1,71 @@
+"""Pictures as PNG files that tell how they were made, each there whole or not at all."""
+
+import errno
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from sd.errors import InputError, RunError
+
+
+def make_folder(path):
+    """Make a folder for pictures. Raises InputError if that cannot be done."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output={str(path)!r} cannot be written: {error.strerror}; choose another") from None
+    return path
+
+
+def write_png(path, image, prompt=None, settings=None):
+    """Write a picture aside and rename it, so that nothing half written bears its name.
+
+    image: PIL image or uint8 [H,W,3]. prompt and settings (a dict) go into the text chunks of those names.
+    Raises RunError if the disk is full or not writable.
+    """
+    path = Path(path)
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    text = PngImagePlugin.PngInfo()
+    if prompt is not None:
+        text.add_itxt("prompt", prompt)
+    if settings is not None:
+        text.add_itxt("settings", json.dumps(settings, ensure_ascii=False))
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            image.save(file, "png", pnginfo=text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        why = "the disk is full; free some space" if full else f"{error.strerror}; make the folder writable"
+        raise RunError(
+            f"{path} not written: {why} and run the same command again, finished pictures are kept"
+        ) from None
+
+
+def read_png_text(path):
+    """(prompt, settings) of a picture written by `write_png`, or (None, None) if it is none."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("prompt"), json.loads(image.info.get("settings", "null"))
+    except (OSError, ValueError, SyntaxError):
+        return None, None
+
+
+def read_pixels(path):
+    """A picture's uint8 [H,W,3]."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def slug(text, most=40):
+    """A prompt as a part of a file name: lower-case letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:most].strip("-") or "picture"

@@ -1,0 +1,81 @@
+"""Prompts and settings -> a folder of pictures, going on where an earlier call was cut off."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sd.pipeline import cut_text, default_batch_size, stream_images
+from sd.sampling.files import read_png_text, write_png
+
+_BAR = "{l_bar}{bar}| {n:.1f}/{total} pictures [{elapsed}<{remaining}]"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pictures are drawn, beside prompt, seed and models."""
+
+    height: int
+    width: int
+    guidance_scale: float = 7.5
+    num_inference_steps: int = 50
+    negative_prompt: str = ""
+    scheduler: str = "ddim"
+    batch_size: int = 1
+    dtype: str = "fp32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to be drawn, and its file."""
+
+    prompt: str
+    seed: int
+    path: Path
+
+
+def settings_for(models, *, height=None, width=None, scheduler=None, batch_size=None, **others):
+    """Settings with what was left open chosen by the models: the training's size, the run's sampler."""
+    height, width = height or models.side, width or models.side
+    batch_size = batch_size or default_batch_size(models.unet, models.vae, height, width)
+    scheduler = scheduler or models.sampler
+    return Settings(height=height, width=width, scheduler=scheduler, batch_size=batch_size, **others)
+
+
+def draw(models, jobs, settings, weights_id=None):
+    """Draw every job's picture into its file, with a progress bar.
+
+    A file that holds just this picture already (same prompt, settings and weights) is left as it is.
+    """
+    told = asdict(settings) | models.schedule | {"model": models.label, "weights": weights_id or models.weights_id()}
+    todo = [job for job in jobs if read_png_text(job.path) != (job.prompt, told | {"seed": job.seed})]
+    if len(todo) < len(jobs):
+        print(f"{len(jobs) - len(todo)} of {len(jobs)} pictures are there already", flush=True)
+    sizes = {name: getattr(settings, name) for name in ("height", "width", "guidance_scale", "num_inference_steps")}
+    with tqdm(total=len(todo), bar_format=_BAR, disable=not todo) as bar:
+        stream = stream_images(
+            models.unet,
+            models.vae,
+            models.text_encoder,
+            models.tokenizer,
+            [job.prompt for job in todo],
+            seeds=[job.seed for job in todo],
+            scheduler=models.scheduler(settings.scheduler),
+            negative_prompt=settings.negative_prompt,
+            batch_size=settings.batch_size,
+            progress=bar.update,
+            **sizes,
+        )
+        for job, image in zip(todo, stream, strict=True):
+            write_png(job.path, image, job.prompt, told | {"seed": job.seed})
+
+
+def warn_of_cut_prompts(tokenizer, prompts):
+    """Say of each prompt that is too long for the model what of it is not seen."""
+    for number, prompt in enumerate(dict.fromkeys(prompts), start=1):
+        if cut := cut_text(tokenizer, prompt):
+            print(
+                f"prompt {number} is longer than the model's {tokenizer.model_max_length} tokens; cut off: {cut!r}",
+                flush=True,
+            )

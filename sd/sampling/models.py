@@ -1,0 +1,158 @@
+"""The four models of a pipeline, loaded by name or folder, checked against each other, and the run's schedule."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import paddle
+import xxhash
+
+from sd.arguments import check_choice
+from sd.diffusion.schedule import sampler_config
+from sd.errors import InputError
+from sd.loading import load_part
+from sd.model import check_parts
+from sd.pipeline import SCHEDULERS, make_scheduler, vae_factor
+from sd.sampling.locate import find_unet, run_settings
+from sd.weights import read_config
+
+PUBLISHED = "CompVis/stable-diffusion-v1-4"
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+# Settings of a sampler that are the sampler's own affair, not the training's.
+_SAMPLERS_OWN = ("clip_sample", "set_alpha_to_one", "steps_offset")
+
+
+@dataclass
+class Models:
+    """A pipeline's parts, ready to draw.
+
+    schedule: the settings of training that a sampler must follow. sampler: its short name if nobody names another.
+    side: pixels of the training images. label: for people. sources: part -> (name or folder, sub-folder, variant).
+    """
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    schedule: dict
+    sampler: str
+    side: int
+    label: str
+    sources: dict
+
+    def scheduler(self, name=None):
+        """A fresh scheduler by its short name."""
+        return make_scheduler(name or self.sampler, **self.schedule)
+
+    def weights_id(self):
+        """Twelve hexadecimal digits that stand for all weights: other weights, other digits."""
+        digest = xxhash.xxh3_128()
+        for layer in (self.unet, self.text_encoder, self.vae):
+            for name, tensor in sorted(layer.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(np.ascontiguousarray(tensor.astype("float32").numpy()))
+        return digest.hexdigest()[:12]
+
+
+def choose_device(name=None):
+    """Set Paddle's device from `cpu`, `gpu` or `gpu:1`; None takes a GPU if there is one. Returns its kind."""
+    has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+    name = name or ("gpu" if has_gpu else "cpu")
+    kind = name.partition(":")[0]
+    check_choice("device", kind, ("cpu", "gpu", "xpu", "npu"))
+    if kind == "gpu" and not has_gpu:
+        raise InputError(f"device={name!r}, but Paddle sees no GPU here; use --device cpu or install paddlepaddle-gpu")
+    try:
+        paddle.set_device(name)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise InputError(f"device={name!r} cannot be used: {str(error).strip().splitlines()[-1]}") from None
+    return kind
+
+
+def load_models(
+    unet=None,
+    *,
+    pretrained_model=None,
+    text_encoder=None,
+    vae=None,
+    tokenizer=None,
+    variant=None,
+    dtype="fp32",
+    shared=None,
+):
+    """Load what is named; what is not comes from the checkpoint, else from what its run was trained with, else from
+    the published Stable Diffusion v1-4.
+
+    unet: see `sd.sampling.locate.find_unet`. variant: `ema` for the moving average. shared: Models whose parts are
+    taken over where they are the same. Raises InputError if a part cannot be had or the parts do not fit.
+    """
+    check_choice("dtype", dtype, DTYPES)
+    if dtype != "fp32" and paddle.device.get_device() == "cpu":
+        raise InputError(f"dtype={dtype!r} on device 'cpu', where Paddle has no kernels for it; use --dtype fp32")
+    place = find_unet(unet or f"{pretrained_model or PUBLISHED}/unet")
+    folder = Path(place.folder)
+    if variant and folder.is_dir() and not any(folder.glob(f"*.{variant}.safetensors")):
+        raise InputError(f"{folder} has no weights of variant {variant!r}; leave it out, or train with --use_ema")
+    run = run_settings(place.checkpoint)
+    repository = pretrained_model or run.get("pretrained_model_name_or_path") or PUBLISHED
+    own = {} if pretrained_model else run
+    trained_text = place.checkpoint / "text_encoder" if place.checkpoint else Path()
+    named = {
+        "vae": vae or own.get("vae_name_or_path"),
+        "text_encoder": text_encoder
+        or (str(trained_text) if (trained_text / "config.json").is_file() else own.get("text_encoder_name_or_path")),
+        "tokenizer": tokenizer or own.get("tokenizer_name"),
+    }
+    sources = {"unet": (place.folder, None, variant)}
+    sources |= {part: (name, None, None) if name else (repository, part, None) for part, name in named.items()}
+    parts = {part: _load(part, source, dtype, shared) for part, source in sources.items()}
+    longest = min(run.get("model_max_length") or 10**9, parts["text_encoder"].config.max_position_embeddings)
+    parts["tokenizer"].model_max_length = min(longest, parts["tokenizer"].model_max_length)
+    check_parts(SimpleNamespace(**parts, model_args=SimpleNamespace(model_max_length=2)))
+    schedule, sampler = _schedule(place, repository, run)
+    return Models(
+        **parts,
+        schedule=schedule,
+        sampler=sampler,
+        side=run.get("resolution") or parts["unet"].config.sample_size * vae_factor(parts["vae"]),
+        label=place.label + (f" {variant}" if variant else ""),
+        sources=sources,
+    )
+
+
+def _load(part, source, dtype, shared):
+    if shared and shared.sources[part] == source:
+        return getattr(shared, part)
+    loaded = load_part(part, *source)
+    return loaded if part == "tokenizer" or dtype == "fp32" else loaded.to(dtype=DTYPES[dtype])
+
+
+def _schedule(place, repository, run):
+    """(settings of training for the sampler, the sampler's default name).
+
+    A checkpoint of this toolkit knows its own; else the scheduler folder beside the UNet, else the repository's.
+    """
+    wanted = [*(name for name in sampler_config() if name not in _SAMPLERS_OWN), "trained_betas"]
+    if "prediction_type" in run:
+        return {name: run[name] for name in wanted if name in run}, "ddim"
+    folders = [Path(place.folder).parent / "scheduler", Path(repository) / "scheduler"]
+    path = next((folder / "scheduler_config.json" for folder in folders if folder.is_dir()), None)
+    config = read_config(path) if path else _published_schedule(repository)
+    name = next((short for short, long in SCHEDULERS.items() if long == config.get("_class_name")), "ddim")
+    return {name: config[name] for name in wanted if config.get(name) is not None}, name
+
+
+def _published_schedule(repository):
+    if Path(repository).is_dir():
+        return {}
+    from ppdiffusers import DDIMScheduler
+
+    try:
+        return DDIMScheduler.load_config(repository, subfolder="scheduler")
+    except Exception as error:  # the libraries raise whatever the failing layer below them raised
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise InputError(
+            f"{repository}/scheduler could not be had ({reason}); point --pretrained_model to a local folder"
+        ) from error

@@ -1,0 +1,130 @@
+"""eval.py's work: flags -> models, jobs, pictures, grid."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from sd.arguments import check_range
+from sd.errors import InputError
+from sd.grid import labelled_sheet, labelled_table
+from sd.pipeline import check_size
+from sd.sampling.compare import find_columns
+from sd.sampling.files import make_folder, read_pixels, slug, write_png
+from sd.sampling.job import Job, draw, settings_for, warn_of_cut_prompts
+from sd.sampling.models import choose_device, load_models
+from sd.sampling.prompts import read_prompts
+
+_MODEL_FLAGS = ("pretrained_model", "text_encoder", "vae", "tokenizer", "dtype")
+_GRID_PICTURES = 400
+
+
+def run(flags):
+    """Draw what the flags ask for. Raises InputError or RunError."""
+    _check(flags)
+    prompts = list(flags.prompt or [])
+    if flags.prompts_file:
+        prompts += read_prompts(flags.prompts_file, flags.prompts_column)
+    device = choose_device(flags.device)
+    if flags.compare:
+        _compare(flags, prompts, device)
+    else:
+        _draw(flags, prompts, device)
+
+
+def _check(flags):
+    check_range("num_images", flags.num_images, low=1)
+    check_range("seed", flags.seed, low=0)
+    for name in ("height", "width", "batch_size"):
+        if getattr(flags, name) is not None:
+            check_range(name, getattr(flags, name), low=1)
+    if flags.compare and len(flags.compare) < 2:
+        raise InputError(f"compare={flags.compare[0]!r}; expected two or more to be compared")
+
+
+def _load(flags, unet, variant, shared=None):
+    named = {name: getattr(flags, name) for name in _MODEL_FLAGS}
+    return load_models(unet, variant=variant, shared=shared, **named)
+
+
+def _settings(flags, models, device):
+    settings = settings_for(
+        models,
+        height=flags.height,
+        width=flags.width,
+        scheduler=flags.scheduler,
+        batch_size=flags.batch_size,
+        guidance_scale=flags.guidance_scale,
+        num_inference_steps=flags.num_inference_steps,
+        negative_prompt=flags.negative_prompt,
+        dtype=flags.dtype,
+        device=device,
+    )
+    check_size(models.vae, settings.height, settings.width)
+    return settings
+
+
+def _places(output, count):
+    """(folder of the pictures, file of the grid, file of a single picture or None)."""
+    output = Path(output or "eval_output")
+    if output.suffix.lower() != ".png":
+        return make_folder(output), output / "grid.png", None
+    make_folder(output.parent)
+    if count == 1:
+        return output.parent, None, output
+    return make_folder(output.with_suffix("")), output, None
+
+
+def _jobs(flags, prompts, folder, single=None):
+    """Each prompt's pictures in turn. Every prompt starts from the same noise: the words make the difference."""
+    digits = len(str(len(prompts) - 1))
+    return [
+        Job(prompt, flags.seed + k, single or folder / f"{number:0{digits}d}-{slug(prompt)}-{flags.seed + k}.png")
+        for number, prompt in enumerate(prompts)
+        for k in range(flags.num_images)
+    ]
+
+
+def _title(label, settings):
+    size = f"{settings.width} x {settings.height}"
+    how = f"{settings.scheduler}, {settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}"
+    without = f", without {settings.negative_prompt!r}" if settings.negative_prompt else ""
+    return f"{label}: {size}, {how}{without}"
+
+
+def _draw(flags, prompts, device):
+    folder, grid, single = _places(flags.output, len(prompts) * flags.num_images)
+    models = _load(flags, flags.unet, flags.variant)
+    settings = _settings(flags, models, device)
+    warn_of_cut_prompts(models.tokenizer, prompts)
+    jobs = _jobs(flags, prompts, folder, single)
+    draw(models, jobs, settings)
+    if len(jobs) == 1:
+        print(f"picture: {jobs[0].path}")
+        return
+    grid = grid or folder / "grid.png"
+    shown = jobs[:_GRID_PICTURES]
+    captions = [job.prompt if flags.num_images == 1 else f"{job.prompt} (seed {job.seed})" for job in shown]
+    images = [read_pixels(job.path) for job in shown]
+    columns = flags.num_images if 1 < flags.num_images <= 12 else None
+    write_png(grid, labelled_sheet(images, captions, title=_title(models.label, settings), columns=columns))
+    print(f"{len(jobs)} pictures: {folder}\ngrid: {grid}")
+
+
+def _compare(flags, prompts, device):
+    folder, grid, _ = _places(flags.output, 2)
+    columns = find_columns(flags.compare, flags.unet, flags.variant, flags.guidance_scale)
+    pictures, models, title = [], None, None
+    for number, column in enumerate(columns):
+        models = _load(flags, column.unet, column.variant, shared=models)
+        settings = replace(_settings(flags, models, device), guidance_scale=column.guidance_scale)
+        if number == 0:
+            warn_of_cut_prompts(models.tokenizer, prompts)
+            title = _title("same prompts and noise", settings)
+        jobs = _jobs(flags, prompts, make_folder(folder / f"{number}-{slug(column.label)}"))
+        print(f"{number + 1} of {len(columns)}: {column.label}", flush=True)
+        draw(models, jobs, settings)
+        pictures.append([read_pixels(job.path) for job in jobs[: _GRID_PICTURES // len(columns)]])
+    labels = [job.prompt if flags.num_images == 1 else f"{job.prompt} (seed {job.seed})" for job in jobs]
+    rows = [list(row) for row in zip(*pictures, strict=True)]
+    sheet = labelled_table(rows, labels[: len(rows)], [column.label for column in columns], title=title)
+    write_png(grid, sheet)
+    print(f"pictures: {folder}\ngrid: {grid}")
