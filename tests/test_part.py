@@ -3,6 +3,7 @@
 import gzip
 import io
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,15 +250,13 @@ def test_an_error_while_writing_leaves_nothing(tmp_path):
 @pytest.mark.defect(9)
 def test_defect_09_the_part_appears_last_and_whole(tmp_path, monkeypatch):
     seen = []
-    from sd.data import storage
-
-    real = storage.rename
+    real = Path.replace
 
     def watch(temporary, path):
-        seen.append((str(path).rsplit("/", 1)[-1], sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".tmp")))
+        seen.append((Path(path).name, sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".tmp")))
         real(temporary, path)
 
-    monkeypatch.setattr(storage, "rename", watch)
+    monkeypatch.setattr(Path, "replace", watch)
     write_part(tmp_path / "part-000001.gz")
     assert seen == [("part-000001.gz.idx", []), ("part-000001.gz", ["part-000001.gz.idx"])]
 

@@ -11,7 +11,7 @@ from sd.data import storage
 MAX_IMAGE_BYTES = 47 << 20  # its base64 and a caption still fit a row that readers accept (scan.MAX_ROW_BYTES)
 
 
-class BadRow(ValueError):  # noqa: N818 - an outcome that is counted, not a failure
+class BadRow(Exception):  # noqa: N818 - an outcome that is counted, not a failure
     """A row that cannot be packed: `reason` is one of a few texts to count by, `detail` what was seen."""
 
     def __init__(self, reason, detail=""):
@@ -46,11 +46,17 @@ class LocalFolder:
     def _locate(self, name):
         head, _, tail = (name if name.startswith("/") else f"{self._folder}/{name}").rpartition("/")
         path = f"{self._resolve(head or '/')}/{tail}"
-        if tail in ("", ".", "..") or stat.S_ISLNK(os.lstat(path).st_mode):
+        if tail in ("", ".", ".."):
             path = os.path.realpath(path)
+        self._hold_inside(path, name)
+        if stat.S_ISLNK(os.lstat(path).st_mode):
+            path = os.path.realpath(path)
+            self._hold_inside(path, name)
+        return path
+
+    def _hold_inside(self, path, name):
         if not self._allow_outside and not path.startswith(self._inside):
             raise BadRow("image outside the input's folder", name)
-        return path
 
     @staticmethod
     def _read(path, name):

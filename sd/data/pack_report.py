@@ -6,7 +6,7 @@ from collections import Counter
 from tqdm import tqdm
 
 from sd.data import storage
-from sd.data.pack_part import BAD
+from sd.data.pack_part import BAD, FILTERED
 from sd.errors import InputError, RunError
 
 _SAME_IN_ALL = ("outcome", "reason", "detail")  # the other keys of a rejected row say where it is
@@ -58,21 +58,21 @@ class Tally:
         rejected = storage.join(options.output_path, "rejected.jsonl")
         if self.num_packed == 0:
             raise InputError(
-                f"{options.input_path}: none of {self.num_rows} rows could be packed; {self._most()}; see {rejected}"
+                f"{options.input_path}: none of {self.num_rows} rows could be packed; {self._most_often((BAD, FILTERED))}; see {rejected}"
             )
         if self.num_bad > options.max_bad_fraction * self.num_rows:
             raise RunError(
                 f"{options.input_path}: {self.num_bad} of {self.num_rows} rows are bad, more than --max_bad_fraction "
-                f"{options.max_bad_fraction}; {self._most()}; see {rejected}, mend the input or raise the limit"
+                f"{options.max_bad_fraction}; {self._most_often((BAD,))}; see {rejected}, mend the input or raise the limit"
             )
 
-    def _most(self):
-        bad = {key: count for key, count in self.rejected.items() if key[0] == BAD} or self.rejected
-        key = max(bad, key=bad.get)
+    def _most_often(self, outcomes):
+        counts = {key: count for key, count in self.rejected.items() if key[0] in outcomes}
+        key = max(counts, key=counts.get)
         first = self._first[key]
         place = " ".join(f"{name} {value}" for name, value in first.items() if name not in _SAME_IN_ALL)
         detail = f": {first['detail']}" if first["detail"] else ""
-        return f"most often: {key[1]} ({bad[key]} rows, first {place}{detail})"
+        return f"most often: {key[1]} ({counts[key]} rows, first {place}{detail})"
 
 
 class Progress:

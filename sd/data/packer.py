@@ -86,7 +86,7 @@ def _own(options):
         _clear(folder, options)
         yield
     finally:
-        _remove_unfinished(folder)
+        _remove_unfinished(options)
         if lock is not None:
             os.close(lock)
 
@@ -102,7 +102,7 @@ def _lock(folder):
 
 
 def _clear(folder, options):
-    _remove_unfinished(folder)
+    _remove_unfinished(options)
     if options.overwrite:
         lists = storage.join(options.output_path, LIST_FOLDER)
         for suffix in (".filelist.list", ".filelist"):  # first what would lead a training run to missing parts
@@ -121,10 +121,13 @@ def _parts_in(folder):
     return sorted(name for name in names if not name.endswith(storage.TEMPORARY))
 
 
-def _remove_unfinished(folder):
-    for name in storage.list_folder(folder):
-        if name.endswith(storage.TEMPORARY):
-            storage.remove(storage.join(folder, name))
+def _remove_unfinished(options):
+    """What a kill left: a process that is killed cannot tidy up."""
+    output = options.output_path
+    for folder in (output, storage.join(output, LIST_FOLDER), _part_folder(options)):
+        for name in storage.list_folder(folder):
+            if name.endswith(storage.TEMPORARY):
+                storage.remove(storage.join(folder, name))
 
 
 def _refusal(path, reason):
