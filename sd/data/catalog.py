@@ -36,8 +36,8 @@ class Catalog:
     """The parts of a file list in order, numbered through all its sources.
 
     paths: list of str; usable: int64 [parts], rows with a short side of `resolution` or more; num_rows, num_usable:
-    totals; num_bad: rows without a readable image, with those that are lost in missing or damaged parts guessed from
-    the size of the others; damage: {part number: reason}; kind: "image" or "moments"; fingerprint: a hash of weights,
+    totals; num_lost: rows of missing or damaged parts, guessed from the size of the others; num_bad: these and the rows
+    without a readable image; damage: {part number: reason}; kind: "image" or "moments"; fingerprint: a hash of weights,
     names and checksums, the same wherever the parts lie.
 
     Raises InputError where nothing is usable, or more than `max_bad_fraction` of the rows is bad.
@@ -54,7 +54,8 @@ class Catalog:
         self.num_usable = int(self.usable.sum())
         self.num_rows = sum(part.num_rows for part in parts)
         self.damage = {number: part.damage for number, part in enumerate(parts) if part.damage}
-        self.num_bad = self._count_bad(parts)
+        self.num_lost = _count_lost(parts)
+        self.num_bad = sum(part.num_bad for part in parts) + self.num_lost
         self.kind = self._kind(parts)
         self.fingerprint = self._fingerprint(parts)
         self._report(max_bad_fraction)
@@ -77,13 +78,6 @@ class Catalog:
             with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
                 return list(pool.map(load, self.paths))
         return [load(path) for path in self.paths]
-
-    @staticmethod
-    def _count_bad(parts):
-        sound = [part.num_rows for part in parts if not part.lost_unknown]
-        typical = float(np.median(sound)) if sound else 0
-        lost = sum(max(1, round(typical) - part.num_rows) for part in parts if part.lost_unknown)
-        return sum(part.num_bad for part in parts) + lost
 
     def _kind(self, parts):
         kinds = sorted({part.kind for part in parts if part.kind})
@@ -109,7 +103,7 @@ class Catalog:
             f"{self.file_list}: {len(self.paths)} parts, {self.num_rows} rows, {self.num_usable} of them usable at "
             f"{self.resolution} px, {self.num_bad} bad, {len(reasons)} parts damaged"
         )
-        total = max(self.num_rows, self.num_bad)
+        total = self.num_rows + self.num_lost
         if self.num_bad > max_bad_fraction * total:
             first = reasons[0] if reasons else "rows without a readable image"
             raise InputError(
@@ -144,6 +138,13 @@ def summarise(path, resolution, cache_dir=None):
     elif index is not None and index.damage:
         damage = f"{path}: {index.damage}"
     return PartSummary(usable, header.num_rows, num_bad, header.kind, header.checksum, damage, scanned and bool(damage))
+
+
+def _count_lost(parts):
+    """Rows that missing or cut parts held beside those that are left, guessed from the size of the others."""
+    sound = [part.num_rows for part in parts if not part.lost_unknown]
+    typical = round(float(np.median(sound))) if sound else 0
+    return sum(max(1, typical - part.num_rows) for part in parts if part.lost_unknown)
 
 
 def _rows_beyond(index, num_bytes):
