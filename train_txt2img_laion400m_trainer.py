@@ -1,24 +1,30 @@
 """Pretrain Stable Diffusion on packed captioned images; `--help` lists the flags, train.sh holds a start."""
 
+import os
+import signal
 import sys
 
-from sd import runtime
+from sd import runtime, versions
+from sd.data.process import die_with_parent
 from sd.errors import run_script
 from sd.logs import import_quietly, set_up_logging
 
 
 def main():
     """Parse, build, train. Running the same command again goes on from the newest whole checkpoint."""
+    if "PADDLE_TRAINER_ID" in os.environ:  # a launcher that is killed leaves nobody behind
+        die_with_parent(os.getppid())
     runtime.prepare()
-    from sd.versions import check
-
-    check()
+    versions.check()
     set_up_logging()
     import_quietly()
     from sd.command_line import parse_arguments
     from sd.training import train
 
-    stopped_by = train(*parse_arguments())
+    try:
+        stopped_by = train(*parse_arguments())
+    except KeyboardInterrupt:
+        stopped_by = signal.SIGINT
     if stopped_by is not None:
         sys.exit(128 + stopped_by)
 

@@ -63,19 +63,18 @@ class StableDiffusionTrainer(Trainer):
         self._choose_callbacks()
 
     def _choose_learning_rates(self):
-        """Paddle scales one base rate by a factor for each group of weights."""
+        """Paddle scales one base rate by a factor of each weight. (Groups of weights would rule out sharding.)"""
         args, model = self.args, self.model
         rates = {"unet": args.unet_learning_rate, "text_encoder": args.text_encoder_learning_rate}
         self.learning_rates = {
             part: args.learning_rate if rates[part] is None else rates[part] for part in model.trained_parts
         }
         self.base_learning_rate = max(self.learning_rates.values())
-        self.set_optimizer_grouped_parameters(
-            [
-                {"params": getattr(model, part).parameters(), "learning_rate": rate / (self.base_learning_rate or 1.0)}
-                for part, rate in self.learning_rates.items()
-            ]
-        )
+        self.trained_parameters = []
+        for part, rate in self.learning_rates.items():
+            for parameter in getattr(model, part).parameters():
+                parameter.optimize_attr["learning_rate"] = rate / (self.base_learning_rate or 1.0)
+                self.trained_parameters.append(parameter)
 
     def _choose_callbacks(self):
         self.callback_handler.callbacks = [DefaultFlowCallback()]
@@ -115,7 +114,7 @@ class StableDiffusionTrainer(Trainer):
         return (CancellableAdamW if optimizer_class is paddle.optimizer.AdamW else optimizer_class), options
 
     def create_optimizer(self, lr_scheduler=None):
-        """AdamW over the trained weights, one group for each trained part."""
+        """AdamW over the trained weights; biases and norms decay too, as in the reference."""
         args = self.args
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(args)
         if args.fp16_opt_level == "O2" and (args.fp16 or args.bf16):
@@ -123,7 +122,7 @@ class StableDiffusionTrainer(Trainer):
         clip = paddle.nn.ClipGradByGlobalNorm(args.max_grad_norm) if args.max_grad_norm > 0 else None
         self.optimizer = optimizer_class(
             learning_rate=self.lr_scheduler,
-            parameters=self.optimizer_grouped_parameters,
+            parameters=self.trained_parameters,
             weight_decay=args.weight_decay,
             grad_clip=clip,
             **options,
@@ -228,6 +227,12 @@ class StableDiffusionTrainer(Trainer):
             batch = next(batches)
         except StopIteration:
             raise RunError("the training data ended; a TextImagePair never does, this dataset did") from None
+        except (RuntimeError, SystemError) as error:  # Paddle's ways to say that a worker is gone
+            told = str(error).strip().splitlines()[-1:]
+            raise RunError(
+                f"a data worker died ({''.join(told)}); most often memory ran out: fewer --dataloader_num_workers or a "
+                "smaller --buffer_size help; the same command goes on from the last checkpoint"
+            ) from error
         raise_if_failed(batch)
         return {name: value if paddle.is_tensor(value) else paddle.to_tensor(value) for name, value in batch.items()}
 
@@ -244,11 +249,10 @@ class StableDiffusionTrainer(Trainer):
 
     def _reduce_gradients(self, model):
         if hasattr(self.optimizer, "_hcg"):  # sharding stage 1
-            parameters = [p for group in self.optimizer_grouped_parameters for p in group["params"]]
             if self.optimizer._sharding_enable:
-                self.optimizer._inner_opt.reduce_gradients(parameters, self.optimizer._hcg)
+                self.optimizer._inner_opt.reduce_gradients(self.trained_parameters, self.optimizer._hcg)
             if self.optimizer._dp_enable:
-                fused_allreduce_gradients(parameters, self.optimizer._hcg)
+                fused_allreduce_gradients(self.trained_parameters, self.optimizer._hcg)
         elif self.args.recompute and hasattr(model, "no_sync"):
             fused_allreduce_gradients(list(model.parameters()), None)
 
@@ -263,7 +267,7 @@ class StableDiffusionTrainer(Trainer):
             self.scaler.step(self.optimizer)
             self.scaler.update()
         elif hasattr(self.optimizer, "_hcg"):
-            self.optimizer._step([p for group in self.optimizer_grouped_parameters for p in group["params"]])
+            self.optimizer._step(self.trained_parameters)
         else:
             self.optimizer.step()
         self.lr_scheduler.step()
