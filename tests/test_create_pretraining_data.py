@@ -65,7 +65,7 @@ def test_defect_07_it_runs_from_any_folder_into_any_folder(tmp_path):
         ("folder", [], 2, "data.jsonl: not a file"),
         ("", [], 2, "data.jsonl: no rows"),
         ("\n \n", [], 2, "data.jsonl: no rows"),
-        ("not json\n", [], 2, "none of 1 rows could be packed; most often: not JSON (1 rows, first line 1"),
+        ("not json\n", [], 2, "none of 1 rows was packed; most often: not JSON (1 rows, first line 1"),
         ('{"caption": "a"}\n', [], 2, "most often: no key 'image' (1 rows, first line 1: keys: caption)"),
         ('{"caption": "a", "image": "no.png"}\n', [], 2, "most often: image missing (1 rows, first line 1: no.png)"),
         ('{"caption": "a", "image": "data.jsonl"}\n', [], 2, "most often: not an image of JPEG"),

@@ -111,7 +111,7 @@ def test_too_many_bad_rows_end_the_run_without_lists(run, tmp_path):
 
 def test_rows_that_were_filtered_are_not_bad(run):
     assert run(min_caption_length=10, max_bad_fraction=0.05)[1]["outcomes"]["packed"] == 16
-    with pytest.raises(InputError, match=r"none of 25 rows could be packed; most often: caption too short"):
+    with pytest.raises(InputError, match=r"none of 25 rows was packed; most often: caption too short"):
         run("other", min_caption_length=100)
 
 
@@ -207,7 +207,5 @@ def test_two_runs_do_not_share_an_output(run, tmp_path):
 
 @pytest.mark.defect(11)
 def test_defect_11_nothing_usable_is_an_error_that_says_why(run):
-    with pytest.raises(
-        InputError, match=r"none of 25 rows could be packed; most often: no key 'text' \(25 rows, first"
-    ):
+    with pytest.raises(InputError, match=r"none of 25 rows was packed; most often: no key 'text' \(25 rows, first"):
         run(caption_key="text")

@@ -19,6 +19,12 @@ class BadRow(Exception):  # noqa: N818 - an outcome that is counted, not a failu
         self.reason, self.detail = reason, detail
 
 
+@lru_cache(maxsize=64)
+def folder_at(path, allow_outside):
+    """The LocalFolder or RemoteFolder at a path or address."""
+    return (RemoteFolder if storage.is_remote(path) else LocalFolder)(path, allow_outside)
+
+
 class LocalFolder:
     """Reads files below a folder, and not beyond it: absolute paths, `..` and links are followed only so far."""
 
@@ -100,6 +106,7 @@ class RemoteFolder:
 
 
 def check_size(num_bytes, name):
+    """Raise BadRow for an image file of no bytes, or of so many that no reader would take its row."""
     if num_bytes == 0:
         raise BadRow("image file is empty", name)
     if num_bytes > MAX_IMAGE_BYTES:

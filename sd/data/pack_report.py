@@ -57,13 +57,15 @@ class Tally:
         """Raise InputError if nothing was packed, RunError if more than `max_bad_fraction` was bad."""
         rejected = storage.join(options.output_path, "rejected.jsonl")
         if self.num_packed == 0:
+            reason = self._most_often((BAD, FILTERED))
             raise InputError(
-                f"{options.input_path}: none of {self.num_rows} rows could be packed; {self._most_often((BAD, FILTERED))}; see {rejected}"
+                f"{options.input_path}: none of {self.num_rows} rows could be packed; {reason}; see {rejected}"
             )
         if self.num_bad > options.max_bad_fraction * self.num_rows:
             raise RunError(
                 f"{options.input_path}: {self.num_bad} of {self.num_rows} rows are bad, more than --max_bad_fraction "
-                f"{options.max_bad_fraction}; {self._most_often((BAD,))}; see {rejected}, mend the input or raise the limit"
+                f"{options.max_bad_fraction}; {self._most_often((BAD,))}; see {rejected}, then mend the input or raise "
+                "the limit"
             )
 
     def _most_often(self, outcomes):

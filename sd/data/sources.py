@@ -13,8 +13,11 @@ from pathlib import Path
 from isal import isal_zlib
 
 from sd.data import storage
-from sd.data.folders import BadRow, LocalFolder, RemoteFolder
-from sd.errors import InputError, RunError
+from sd.data.folders import BadRow, folder_at
+from sd.data.inputs import text_of
+from sd.data.parquet import ParquetSource
+from sd.data.webdataset import WebdatasetSource
+from sd.errors import InputError
 
 MAX_LINE_BYTES = 16 << 20
 
@@ -55,9 +58,7 @@ class JsonlSource:
 
     @contextmanager
     def open(self):
-        folder = storage.folder_of(self.path)
-        kind = RemoteFolder if storage.is_remote(folder) else LocalFolder
-        yield JsonlLoader(self, kind(folder, self.allow_outside))
+        yield JsonlLoader(self, folder_at(storage.folder_of(self.path), self.allow_outside))
 
 
 class JsonlLoader:
@@ -85,22 +86,12 @@ class JsonlLoader:
             fields = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise BadRow("not JSON", str(error)) from error
-        if not isinstance(fields, dict):
-            raise BadRow("not a JSON object", type(fields).__name__)
         return text_of(fields, self._source.caption_key), text_of(fields, self._source.image_key)
-
-
-def text_of(fields, key):
-    """The text under `key`. Raises BadRow."""
-    if key not in fields:
-        raise BadRow(f"no key {key!r}", f"keys: {', '.join(map(str, fields))}"[:200])
-    if not isinstance(fields[key], str):
-        raise BadRow(f"{key!r} is not text", repr(fields[key])[:200])
-    return fields[key]
 
 
 def open_source(options):
     """The source that the options ask for."""
-    if options.input_format == "jsonl":
-        return JsonlSource(options.input_path, options.caption_key, options.image_key, options.allow_outside)
-    raise RunError(f"--input_format {options.input_format}: not there yet")
+    if options.input_format == "webdataset":
+        return WebdatasetSource(options.input_path, options.caption_key)
+    kind = JsonlSource if options.input_format == "jsonl" else ParquetSource
+    return kind(options.input_path, options.caption_key, options.image_key, options.allow_outside)
