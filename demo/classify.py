@@ -115,7 +115,7 @@ def main():
         for picture, caption in zip(pictures, captions, strict=True):
             if classify(picture) != labels_of(caption):
                 print(f"{caption}: shows {classify(picture)}")
-    sys.exit(shares["all"] < args.min_all)
+    sys.exit(int(shares["all"] < args.min_all))
 
 
 if __name__ == "__main__":

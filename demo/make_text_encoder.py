@@ -7,10 +7,10 @@ from paddle import nn
 from paddlenlp.transformers import CLIPTextConfig, CLIPTextModel
 from tqdm import tqdm
 
-from demo.make_tokenizer import MAX_LENGTH
 from demo.shapes import ALL_LABELS, BACKGROUNDS, COLOURS, SHAPES, caption_of
 
 HIDDEN = 64
+POSITIONS = 77
 CLASSES = (tuple(COLOURS), SHAPES, tuple(BACKGROUNDS))
 
 
@@ -36,14 +36,14 @@ def train_text_encoder(tokenizer, steps, seed):
             projection_dim=HIDDEN,
             num_hidden_layers=2,
             num_attention_heads=4,
-            max_position_embeddings=MAX_LENGTH,
+            max_position_embeddings=POSITIONS,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
     )
     captions, targets = _captions_and_targets()
-    ids = tokenizer(captions, padding="max_length", max_length=MAX_LENGTH, truncation=True)["input_ids"]
+    ids = tokenizer(captions, padding="max_length", max_length=POSITIONS, truncation=True)["input_ids"]
     ids, targets = paddle.to_tensor(ids, dtype="int64"), paddle.to_tensor(targets)
     after_words = (ids == tokenizer.eos_token_id).astype("float32").unsqueeze(-1)
     heads = nn.LayerList([nn.Linear(HIDDEN, len(names)) for names in CLASSES])

@@ -27,8 +27,8 @@ SHAPES = ("circle", "square", "triangle")
 COLOUR_JITTER = 12
 BACKGROUND_JITTER = 6
 # Radius of the circle of the same area, in widths of the picture; small enough that no crop of 90% cuts a shape.
-RADIUS_RANGE = (0.25, 0.31)
-CENTRE_JITTER = 0.05
+RADIUS_RANGE = {"circle": (0.25, 0.31), "square": (0.25, 0.31), "triangle": (0.21, 0.26)}
+CENTRE_JITTER = 0.04
 OVERSAMPLING = 4
 
 ALL_LABELS = tuple((c, s, b) for c in COLOURS for s in SHAPES for b in BACKGROUNDS)
@@ -65,8 +65,10 @@ def draw(colour, shape, background, rng, size):
     fill = np.clip(np.array(COLOURS[colour]) + rng.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, 3), 0, 255)
     ground = np.array(BACKGROUNDS[background]) + rng.integers(-BACKGROUND_JITTER, BACKGROUND_JITTER + 1)
     large = size * OVERSAMPLING
-    radius = rng.uniform(*RADIUS_RANGE) * large
+    radius = rng.uniform(*RADIUS_RANGE[shape]) * large
     x, y = (0.5 + rng.uniform(-CENTRE_JITTER, CENTRE_JITTER, 2)) * large
+    if shape == "triangle":  # its centroid lies a sixth of its height below the middle of its extent
+        y += radius * math.sqrt(math.pi / math.sqrt(3)) * math.sqrt(3) / 6
     picture = Image.new("RGB", (large, large), tuple(int(v) for v in ground))
     pen = ImageDraw.Draw(picture)
     corners = outline(shape, x, y, radius)
