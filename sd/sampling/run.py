@@ -91,9 +91,9 @@ def _title(label, settings):
 
 
 def _draw(flags, prompts, device):
-    folder, grid, single = _places(flags.output, len(prompts) * flags.num_images)
     models = _load(flags, flags.unet, flags.variant)
     settings = _settings(flags, models, device)
+    folder, grid, single = _places(flags.output, len(prompts) * flags.num_images)
     warn_of_cut_prompts(models.tokenizer, prompts)
     jobs = _jobs(flags, prompts, folder, single)
     draw(models, jobs, settings)
@@ -110,13 +110,13 @@ def _draw(flags, prompts, device):
 
 
 def _compare(flags, prompts, device):
-    folder, grid, _ = _places(flags.output, 2)
     columns = find_columns(flags.compare, flags.unet, flags.variant, flags.guidance_scale)
-    pictures, models, title = [], None, None
+    pictures, models = [], None
     for number, column in enumerate(columns):
         models = _load(flags, column.unet, column.variant, shared=models)
         settings = replace(_settings(flags, models, device), guidance_scale=column.guidance_scale)
         if number == 0:
+            folder, grid, _ = _places(flags.output, 2)
             warn_of_cut_prompts(models.tokenizer, prompts)
             title = _title("same prompts and noise", settings)
         jobs = _jobs(flags, prompts, make_folder(folder / f"{number}-{slug(column.label)}"))
