@@ -58,9 +58,7 @@ class Tally:
         rejected = storage.join(options.output_path, "rejected.jsonl")
         if self.num_packed == 0:
             reason = self._most_often((BAD, FILTERED))
-            raise InputError(
-                f"{options.input_path}: none of {self.num_rows} rows could be packed; {reason}; see {rejected}"
-            )
+            raise InputError(f"{options.input_path}: none of {self.num_rows} rows was packed; {reason}; see {rejected}")
         if self.num_bad > options.max_bad_fraction * self.num_rows:
             raise RunError(
                 f"{options.input_path}: {self.num_bad} of {self.num_rows} rows are bad, more than --max_bad_fraction "
