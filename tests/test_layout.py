@@ -12,12 +12,14 @@ SOURCES = sorted(ROOT.glob("sd/**/*.py")) + sorted(ROOT.glob("*.py"))
 
 # A module may import from its own layer and from those above it in this list.
 LAYERS = [
-    {"errors", "runtime", "versions", "logs", "signals"},
+    {"errors", "logs", "runtime", "signals", "versions"},
     {"data", "diffusion"},
     {"arguments", "training_arguments", "command_line"},
-    {"weights", "loading", "model", "ema", "pipeline", "grid", "optimizer", "previews", "validation"},
-    {"checkpoint", "saving", "runs", "step_record", "callbacks"},
-    {"trainer", "training", "sampling"},
+    {"ema", "grid", "loading", "model", "optimizer", "pipeline", "weights"},
+    {"callbacks", "checkpoint", "previews", "runs", "saving", "step_record", "validation"},
+    {"sampling", "trainer"},
+    {"training"},
+    {"doctor"},
 ]
 PADDLE_FREE = ["sd.data.packer", "sd.data.order", "sd.data.sample", "sd.data.part", "sd.diffusion.schedule"]
 
