@@ -77,7 +77,8 @@ def _write_models(trainer, writer):
     if "text_encoder" in model.trained_parts or not trainer.args.only_save_updated_model:
         model.text_encoder.config.save_pretrained(str(writer.folder / "text_encoder"))
         writer.add("text_encoder/config.json")
-        writer.write_tensors(TEXT_WEIGHTS, _float32_weights(model.text_encoder, masters))
+        # paddlenlp reads no safetensors of format "pd", ppdiffusers writes its own so.
+        writer.write_tensors(TEXT_WEIGHTS, _float32_weights(model.text_encoder, masters), {"format": "np"})
     if not trainer.args.only_save_updated_model:
         _write_other_parts(model, writer)
 

@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 import psutil
 
+from sd.checkpoint import list_checkpoints
 from sd.errors import RunError
 
 logger = logging.getLogger(__name__)
@@ -76,9 +77,10 @@ class StepRecords:
         named = ", ".join(rows) or "no single sample (the weighted sum overflowed)"
         logger.warning("step %d: the loss is %s, the step is not applied; samples: %s", step, loss, named)
         if self._bad_in_a_row > self.args.max_bad_steps:
+            last = next(reversed(list_checkpoints(self.args.output_dir)), None)
             raise RunError(
                 f"step {step}: {self._bad_in_a_row} losses in a row were no numbers (--max_bad_steps "
-                f"{self.args.max_bad_steps}); samples of the last one: {named}"
+                f"{self.args.max_bad_steps}); last checkpoint: {last.name if last else 'none'}; samples: {named}"
             )
 
     def take_logs(self, learning_rates, samples_seen, step, max_steps):

@@ -156,7 +156,7 @@ class StableDiffusionTrainer(Trainer):
     ):
         self._begin(max_steps, train_dataloader, resume_from_checkpoint)
         batches = iter(train_dataloader)  # before the signals: workers are not to inherit their handlers
-        with StopSignals() as signals:
+        with StopSignals() as signals, _dead_workers_told():
             while self.state.global_step < max_steps:
                 self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
                 self._take_step(model, batches, signals)
@@ -227,12 +227,6 @@ class StableDiffusionTrainer(Trainer):
             batch = next(batches)
         except StopIteration:
             raise RunError("the training data ended; a TextImagePair never does, this dataset did") from None
-        except (RuntimeError, SystemError) as error:  # Paddle's ways to say that a worker is gone
-            told = str(error).strip().splitlines()[-1:]
-            raise RunError(
-                f"a data worker died ({''.join(told)}); most often memory ran out: fewer --dataloader_num_workers or a "
-                "smaller --buffer_size help; the same command goes on from the last checkpoint"
-            ) from error
         raise_if_failed(batch)
         return {name: value if paddle.is_tensor(value) else paddle.to_tensor(value) for name, value in batch.items()}
 
@@ -327,3 +321,17 @@ class StableDiffusionTrainer(Trainer):
     def log(self, logs, **kwargs):
         """Hand a dict of scalars to the callbacks."""
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs, **kwargs)
+
+
+@contextlib.contextmanager
+def _dead_workers_told():
+    """Make one clear line of Paddle's ways to say that a data worker is gone: it raises wherever the trainer stands."""
+    try:
+        yield
+    except (SystemError, RuntimeError) as error:
+        if isinstance(error, RunError) or "DataLoader" not in str(error):
+            raise
+        raise RunError(
+            "a data worker was killed, most often because memory ran out; fewer --dataloader_num_workers or a smaller "
+            "--buffer_size need less, and the same command goes on from the last checkpoint"
+        ) from error
