@@ -14,6 +14,7 @@ from sd.data.index import SUFFIX
 from sd.data.pack_part import Task, pack_part
 from sd.data.pack_report import Progress, Tally
 from sd.data.process import run_local
+from sd.data.ray_engine import run_on_ray
 from sd.data.sources import open_source
 from sd.errors import InputError, RunError
 
@@ -136,7 +137,10 @@ def _refusal(path, reason):
 
 def _pack_parts(tasks, source, options):
     work = partial(pack_part, source=source, options=options)
-    results = run_local(work, tasks, options.num_workers)
+    if options.engine == "ray":
+        results = run_on_ray(work, tasks, options.ray_address)
+    else:
+        results = run_local(work, tasks, options.num_workers)
     rejected_path = storage.join(options.output_path, "rejected.jsonl")
     with storage.NewFile(rejected_path) as rejected, Progress() as progress:
         tally = Tally()

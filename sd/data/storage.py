@@ -1,11 +1,13 @@
 """Files by path or by address: local paths stay plain files, `s3://bucket/name` and the like go through fsspec."""
 
+import io
 import os
+import secrets
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from sd.errors import RunError
+from sd.errors import InputError
 
 TEMPORARY = ".tmp"  # how the names of unfinished files end
 
@@ -20,15 +22,17 @@ def filesystem(address):
 
     try:
         return fsspec.core.url_to_fs(str(address))
-    except (ImportError, ValueError) as error:
-        raise RunError(f"{address}: {error}") from error
+    except ImportError as error:
+        raise InputError(f"{address}: {error} (for s3:// pip install -r requirements-s3.txt)") from error
+    except ValueError as error:
+        raise InputError(f"{address}: {error}") from error
 
 
 def open_binary(path):
     """A seekable binary file, open for reading."""
     if is_remote(path):
         fs, name = filesystem(path)
-        return fs.open(name, "rb")
+        return io.BufferedReader(fs.open(name, "rb"))  # for readline with a limit, which fsspec lacks
     return Path(path).open("rb")
 
 
@@ -121,7 +125,8 @@ class NewFile:
             descriptor, self._temporary = tempfile.mkstemp(suffix=TEMPORARY)
             os.close(descriptor)
         else:
-            self._temporary = f"{self._path}.{os.getpid()}{TEMPORARY}"
+            # Two machines may write the same file, where one was thought dead.
+            self._temporary = f"{self._path}.{secrets.token_hex(4)}{TEMPORARY}"
         self._file = Path(self._temporary).open("wb")
         self.write = self._file.write
         return self

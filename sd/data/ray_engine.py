@@ -1,0 +1,57 @@
+"""The packer's work over a Ray cluster: the same function as on one machine, results in order, dead nodes made good."""
+
+import os
+from collections import deque
+from contextlib import contextmanager
+from pathlib import Path
+
+import sd
+from sd.errors import InputError, RunError
+
+_MAX_RETRIES = 8  # a part whose node dies is packed elsewhere, to the same bytes
+
+
+def run_on_ray(function, tasks, address):
+    """Yield `function(task)` for each task, in order, at most two for each CPU of the cluster in hand.
+
+    Inputs and outputs must be reachable from every node under the same path. `address` None starts Ray on this machine.
+    Raises InputError without Ray or a cluster, RunError if a part cannot be packed on any node.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("--engine ray needs Ray: pip install -r requirements-ray.txt") from error
+    with _connected(ray, address):
+        remote = ray.remote(num_cpus=1, max_retries=_MAX_RETRIES)(_in_folder)
+        pending, folder = deque(), str(Path.cwd())
+        try:
+            for task in tasks:
+                pending.append(remote.remote(folder, function, task))
+                if len(pending) >= 2 * max(1, int(ray.cluster_resources().get("CPU", 1))):
+                    yield ray.get(pending.popleft())
+            while pending:
+                yield ray.get(pending.popleft())
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except ray.exceptions.RayError as error:
+            raise RunError(f"Ray: {str(error).splitlines()[0]}; the same command goes on") from error
+
+
+def _in_folder(folder, function, task):
+    os.chdir(folder)  # the user's relative paths start here
+    return function(task)
+
+
+@contextmanager
+def _connected(ray, address):
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    own = {} if address else {"include_dashboard": False}
+    code = {"py_modules": [str(Path(sd.__file__).parent)]}
+    try:
+        ray.init(address=address or "local", runtime_env=code, log_to_driver=False, logging_level="ERROR", **own)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RaySystemError) as error:
+        raise InputError(f"--ray_address {address}: {str(error).splitlines()[0]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
