@@ -1,7 +1,6 @@
 """Finding checkpoints, reading prompts, drawing into files: what is found, kept, named and refused."""
 
 import errno
-import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd.checkpoint import CheckpointWriter
 from sd.errors import InputError, RunError
 from sd.sampling import files, run
 from sd.sampling.compare import find_columns
@@ -19,6 +17,7 @@ from sd.sampling.job import Job, draw, settings_for
 from sd.sampling.locate import find_unet, run_settings
 from sd.sampling.models import choose_device, load_models
 from sd.sampling.prompts import read_prompts
+from tests.checkpoints import make_output_dir
 from tests.tiny import make_tiny_repository
 
 
@@ -29,31 +28,7 @@ def repository(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def output_dir(repository, tmp_path_factory):
-    """Two checkpoints of a v-prediction run, the later one with a moving average, as the trainer writes them."""
-    folder = tmp_path_factory.mktemp("output")
-    for step in (5, 10):
-        save_checkpoint(repository, folder, step, ema=step == 10)
-    arguments = {
-        "SDModelArguments": {"pretrained_model_name_or_path": repository.name, "vae_name_or_path": None},
-        "SDDataArguments": {"resolution": 24},
-    }
-    (folder / "run.json").write_text(json.dumps({"folder": str(repository.parent), "arguments": arguments}))
-    return folder
-
-
-def save_checkpoint(repository, output_dir, step, ema):
-    from safetensors.numpy import load_file
-
-    tensors = load_file(repository / "unet" / "diffusion_paddle_model.safetensors")
-    writer = CheckpointWriter(output_dir, step)
-    writer.write_json("unet/config.json", json.loads((repository / "unet/config.json").read_text()))
-    writer.write_tensors(
-        "unet/diffusion_paddle_model.safetensors", {k: v * (1 - step / 100) for k, v in tensors.items()}
-    )
-    if ema:
-        writer.write_tensors("unet/diffusion_paddle_model.ema.safetensors", {k: v * 0.5 for k, v in tensors.items()})
-    writer.write_json("settings.json", {"prediction_type": "v_prediction", "model_max_length": 20})
-    writer.commit()
+    return make_output_dir(repository, tmp_path_factory.mktemp("output"))
 
 
 def flags(**given):
