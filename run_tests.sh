@@ -2,7 +2,8 @@
 # Sets up .venv and runs the tests; further arguments go to pytest (`sh run_tests.sh -m slow`, `-k packer`).
 set -eu
 cd "$(dirname "$0")"
-. ./setup_env.sh requirements-test.txt
+requirements=requirements-test.txt
+. ./setup_env.sh
 echo "== ruff"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

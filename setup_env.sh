@@ -1,8 +1,10 @@
-# Sourced by quickstart.sh and run_tests.sh: makes .venv with the packages of the file named in $1, once.
+# Sourced by quickstart.sh and run_tests.sh: makes .venv with the packages of the file named in $requirements, once.
 # PYTHON names another interpreter; pip's own settings (PIP_INDEX_URL for a mirror) are honoured.
 
-requirements=$1
-stamp=.venv/installed-$(cat "$requirements" requirements.txt constraints.txt | cksum | tr ' ' '-')
+
+stamp() {
+    echo ".venv/installed-$1-$(cat "$1" requirements.txt constraints.txt | cksum | cut -d ' ' -f 1)"
+}
 
 fits() {
     "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
@@ -27,7 +29,7 @@ if [ ! -x .venv/bin/python ]; then
     }
 fi
 
-if [ ! -e "$stamp" ]; then
+if [ ! -e "$(stamp "$requirements")" ]; then
     echo "== installing $requirements into .venv (about 2.4 GB, once)"
     .venv/bin/python -m pip install --disable-pip-version-check -q -U 'pip>=23.1' &&
         .venv/bin/python -m pip install --disable-pip-version-check --progress-bar "${PIP_BAR:-on}" -r "$requirements" ||
@@ -36,5 +38,5 @@ if [ ! -e "$stamp" ]; then
             exit 1
         }
     rm -f .venv/installed-*
-    touch "$stamp"
+    touch "$(stamp "$requirements")" "$(stamp requirements.txt)" # every file includes requirements.txt
 fi
