@@ -3,15 +3,20 @@
 import os
 import signal
 import sys
+from pathlib import Path
 
 from sd import runtime, versions
 from sd.data.process import die_with_parent
 from sd.errors import run_script
+from sd.flags_help import training_help
 from sd.logs import import_quietly, set_up_logging
 
 
 def main():
     """Parse, build, train. Running the same command again goes on from the newest whole checkpoint."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(training_help(f"python {Path(__file__).name}"))
+        return
     if "PADDLE_TRAINER_ID" in os.environ:  # a launcher that is killed leaves nobody behind
         die_with_parent(os.getppid())
     runtime.prepare()

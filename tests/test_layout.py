@@ -14,7 +14,7 @@ SOURCES = sorted(ROOT.glob("sd/**/*.py")) + sorted(ROOT.glob("*.py"))
 LAYERS = [
     {"errors", "logs", "runtime", "signals", "versions"},
     {"data", "diffusion"},
-    {"arguments", "training_arguments", "command_line"},
+    {"arguments", "training_arguments", "command_line", "flags_help"},
     {"ema", "grid", "loading", "model", "optimizer", "pipeline", "weights"},
     {"callbacks", "checkpoint", "previews", "runs", "saving", "step_record", "validation"},
     {"sampling", "trainer"},
