@@ -92,8 +92,12 @@ def _build(part, config, path):
 
 
 def _load_layer(part, folder, variant):
+    import paddle
+    from paddlenlp.transformers.model_utils import no_init_weights
+
     weights = find_weights(folder, variant)
-    layer = _build(part, read_config(folder / "config.json"), folder / "config.json")
+    with paddle.LazyGuard(), no_init_weights():  # no random numbers for what is overwritten
+        layer = _build(part, read_config(folder / "config.json"), folder / "config.json")
     load_weights(layer, weights)
     return layer
 

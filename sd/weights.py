@@ -54,16 +54,18 @@ def load_weights(model, path):
         with safe_open(str(path), framework="np") as file:
             from_torch = (file.metadata() or {}).get("format", "pt") == "pt"
             names = _current_names(model, [name for name in file.keys() if not name.endswith(NOT_WEIGHTS)])  # noqa: SIM118
-            _check_names(path, set(parameters), set(names))
-            for name, stored_name in names.items():
+        _check_names(path, set(parameters), set(names))
+        for name, stored_name in names.items():
+            # Opened anew for each tensor: one mapping of the whole file would count as memory of this process.
+            with safe_open(str(path), framework="np") as file:
                 value = file.get_tensor(stored_name)
-                value = value.T if from_torch and name in linear else value
-                if list(value.shape) != list(parameters[name].shape):
-                    raise InputError(
-                        f"{path}: {name} has shape {list(value.shape)}, the configuration beside it asks for "
-                        f"{list(parameters[name].shape)}; weights and config.json do not belong together"
-                    )
-                parameters[name].set_value(value.astype("float32"))
+            value = value.T if from_torch and name in linear else value
+            if list(value.shape) != list(parameters[name].shape):
+                raise InputError(
+                    f"{path}: {name} has shape {list(value.shape)}, the configuration beside it asks for "
+                    f"{list(parameters[name].shape)}; weights and config.json do not belong together"
+                )
+            parameters[name].set_value(value.astype("float32", copy=False))
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: unreadable weights ({error}); copy or download the file again") from error
 

@@ -51,6 +51,16 @@ def test_agrees_with_the_libraries_own_loader(pristine, part):
         np.testing.assert_array_equal(ours.state_dict()[name].numpy(), value.numpy())
 
 
+def test_loading_draws_no_random_numbers(pristine):
+    """Weights that are overwritten need no initial ones; and the run's random state does not depend on what is loaded."""
+    paddle.seed(1)
+    for part in ("unet", "vae", "text_encoder"):
+        load_part(part, str(pristine), part)
+    after_loading = paddle.rand([4]).numpy()
+    paddle.seed(1)
+    np.testing.assert_array_equal(after_loading, paddle.rand([4]).numpy())
+
+
 def test_a_parts_own_flag_wins(pristine):
     args = SDModelArguments(pretrained_model_name_or_path="repo", vae_name_or_path=str(pristine / "vae"))
     assert part_source(args, "vae") == (str(pristine / "vae"), None)
