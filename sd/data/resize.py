@@ -5,6 +5,7 @@ between) followed by `crop`, to within one level: here nothing is rounded betwee
 first where that shrinks more, which moves overshoot at hard edges by many levels; one order for all is kept here.
 """
 
+import cv2
 import numpy as np
 
 _BLOCK = 32  # output pixels a matrix product: more waste work on the zeros of the band, fewer waste calls
@@ -54,22 +55,23 @@ def shown_size(width, height, short_side):
     return max(short_side, int(short_side * width / height)), short_side
 
 
-def resize_and_crop(image, size, left, top, resolution, interpolation="lanczos"):
-    """The crop [top:top + resolution, left:left + resolution] of an RGB (or RGBX) Pillow image resized to `size`.
+def resize_and_crop(pixels, size, left, top, resolution, interpolation="lanczos"):
+    """The crop [top:top + resolution, left:left + resolution] of `pixels` resized to `size`.
 
-    size: (width, height). Returns uint8 [3, resolution, resolution].
+    pixels: uint8 [h, w, 3]; size: (width, height). Returns uint8 [3, resolution, resolution].
     """
-    x_scale, y_scale = image.width / size[0], image.height / size[1]
+    height, width = pixels.shape[:2]
+    x_scale, y_scale = width / size[0], height / size[1]
     if interpolation == "nearest":
         steps = np.arange(resolution) + 0.5
         xs, ys = ((left + steps) * x_scale).astype(int), ((top + steps) * y_scale).astype(int)
-        return np.ascontiguousarray(np.asarray(image)[ys[:, None], xs, :3].transpose(2, 0, 1))
+        return np.ascontiguousarray(pixels[ys[:, None], xs].transpose(2, 0, 1))
     kernel, support = FILTERS[interpolation]
-    columns, x0, x1 = _weights(image.width, left, x_scale, resolution, kernel, support)
-    lines, y0, y1 = _weights(image.height, top, y_scale, resolution, kernel, support)
+    columns, x0, x1 = _weights(width, left, x_scale, resolution, kernel, support)
+    lines, y0, y1 = _weights(height, top, y_scale, resolution, kernel, support)
     planes = np.empty((3, y1 - y0, x1 - x0), np.float32)
-    for plane, channel in zip(planes, image.crop((x0, y0, x1, y1)).split(), strict=False):
-        plane[:] = np.asarray(channel)
+    for plane, channel in zip(planes, cv2.split(pixels[y0:y1, x0:x1]), strict=True):
+        plane[:] = channel
 
     narrow = np.empty((3 * (y1 - y0), resolution), np.float32)
     for at, span, band in columns:
