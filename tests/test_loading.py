@@ -52,7 +52,7 @@ def test_agrees_with_the_libraries_own_loader(pristine, part):
 
 
 def test_loading_draws_no_random_numbers(pristine):
-    """Weights that are overwritten need no initial ones; and the run's random state does not depend on what is loaded."""
+    """What is loaded needs no initial weights, and does not change the random state of the run."""
     paddle.seed(1)
     for part in ("unet", "vae", "text_encoder"):
         load_part(part, str(pristine), part)
