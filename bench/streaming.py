@@ -12,10 +12,11 @@ best of several rounds in which the ways take turns, so that other load on the m
 import argparse
 import base64
 import ctypes
+import functools
 import gzip
+import importlib.util
 import io
 import itertools
-import os
 import random
 import sys
 import tarfile
@@ -23,19 +24,19 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[0] = str(ROOT)  # in place of bench/, where this file would hide the package `streaming`
 
-from sd.data.dataset import TextImagePair, collate
-from sd.data.order import Order
-from sd.data.part import PartWriter
-from sd.data.record import encode_row
-from sd.data.resize import resize_and_crop, shown_size
-from sd.data.sample import decode_image, short_side
+from sd.data.dataset import TextImagePair, collate  # noqa: E402
+from sd.data.order import Order  # noqa: E402
+from sd.data.part import PartWriter  # noqa: E402
+from sd.data.record import encode_row  # noqa: E402
+from sd.data.resize import resize_and_crop, shown_size  # noqa: E402
+from sd.data.sample import decode_image, short_side  # noqa: E402
 
 RESOLUTION, BATCH = 256, 32
 
@@ -107,7 +108,8 @@ def stacked(samples):
 def reference_way(folder, _):
     def samples():
         buffer = []
-        for line in gzip.open(folder / "stream.gz", "rt", encoding="utf-8"):
+        lines = gzip.open(folder / "stream.gz", "rt", encoding="utf-8")  # noqa: SIM115  (closed with the generator)
+        for line in lines:
             caption, _, image = line.rstrip("\n").split("\t")
             sample = {"pixel_values": plain_pixels(base64.b64decode(image)), "input_ids": tokenize(caption)}
             if len(buffer) < 100:
@@ -193,22 +195,24 @@ def compare_ways(folder, jpegs, rounds):
 
 def compare_decoders(jpegs, rounds):
     import cv2
-    import simplejpeg
 
     cv2.setNumThreads(1)
     decoders = {
         "Pillow": lambda data: Image.open(io.BytesIO(data)).load(),
         "OpenCV": lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB),
-        "simplejpeg": lambda data: simplejpeg.decode_jpeg(data, "RGBX"),
-        "simplejpeg, fast DCT and upsampling": lambda data: simplejpeg.decode_jpeg(
-            data, "RGBX", fastdct=True, fastupsample=True
-        ),
     }
+    if importlib.util.find_spec("simplejpeg"):
+        import simplejpeg
+
+        decoders["simplejpeg"] = simplejpeg.decode_jpeg
+        decoders["simplejpeg, fast DCT and upsampling"] = functools.partial(
+            simplejpeg.decode_jpeg, fastdct=True, fastupsample=True
+        )
     best = best_seconds({n: lambda d=d: [d(data) for data in jpegs] for n, d in decoders.items()}, rounds)
     print("\n| decoder | images/s per core | largest difference from Pillow |\n| --- | --- | --- |")
     plain = [np.asarray(Image.open(io.BytesIO(data))).astype(int) for data in jpegs[:20]]
     for name, decode in decoders.items():
-        got = plain if name == "Pillow" else [decode(data)[..., :3] for data in jpegs[:20]]
+        got = plain if name == "Pillow" else [decode(data) for data in jpegs[:20]]
         difference = max(np.abs(a - b).max() for a, b in zip(plain, got, strict=True))
         print(f"| {name} | {len(jpegs) / best[name]:.0f} | {difference} |")
 
@@ -269,6 +273,7 @@ def main():
     parser.add_argument("--images", type=int, default=320, help="records in the data set; default 320")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of which the best counts; default 7")
     arguments = parser.parse_args()
+    threadpool_limits(1)
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # as worker_init_fn does; here it helps all ways
         libc.mallopt(-3, 32 << 20)
