@@ -1,0 +1,59 @@
+"""FID and CLIP score as arithmetic on features, in float64; no model and no picture is known here."""
+
+import numpy as np
+
+from sd.errors import InputError
+
+
+class Moments:
+    """Count, sum and sum of outer products of features seen so far: all that FID needs of them."""
+
+    def __init__(self, width):
+        self.count = 0
+        self._sum = np.zeros(width)
+        self._outer = np.zeros([width, width])
+        self._origin = None
+
+    def add(self, features):
+        """Take in features [N, D]. They are counted from the first one on, so that large means cost no digits."""
+        features = np.asarray(features, np.float64)
+        if len(features) == 0:
+            return
+        self._origin = features[0] if self._origin is None else self._origin
+        features = features - self._origin
+        self.count += len(features)
+        self._sum += features.sum(0)
+        self._outer += features.T @ features
+
+    def mean_and_covariance(self):
+        """Mean [D] and unbiased covariance [D, D]. Raises InputError for fewer than two features."""
+        if self.count < 2:
+            raise InputError(f"{self.count} pictures have no covariance; FID needs at least two")
+        mean = self._sum / self.count
+        covariance = (self._outer - self.count * np.outer(mean, mean)) / (self.count - 1)
+        return mean + self._origin, covariance
+
+
+def frechet_distance(mean_a, covariance_a, mean_b, covariance_b):
+    """Squared Frechet distance of two Gaussians (arXiv 1706.08500, eq. 6), the FID of their features.
+
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2). The last trace is that of (A^1/2 B A^1/2)^1/2, a symmetric matrix
+    whose eigenvalues are real, so no imaginary rest has to be thrown away when A or B is singular.
+    """
+    values, vectors = np.linalg.eigh(covariance_a)
+    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    between = np.linalg.eigvalsh(root @ covariance_b @ root)
+    overlap = np.sqrt(np.clip(between, 0, None)).sum()
+    shift = np.sum((np.asarray(mean_a) - mean_b) ** 2)
+    return float(shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * overlap)
+
+
+def clip_scores(image_features, text_features):
+    """CLIP score of each picture with its text: their cosine, or 0 if that is negative (arXiv 2104.08718, w = 1).
+
+    Features [N, D] each. MLPerf's figures are means of these; torchmetrics' are 100 times as large.
+    """
+    images = np.asarray(image_features, np.float64)
+    texts = np.asarray(text_features, np.float64)
+    norms = np.linalg.norm(images, axis=1) * np.linalg.norm(texts, axis=1)
+    return np.maximum((images * texts).sum(1) / norms, 0)
