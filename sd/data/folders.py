@@ -4,6 +4,7 @@ import errno
 import os
 import posixpath
 import stat
+from contextlib import suppress
 from functools import lru_cache
 
 from sd.data import storage
@@ -19,7 +20,6 @@ class BadRow(Exception):  # noqa: N818 - an outcome that is counted, not a failu
         self.reason, self.detail = reason, detail
 
 
-@lru_cache(maxsize=64)
 def folder_at(path, allow_outside):
     """The LocalFolder or RemoteFolder at a path or address."""
     return (RemoteFolder if storage.is_remote(path) else LocalFolder)(path, allow_outside)
@@ -33,17 +33,26 @@ class LocalFolder:
         self._inside = self._folder.rstrip("/") + "/"
         self._allow_outside = allow_outside
         self._resolve = lru_cache(maxsize=4096)(os.path.realpath)  # images come by folder
+        self._located = {}  # names that `size` has looked at and `read` has not
 
     def size(self, name):
         """Bytes of a file, the error's name where there is none: what a signature needs."""
         try:
-            return os.lstat(self._locate(name)).st_size
+            path = self._located[name] = self._locate(name)
+            return os.lstat(path).st_size
         except (OSError, ValueError) as error:
             return type(error).__name__
 
+    def prefetch(self, names):
+        """Nothing: a local file is read when it is wanted."""
+
+    @staticmethod
+    def holds(name):
+        return True
+
     def read(self, name):
         try:
-            return self._read(self._locate(name), name)
+            return self._read(self._located.pop(name, None) or self._locate(name), name)
         except FileNotFoundError as error:
             raise BadRow("image missing", name) from error
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -83,20 +92,37 @@ class RemoteFolder:
         self._fs, self._folder = storage.filesystem(folder)
         self._inside = self._folder.rstrip("/") + "/"
         self._allow_outside = allow_outside
+        self._held = {}
 
-    def size(self, name):
-        try:
-            return self._fs.size(self._locate(name))
-        except FileNotFoundError as error:
-            return type(error).__name__
+    @staticmethod
+    def size(name):
+        """Nothing: asking for each object would take as long as reading it."""
+
+    def prefetch(self, names):
+        """Read objects at once, none further than the largest image goes, for `read` to hand out."""
+        paths = {}
+        for name in names:
+            self._held.setdefault(name)
+            with suppress(BadRow):
+                paths[name] = self._locate(name)
+        starts, ends = [0] * len(paths), [MAX_IMAGE_BYTES + 1] * len(paths)
+        found = self._fs.cat_ranges(list(paths.values()), starts, ends, on_error="return")
+        self._held.update(zip(paths, found, strict=True))
+
+    def holds(self, name):
+        return name in self._held
 
     def read(self, name):
+        data = self._held.pop(name, None)
+        path = self._locate(name)
         try:
-            path = self._locate(name)
-            check_size(self._fs.size(path), name)
-            return self._fs.cat_file(path)
+            if not isinstance(data, bytes):  # an error, among them that of a range in an empty object
+                check_size(self._fs.size(path), name)
+                data = self._fs.cat_file(path)
         except FileNotFoundError as error:
             raise BadRow("image missing", name) from error
+        check_size(len(data), name)
+        return data
 
     def _locate(self, name):
         path = posixpath.normpath(posixpath.join(self._folder, name))

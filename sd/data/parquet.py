@@ -97,6 +97,7 @@ class ParquetLoader:
 
         self.close()
         self._file = storage.open_binary(path)
+        self._folder = folder_at(storage.folder_of(path), self._source.allow_outside)
         columns = [self._source.caption_key, self._source.image_key]
         opened = parquet.ParquetFile(self._file)
         self._batches = opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns)
@@ -120,5 +121,5 @@ class ParquetLoader:
             check_size(len(image), "")
             return image
         if isinstance(image, str):
-            return folder_at(storage.folder_of(path), self._source.allow_outside).read(image)
+            return self._folder.read(image)
         raise BadRow("no image in the row", type(image).__name__)

@@ -8,6 +8,7 @@ loader: `loader.signature(items)` says what the items are without reading images
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from isal import isal_zlib
@@ -20,6 +21,7 @@ from sd.data.webdataset import WebdatasetSource
 from sd.errors import InputError
 
 MAX_LINE_BYTES = 16 << 20
+_PREFETCH = 32  # remote images in memory at a time
 
 
 @dataclass(frozen=True)
@@ -62,23 +64,31 @@ class JsonlSource:
 
 
 class JsonlLoader:
+    """Looks at all rows of a part first, then reads their images, remote ones several at a time."""
+
     def __init__(self, source, folder):
         self._source, self._folder = source, folder
+        self._rows = {}  # line number -> (caption, image path), of rows that are not loaded yet
 
     def signature(self, items):
         """CRC-32 over the lines and over the sizes of the images they name, so that a changed input shows."""
         crc = 0
         for number, line in items:
             try:
-                _, image_path = self._parse(line)
+                caption, image_path = self._parse(line)
                 size = self._folder.size(image_path)
+                self._rows[number] = caption, image_path
             except BadRow as row:
                 size = row.reason
             crc = isal_zlib.crc32(b"%d %b %b\n" % (number, line, str(size).encode()), crc)
         return crc
 
     def load(self, item):
-        caption, image_path = self._parse(item[1])
+        number, line = item
+        caption, image_path = self._rows.pop(number, None) or self._parse(line)
+        if not self._folder.holds(image_path):
+            following = (path for _, path in islice(self._rows.values(), _PREFETCH - 1))
+            self._folder.prefetch([image_path, *following])
         return caption, self._folder.read(image_path)
 
     def _parse(self, line):
