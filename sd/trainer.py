@@ -91,6 +91,7 @@ class StableDiffusionTrainer(Trainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             worker_init_fn=worker_init_fn,
+            use_shared_memory=False,  # a kill would leave its batches there, and a container may have 64 MB of it
         )
 
     def create_scheduler(self, num_training_steps):
