@@ -185,6 +185,16 @@ def test_shrinking_goes_only_downward(pack_lines):
     assert len(less.image) < len(small.image)
 
 
+def test_shrinking_puts_transparency_on_white_and_keeps_16_bits_in_range(pack_lines):
+    clear = Image.new("RGBA", (80, 80), (0, 0, 0, 0))
+    clear.save(pack_lines.folder / "images" / "clear.png")
+    Image.fromarray(np.full((80, 80), 0x80FF, np.uint16)).save(pack_lines.folder / "images" / "deep.png")
+    _, records, _ = pack_lines(row("images/clear.png"), row("images/deep.png"), resize=40)
+    for record, value in zip(records, (255, 128), strict=True):
+        with Image.open(io.BytesIO(record.image)) as image:
+            assert np.abs(np.asarray(image, int) - value).max() <= 1
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_counts_in_the_index_and_is_applied_when_shrinking(pack_lines, orientation):
     corners = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)]  # from the top left, by row

@@ -3,6 +3,7 @@
 import io
 import warnings
 
+import numpy as np
 from PIL import Image
 
 from sd.data.record import RowError
@@ -66,6 +67,16 @@ def decode_all(image):
         raise RowError(f"the image cannot be decoded: {error}") from error
 
 
+def to_rgb(image):
+    """The image as RGB: transparency on white, the upper 8 of 16 bits."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
 def shrink(image, short_side, quality):
     """JPEG bytes of an opened image with its short side at `short_side`, upright, and its new size. Raises RowError."""
     width, height = image.size
@@ -76,7 +87,7 @@ def shrink(image, short_side, quality):
     decode_all(image)
     buffer = io.BytesIO()
     try:
-        small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        small = to_rgb(image).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
         upright = small if turn is None else small.transpose(turn)
         upright.save(buffer, "JPEG", quality=quality)
     except (OSError, ValueError) as error:
