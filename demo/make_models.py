@@ -42,7 +42,7 @@ def main():
     parser.add_argument("--output", default="demo/tiny_sd", help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=7200, help="drawings the VAE is trained on")
-    parser.add_argument("--vae_steps", type=int, default=4000)
+    parser.add_argument("--vae_steps", type=int, default=4500)
     parser.add_argument("--vae_batch_size", type=int, default=16)
     parser.add_argument("--vae_learning_rate", type=float, default=2e-3)
     parser.add_argument("--text_encoder_steps", type=int, default=300)
