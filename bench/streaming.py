@@ -47,7 +47,7 @@ def photograph(rng, width, height):
     for octave in range(1, 9):
         for channel in range(3):
             grid = Image.fromarray(rng.normal(size=(2**octave, 2**octave)).astype(np.float32))
-            pixels[..., channel] += 112 * 0.55**octave * np.asarray(grid.resize((width, height), Image.BICUBIC))
+            pixels[..., channel] += 112 * 0.65**octave * np.asarray(grid.resize((width, height), Image.BICUBIC))
     return Image.fromarray(np.clip(128 + pixels, 0, 255).astype(np.uint8))
 
 

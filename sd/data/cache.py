@@ -24,6 +24,11 @@ def default_folder():
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd_parts"
 
 
+def needs_copy(path, layout):
+    """Whether the rows of a part cannot be reached in any order where it lies."""
+    return layout == STREAM or storage.is_remote(path)
+
+
 class LocalCopies:
     """Opens parts for reading in any order, through a local copy where one is needed.
 
@@ -36,39 +41,40 @@ class LocalCopies:
 
     def open(self, path, index):
         """An open PartReader. Raises PartError if the part cannot be had, RunError if the folder cannot take it."""
-        if index.layout == STREAM:
-            return self._open_copy(path, index, replace(index, layout=LINES), _unpack_into)
-        if storage.is_remote(path):
-            return self._open_copy(path, index, index, _copy_into)
-        return PartReader(path, index).__enter__()
+        if not needs_copy(path, index.layout):
+            return PartReader(path, index).__enter__()
+        copied = replace(index, layout=LINES) if index.layout == STREAM else index
+        for _ in range(_ATTEMPTS):  # between the copy and the opening another process may make room
+            copy = self.fetch(path, index)
+            with suppress(PartError):
+                return PartReader(str(copy), copied).__enter__()
+        raise PartError(f"{path}: its copy in {self.folder} disappears; raise --data_cache_bytes")
 
-    def _open_copy(self, path, index, copy_index, fetch):
-        copy = self.folder / f"{sha256(f'{path} {index.checksum} {fetch.__name__}'.encode()).hexdigest()[:32]}.part"
+    def fetch(self, path, index):
+        """Path of the local copy, made if it is not there. index: PartIndex or PartHeader. Raises as `open`."""
+        name = sha256(f"{path} {index.checksum} {index.layout}".encode()).hexdigest()[:32]
+        copy, write = self.folder / f"{name}.part", _unpack_into if index.layout == STREAM else _copy_into
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for _ in range(_ATTEMPTS):  # between the copy and the opening another process may make room
-                with _locked(copy.with_suffix(".lock")):
-                    if not copy.exists():
-                        self._fetch(path, copy, fetch)
-                with suppress(PartError):
-                    reader = PartReader(str(copy), copy_index).__enter__()
-                    os.utime(copy)
-                    self._make_room(keep=copy)
-                    return reader
+            with _locked(copy.with_suffix(".lock")):
+                if not copy.exists():
+                    self._fetch(path, copy, write)
+                os.utime(copy)
+            self._make_room(keep=copy)
         except OSError as error:
             raise RunError(
                 f"{self.folder}: cannot keep a copy of {path}: {error.strerror or error}; free some space, "
                 "lower --data_cache_bytes or set XDG_CACHE_HOME"
             ) from error
-        raise PartError(f"{path}: its copy in {self.folder} disappears; raise --data_cache_bytes")
+        return copy
 
-    def _fetch(self, path, copy, fetch):
+    def _fetch(self, path, copy, write):
         temporary = copy.with_suffix(f".{os.getpid()}.tmp")
         try:
             for attempt in range(_ATTEMPTS):
                 with temporary.open("wb") as file:
                     try:
-                        fetch(path, file)
+                        write(path, file)
                         break
                     except _ReadError as error:
                         if attempt + 1 == _ATTEMPTS:

@@ -8,6 +8,7 @@ from hashlib import sha256
 import numpy as np
 
 from sd.data import storage
+from sd.data.cache import needs_copy
 from sd.data.filelist import read_file_list
 from sd.data.index import STREAM, SUFFIX, PartError
 from sd.data.part import load_header, load_index
@@ -28,6 +29,7 @@ class PartSummary:
     num_bad: int = 0
     kind: str = ""
     checksum: str = "missing"
+    layout: str = ""
     damage: str = ""
     lost_unknown: bool = False  # rows are missing, nobody knows how many
 
@@ -35,10 +37,11 @@ class PartSummary:
 class Catalog:
     """The parts of a file list in order, numbered through all its sources.
 
-    paths: list of str; usable: int64 [parts], rows with a short side of `resolution` or more; num_rows, num_usable:
-    totals; num_lost: rows of missing or damaged parts, guessed from the size of the others; num_bad: these and the rows
-    without a readable image; damage: {part number: reason}; kind: "image" or "moments"; fingerprint: a hash of weights,
-    names and checksums, the same wherever the parts lie.
+    - paths: list of str; usable: int64 [parts], rows with a short side of `resolution` or more.
+    - num_rows, num_usable: totals. num_lost: rows of missing or damaged parts, guessed from the size of the others.
+      num_bad: these and the rows without a readable image.
+    - copied: numbers of the parts that are read from local copies; damage: {part number: reason}.
+    - kind: "image" or "moments"; fingerprint: a hash of weights, names and checksums, the same wherever the parts lie.
 
     Raises InputError where nothing is usable, or more than `max_bad_fraction` of the rows is bad.
     """
@@ -53,6 +56,7 @@ class Catalog:
         self.usable = np.array([part.usable for part in parts], np.int64)
         self.num_usable = int(self.usable.sum())
         self.num_rows = sum(part.num_rows for part in parts)
+        self.copied = {number for number, part in enumerate(parts) if needs_copy(self.paths[number], part.layout)}
         self.damage = {number: part.damage for number, part in enumerate(parts) if part.damage}
         self.num_lost = _count_lost(parts)
         self.num_bad = sum(part.num_bad for part in parts) + self.num_lost
@@ -137,7 +141,16 @@ def summarise(path, resolution, cache_dir=None):
         damage = f"{path}: {num_bytes} bytes where its index says {header.part_bytes}; copy or pack it again"
     elif index is not None and index.damage:
         damage = f"{path}: {index.damage}"
-    return PartSummary(usable, header.num_rows, num_bad, header.kind, header.checksum, damage, scanned and bool(damage))
+    return PartSummary(
+        usable=usable,
+        num_rows=header.num_rows,
+        num_bad=num_bad,
+        kind=header.kind,
+        checksum=header.checksum,
+        layout=header.layout,
+        damage=damage,
+        lost_unknown=scanned and bool(damage),
+    )
 
 
 def _count_lost(parts):

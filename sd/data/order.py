@@ -91,6 +91,11 @@ class Order:
         turn, lane = divmod(block, self.lanes)
         return lane, turn * self.deal_size + within
 
+    def sample_at(self, lane, index):
+        """The sample number of a lane's index: the inverse of `lane_of`."""
+        turn, within = divmod(index, self.deal_size)
+        return (turn * self.lanes + lane) * self.deal_size + within
+
     def lane_range(self, source, lane):
         """The range of rows of a pass, in the order of that pass, that belongs to the lane."""
         rows = self.rows[source]

@@ -3,12 +3,14 @@
 import logging
 import traceback
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 
 from sd.data import storage
 from sd.data.index import PartError
-from sd.data.part import load_index
+from sd.data.part import load_header, load_index
 from sd.data.record import RowError, decode_row
 from sd.errors import InputError, RunError
 
@@ -25,10 +27,11 @@ class RowReader:
 
     def __init__(self, catalog, copies, watchdog, cache_dir=None):
         self._catalog, self._copies, self._watchdog, self._cache_dir = catalog, copies, watchdog, cache_dir
-        self._open = OrderedDict()  # part -> (reader, row numbers of the usable rows), or the error of opening it
+        self._open = OrderedDict()  # part -> (reader, row numbers of its usable rows), or (None, why it did not open)
+        self._pool, self._prepared = None, set()
 
     def read(self, part, ordinal):
-        """(row number, Record). Raises RowError, whose `row` is None where the part could not be opened."""
+        """(row number, Record). Raises BadRowError."""
         reader, rows = self._opened(part)
         row = int(rows[ordinal])
         with self._watchdog.doing(f"reading {self._catalog.name(part, row)}"):
@@ -36,6 +39,21 @@ class RowReader:
                 return row, decode_row(reader.read(row))
             except RowError as error:
                 raise BadRowError(row, error) from error
+
+    def prepare(self, part):
+        """Fetch a part that is read from a local copy in the background, so that its first row need not wait."""
+        if part in self._open or part in self._prepared:
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="prepare parts")
+        self._prepared.add(part)
+        self._pool.submit(self._prepare, part)
+
+    def _prepare(self, part):
+        path = self._catalog.paths[part]
+        # Whatever goes wrong will do so again when the part is opened, and is reported then.
+        with suppress(PartError, RunError, OSError):
+            self._copies.fetch(path, load_header(path, self._cache_dir))
 
     def _opened(self, part):
         if part not in self._open:
@@ -49,13 +67,16 @@ class RowReader:
         return reader, rows
 
     def _close_oldest(self):
-        _, (reader, _) = self._open.popitem(last=False)
+        part, (reader, _) = self._open.popitem(last=False)
+        self._prepared.discard(part)
         if reader is not None:
             reader.close()
 
     def close(self):
         while self._open:
             self._close_oldest()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _try_open(self, part):
         path = self._catalog.paths[part]
@@ -92,11 +113,14 @@ class SampleSource:
         judged = max(_LEAST_JUDGED, int(catalog.num_usable * share))
         self._judged = min(catalog.num_usable, judged, _MOST_JUDGED)
         self._bad_places = set()
+        self._windows = {}  # lane -> the window that it is in
         self.num_read = self.num_bad = 0
 
     def train(self, sample):
         """The arrays of training sample number `sample`."""
         self.num_read += 1
+        if self._catalog.copied:
+            self._look_ahead(sample)
         for turn, place in enumerate(self._order.candidates(sample)):
             made = self._try(place, sample)
             if made is not None:
@@ -104,6 +128,18 @@ class SampleSource:
             if turn == 0:
                 self._count()
         raise RunError(f"sample {sample}: no good row in its window, nor among those drawn instead; look at the parts")
+
+    def _look_ahead(self, sample):
+        """On entering a window, have the parts of the lane's next one fetched."""
+        lane, index = self._order.lane_of(sample)
+        window = self._order.position(sample)[:-1]
+        if self._windows.get(lane) == window:
+            return
+        self._windows[lane] = window
+        parts, _, _ = self._order.window(self._order.sample_at(lane, index + self._order.buffer_size))
+        for part in np.unique(parts).tolist():
+            if part in self._catalog.copied:
+                self._reader.prepare(part)
 
     def _try(self, place, sample):
         if place in self._bad_places:

@@ -1,0 +1,194 @@
+"""Look at a data set before training on it: `python -m sd.data.inspect FILE_LIST`.
+
+Prints what the parts hold, how large the images and how long the captions are and which rows are bad, and writes a
+contact sheet of random samples as the model will see them.
+"""
+
+import argparse
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from sd.data import storage
+from sd.data.cache import LocalCopies
+from sd.data.catalog import Catalog
+from sd.data.index import PartError
+from sd.data.order import CAPTION, CROP, rng
+from sd.data.part import load_index
+from sd.data.record import RowError
+from sd.data.resize import FILTERS
+from sd.data.sample import choose_caption, decode_image, random_crop
+from sd.data.stream import RowReader
+from sd.data.watchdog import Watchdog
+from sd.errors import InputError, RunError, run_script
+
+SIDES = (0, 1, 64, 128, 256, 384, 512, 768, 1024, 2048)
+CAPTION_LENGTHS = (0, 1, 20, 50, 100, 200, 400)
+_INDEXES_READ = 1000
+_BAD_NAMED = 20
+_TILE, _LABEL = 160, 30
+
+
+@dataclass
+class Findings:
+    """What a look at some rows gave: caption lengths in characters, bad rows by name, samples for the sheet."""
+
+    num_read: int = 0
+    caption_lengths: list = field(default_factory=list)
+    captions_per_row: Counter = field(default_factory=Counter)
+    bad: list = field(default_factory=list)
+    samples: list = field(default_factory=list)
+
+
+def histogram(values, edges):
+    """Lines `low-high  share  bar`, one for each range that starts at an edge; the last is open."""
+    values = np.asarray(values)
+    places = np.searchsorted(edges, values, side="right") - 1
+    lines = []
+    for at, low in enumerate(edges):
+        share = float((places == at).mean()) if len(values) else 0.0
+        high = f"-{edges[at + 1] - 1}" if at + 1 < len(edges) else "+"
+        name = f"{low}" if high == f"-{low}" else f"{low}{high}"
+        lines.append(f"    {name:>10} {share:7.1%}  {'#' * round(40 * share)}".rstrip())
+    return lines
+
+
+def summary_of(values, unit):
+    if not len(values):
+        return "none"
+    low, middle, high = np.percentile(values, [0, 50, 100])
+    return f"{low:.0f} to {high:.0f} {unit}, median {middle:.0f}, mean {np.mean(values):.1f}"
+
+
+def read_sizes(catalog):
+    """Widths, heights and stored bytes of the rows of up to _INDEXES_READ parts, spread over the list."""
+    count = min(_INDEXES_READ, len(catalog.paths))
+    widths, heights, num_bytes = [], [], []
+    for part in tqdm(np.linspace(0, len(catalog.paths) - 1, count).astype(int), desc="indexes", leave=False):
+        try:
+            index = load_index(catalog.paths[part])
+        except PartError:  # the catalog has counted and named it
+            continue
+        widths.append(index.widths)
+        heights.append(index.heights)
+        num_bytes.append(index.lengths)
+    return tuple(np.concatenate(column) if column else np.zeros(0, int) for column in (widths, heights, num_bytes))
+
+
+def read_rows(catalog, count, num_samples, interpolation, caption_dropout, seed):
+    """Read and decode `count` usable rows spread over the list; cut samples for the sheet from random ones of them."""
+    found = Findings()
+    ends = np.cumsum(catalog.usable)
+    rows = np.unique(np.linspace(0, catalog.num_usable - 1, min(count, catalog.num_usable)).astype(int))
+    chosen = set(rng(seed, CROP).permutation(rows)[:num_samples].tolist())
+    reader = RowReader(catalog, LocalCopies(), Watchdog())
+    for row in tqdm(rows.tolist(), desc="rows", leave=False):
+        part = int(np.searchsorted(ends, row, side="right"))
+        found.num_read += 1
+        place = None
+        try:
+            place, record = reader.read(part, row - int(ends[part] - catalog.usable[part]))
+            pixels = decode_image(record.image)
+            if min(pixels.shape[:2]) < catalog.resolution:
+                raise RowError(f"the image is {pixels.shape[1]}x{pixels.shape[0]}, smaller than its index says")
+        except RowError as error:
+            at = getattr(error, "row", place)
+            name = storage.base_name(catalog.paths[part]) if at is None else catalog.name(part, at)
+            found.bad.append(f"{name}: {error}")
+            continue
+        found.caption_lengths += [len(caption) for caption in record.captions]
+        found.captions_per_row[len(record.captions)] += 1
+        if row in chosen:
+            caption = choose_caption(record.captions, caption_dropout, rng(seed, CAPTION, row))
+            crop = random_crop(pixels, catalog.resolution, interpolation, rng(seed, CROP, row))
+            found.samples.append((crop, caption, catalog.name(part, place)))
+    reader.close()
+    return found
+
+
+def contact_sheet(samples):
+    """One picture of uint8 [3,H,W] samples with caption and place below each."""
+    columns = max(1, int(np.ceil(np.sqrt(len(samples)))))
+    lines = -(-len(samples) // columns)
+    sheet = Image.new("RGB", (columns * _TILE, lines * (_TILE + _LABEL)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    for number, (pixels, caption, name) in enumerate(samples):
+        x, y = number % columns * _TILE, number // columns * (_TILE + _LABEL)
+        tile = Image.fromarray(pixels.transpose(1, 2, 0))
+        sheet.paste(tile.resize((_TILE - 4, _TILE - 4), Image.LANCZOS), (x + 2, y + 2))
+        for line, text in enumerate((caption or "(caption dropped or empty)", name)):
+            while pen.textlength(text, font) > _TILE - 4:
+                text = text.rstrip("…")[:-1] + "…"
+            pen.text((x + 2, y + _TILE + 13 * line), text, "black" if line == 0 else "gray", font)
+    return sheet
+
+
+def report(catalog, sizes, found):
+    """The lines that the command prints."""
+    widths, heights, num_bytes = sizes
+    short = np.minimum(widths, heights)
+    lost = f", about {catalog.num_lost} rows lost with damaged parts" if catalog.num_lost else ""
+    lines = [
+        f"{catalog.file_list}: {len(catalog.paths)} parts, {catalog.num_rows} rows{lost}",
+        f"fingerprint {catalog.fingerprint}, weights {', '.join(f'{weight:g}' for weight in catalog.weights)}",
+        f"usable at {catalog.resolution} px: {catalog.num_usable} ({catalog.num_usable / catalog.num_rows:.1%})",
+        f"stored bytes a row: {summary_of(num_bytes, 'bytes')}",
+        "short side in pixels (0: unreadable)",
+        *histogram(short, SIDES),
+    ]
+    seen = short > 0
+    ratio = np.maximum(widths, heights)[seen] / short[seen]
+    if len(ratio):
+        lines.append(f"long to short side: median {np.median(ratio):.2f}, largest {ratio.max():.2f}")
+    lines.append(f"rows read and decoded: {found.num_read}, bad: {len(found.bad)}")
+    lines += [f"    {name}" for name in found.bad[:_BAD_NAMED]]
+    lines += [f"    and {len(found.bad) - _BAD_NAMED} more"] * (len(found.bad) > _BAD_NAMED)
+    if found.caption_lengths:
+        several = sum(count for number, count in found.captions_per_row.items() if number > 1)
+        lines.append(f"caption length: {summary_of(found.caption_lengths, 'characters')}; {several} rows with several")
+        lines += histogram(found.caption_lengths, CAPTION_LENGTHS)
+    lines += [f"damaged: {reason}" for reason in list(catalog.damage.values())[:_BAD_NAMED]]
+    lines += [f"    and {len(catalog.damage) - _BAD_NAMED} more"] * (len(catalog.damage) > _BAD_NAMED)
+    return lines
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m sd.data.inspect", description=__doc__.split("\n\n")[1])
+    parser.add_argument("file_list", help="a .filelist.list, as --file_list of training takes it")
+    parser.add_argument("--resolution", type=int, default=512, help="as in training; default 512")
+    parser.add_argument("--interpolation", choices=list(FILTERS), default="lanczos")
+    parser.add_argument("--caption_dropout", type=float, default=0.1)
+    parser.add_argument("--rows", type=int, default=1000, help="rows to read and decode, 0 for all; default 1000")
+    parser.add_argument("--samples", type=int, default=64, help="pictures on the contact sheet; default 64")
+    parser.add_argument("--seed", type=int, default=23)
+    parser.add_argument("--output", default="inspect.png", help="the contact sheet; default inspect.png")
+    options = parser.parse_args(arguments)
+    if options.resolution < 1 or options.rows < 0 or options.samples < 0 or not 0 <= options.caption_dropout <= 1:
+        raise InputError(
+            f"resolution={options.resolution}, rows={options.rows}, samples={options.samples}, "
+            f"caption_dropout={options.caption_dropout}; expected 1 or more, 0 or more, 0 or more, and 0 to 1"
+        )
+    catalog = Catalog(options.file_list, options.resolution, max_bad_fraction=1.0)
+    found = read_rows(
+        catalog,
+        options.rows or catalog.num_usable,
+        options.samples,
+        options.interpolation,
+        options.caption_dropout,
+        options.seed,
+    )
+    print("\n".join(report(catalog, read_sizes(catalog), found)))
+    if found.samples:
+        try:
+            contact_sheet(found.samples).save(options.output, "PNG")
+        except OSError as error:
+            raise RunError(f"{options.output}: cannot be written: {error.strerror or error}") from error
+        print(f"contact sheet: {Path(options.output)}")
+
+
+if __name__ == "__main__":
+    run_script(main)
