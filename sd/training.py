@@ -17,6 +17,7 @@ from sd.checkpoint import (
     remove_leftovers,
 )
 from sd.data.dataset import EvalPairs, TextImagePair, collate, raise_if_failed
+from sd.data.filelist import read_file_list
 from sd.errors import InputError, RunError
 from sd.model import StableDiffusionModel
 from sd.previews import COUNT as PREVIEW_COUNT
@@ -31,6 +32,8 @@ def train(model_args, data_args, training_args):
     """Train as the arguments say. Returns the number of the signal that ended training early, or None."""
     if not training_args.do_train:
         raise InputError("nothing to do; give --do_train")
+    for file_list in filter(None, (data_args.file_list, data_args.eval_file_list)):
+        read_file_list(file_list)  # whatever is wrong with it is told before gigabytes of models are loaded
     lock, checkpoint = on_rank_0(training_args, lambda: prepare_output_dir(training_args))
     if checkpoint and is_finished(checkpoint, training_args):
         return None

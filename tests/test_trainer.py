@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 
 import numpy as np
 import paddle
@@ -254,3 +255,60 @@ def test_epochs_count_the_records(workshop):
     assert [folder.name for folder in ck.list_checkpoints(output_dir)] == ["checkpoint-9"]  # 33 records, batches of 4
     output_dir = workshop.train("records", "--max_steps", -1, "--num_train_epochs", 2, "--num_records", 8)
     assert [folder.name for folder in ck.list_checkpoints(output_dir)] == ["checkpoint-4"]
+
+
+def test_a_step_never_waits_for_the_device(workshop, monkeypatch):
+    """Nothing in a step reads a value back from the device; that is left to `settle`, once every logging_steps."""
+    from sd.step_record import StepRecords
+    from sd.trainer import StableDiffusionTrainer
+
+    read, inside = [], []
+    for name in ("numpy", "item", "tolist", "__bool__", "__float__", "__int__", "__array__"):
+        original = getattr(paddle.Tensor, name)
+
+        def counted(self, *arguments, original=original, name=name):
+            if inside and (self.dtype != paddle.int64 or self.ndim):  # ppdiffusers reads shapes, which the host has
+                read.append((name, self.dtype))
+            return original(self, *arguments)
+
+        monkeypatch.setattr(paddle.Tensor, name, counted)
+    take_step = StableDiffusionTrainer._take_step
+
+    def watched(self, *arguments):
+        self.records._settle_every = self.args.logging_steps  # as on a GPU
+        inside.append(True)
+        take_step(self, *arguments)
+        inside.clear()
+
+    settled = []
+    settle = StepRecords.settle
+
+    def noted(self, due):
+        settled.append(len(self._unread) if due or len(self._unread) >= self._settle_every else 0)
+        return settle(self, due)
+
+    monkeypatch.setattr(StableDiffusionTrainer, "_take_step", watched)
+    monkeypatch.setattr(StepRecords, "settle", noted)
+    workshop.train("no_wait", "--use_ema", "--max_steps", 6, "--logging_steps", 3, "--gradient_accumulation_steps", 2)
+    assert read == [] and settled == [0, 0, 3, 0, 0, 3]
+
+
+def test_a_really_full_disk_keeps_what_is_there_and_trains_on(workshop, tmp_path, caplog):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True)
+    if mount.returncode:
+        pytest.skip("no right to mount a small file system")
+    try:
+        with (disk / "ballast").open("wb") as ballast:
+            workshop.train(disk / "out", "--max_steps", 1)
+            ballast.write(b"." * (ck.shutil.disk_usage(disk).free - 100_000))
+        workshop.train(disk / "out", "--max_steps", 3, "--save_steps", 1)
+        assert "checkpoint-2 not saved: it needs" in caplog.text
+        assert [folder.name for folder in ck.list_checkpoints(disk / "out")] == ["checkpoint-1"]
+        assert ck.find_problem(disk / "out/checkpoint-1") is None
+        (disk / "ballast").unlink()
+        workshop.train(disk / "out", "--max_steps", 3)
+        assert ck.newest_whole_checkpoint(disk / "out").name == "checkpoint-3"
+    finally:
+        subprocess.run(["umount", disk], check=True)
