@@ -120,7 +120,7 @@ def _load_published(part, name, subfolder, variant):
     else:
         PartClass = _layer_class(part)  # noqa: N806
     where = "/".join(filter(None, (name, subfolder)))
-    logger.info("fetching the published %s", where)
+    logger.info("fetching the published %s (if it comes as .pdparams, a pickle: trust its publisher)", where)
     options = {"subfolder": subfolder} if subfolder else {}
     if variant:
         options["variant"] = variant
