@@ -53,8 +53,8 @@ _ACCUMULATORS = ("moment1_acc", "moment2_acc", "beta1_pow_acc", "beta2_pow_acc")
 
 def innermost(optimizer):
     """The optimizer inside the wrappers that sharding and mixed precision put around it."""
-    while hasattr(optimizer, "_inner_opt"):
-        optimizer = optimizer._inner_opt
+    while inner := getattr(optimizer, "_inner_opt", None) or getattr(optimizer, "_optim", None):
+        optimizer = inner
     return optimizer
 
 

@@ -26,7 +26,7 @@ TEXT_WEIGHTS = "text_encoder/model.safetensors"
 def save_checkpoint(trainer):
     """Save checkpoint-N, by all ranks together. A full disk is told and training goes on; older ones stay."""
     args, step = trainer.args, trainer.state.global_step
-    sharded = hasattr(trainer.optimizer, "_hcg")
+    sharded = bool(args.sharding)
     writes = args.should_save or sharded
     _barrier(args)
     writer = CheckpointWriter(args.output_dir, step) if writes else None

@@ -157,7 +157,7 @@ class StableDiffusionTrainer(Trainer):
     ):
         self._begin(max_steps, train_dataloader, resume_from_checkpoint)
         batches = iter(train_dataloader)  # before the signals: workers are not to inherit their handlers
-        with StopSignals() as signals, _dead_workers_told():
+        with StopSignals() as signals, _told_plainly():
             while self.state.global_step < max_steps:
                 self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
                 self._take_step(model, batches, signals)
@@ -325,14 +325,22 @@ class StableDiffusionTrainer(Trainer):
 
 
 @contextlib.contextmanager
-def _dead_workers_told():
-    """Make one clear line of Paddle's ways to say that a data worker is gone: it raises wherever the trainer stands."""
+def _told_plainly():
+    """Make one clear line of what Paddle raises, wherever the trainer stands, for lost data workers and full memory."""
     try:
         yield
-    except (SystemError, RuntimeError) as error:
-        if isinstance(error, RunError) or "DataLoader" not in str(error):
+    except (SystemError, RuntimeError, MemoryError) as error:
+        text = str(error)
+        if isinstance(error, RunError):
             raise
-        raise RunError(
-            "a data worker was killed, most often because memory ran out; fewer --dataloader_num_workers or a smaller "
-            "--buffer_size need less, and the same command goes on from the last checkpoint"
-        ) from error
+        if "DataLoader" in text:
+            raise RunError(
+                "a data worker was killed, most often because memory ran out; fewer --dataloader_num_workers or a "
+                "smaller --buffer_size need less, and the same command goes on from the last checkpoint"
+            ) from error
+        if isinstance(error, MemoryError) or "ResourceExhausted" in text or "out of memory" in text.lower():
+            raise RunError(
+                "memory ran out; a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, or "
+                "--recompute, needs less, and the same command goes on from the last checkpoint"
+            ) from error
+        raise

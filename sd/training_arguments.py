@@ -14,6 +14,21 @@ from sd.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+# Flags of paddlenlp that would do nothing or harm here, with the value that leaves them out.
+_UNSUPPORTED = {
+    "unified_checkpoint": False,
+    "load_best_model_at_end": False,
+    "use_async_save": False,
+    "save_sharded_model": False,
+    "load_sharded_model": False,
+    "enable_auto_parallel": False,
+    "tensor_parallel_degree": -1,
+    "pipeline_parallel_degree": -1,
+    "sep_parallel_degree": -1,
+    "context_parallel_degree": -1,
+    "skip_data_intervals": None,
+    "offload_optim": False,
+}
 REPORTERS = ("visualdl", "custom_visualdl", "tensorboard", "wandb", "autonlp", "all", "none")
 
 
@@ -80,8 +95,11 @@ class SDTrainingArguments(TrainingArguments):
             check_choice("report_to", name, REPORTERS)
         if self.fp16 and self.bf16:
             raise InputError("fp16=True with bf16=True; choose one")
-        if self.unified_checkpoint:
-            raise InputError("unified_checkpoint=True; checkpoints here are safetensors already, leave the flag out")
+        for name, usual in _UNSUPPORTED.items():
+            if getattr(self, name) not in (usual, None):
+                raise InputError(f"{name}={getattr(self, name)!r} is not supported by this trainer; leave it out")
+        if "stage3" in str(self.sharding):
+            raise InputError(f"sharding={self.sharding!r} is not supported by this trainer; use stage1 or stage2")
 
     def _check_device(self):
         """Fall back to the CPU where Paddle has no GPU, and refuse what a CPU cannot do."""

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import signal
 import subprocess
 
 import numpy as np
@@ -312,3 +314,31 @@ def test_a_really_full_disk_keeps_what_is_there_and_trains_on(workshop, tmp_path
         assert ck.newest_whole_checkpoint(disk / "out").name == "checkpoint-3"
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize(("save", "kept"), [(True, ["checkpoint-2"]), (False, [])])
+def test_a_signal_ends_training_after_its_step(workshop, monkeypatch, save, kept):
+    from sd.step_record import StepRecords
+
+    add = StepRecords.add
+
+    def add_and_signal(self, step, *arguments):
+        add(self, step, *arguments)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # as Paddle's launcher does
+
+    monkeypatch.setattr(StepRecords, "add", add_and_signal)
+    handler = signal.getsignal(signal.SIGTERM)
+    output_dir = workshop.train(f"signal_{save}", "--max_steps", 50, "--save_on_exit", save)
+    assert [folder.name for folder in ck.list_checkpoints(output_dir)] == kept
+    assert workshop.stopped_by == signal.SIGTERM and signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_full_memory_is_told_plainly(workshop, monkeypatch):
+    def forward(self, **batch):
+        raise MemoryError("ResourceExhaustedError: Out of memory error on GPU 0")
+
+    monkeypatch.setattr(StableDiffusionModel, "forward", forward)
+    with pytest.raises(RunError, match="memory ran out; a smaller --per_device_train_batch_size"):
+        workshop.train("memory")

@@ -56,7 +56,7 @@ class Workshop:
         from sd.training import train
 
         logging.getLogger("sd").setLevel(logging.INFO)
-        train(*parse_arguments(self.flags(output_dir, *more), environ={}))
+        self.stopped_by = train(*parse_arguments(self.flags(output_dir, *more), environ={}))
         return self.folder / output_dir
 
     def start(self, output_dir, *more, ranks=None, launch=()):
