@@ -10,7 +10,7 @@ from sd.data.pack_options import PackOptions
 from sd.data.packer import pack
 from sd.data.part import PartError, PartReader, load_header, load_index
 from sd.data.record import decode_row
-from sd.errors import InputError
+from sd.errors import InputError, RunError
 from tests.pack_input import image_bytes, write_input
 
 pytest.importorskip("s3fs", reason="requirements-s3.txt is not installed")
@@ -85,6 +85,14 @@ def test_defect_10_images_stay_below_the_folder_on_s3(bucket):
     fs.pipe_file(f"{bucket}/in/data.jsonl", b'{"caption": "a", "image": "../secret.png"}\n')
     with pytest.raises(InputError, match="image outside the input's folder"):
         pack(PackOptions(f"{bucket}/in/data.jsonl", f"{bucket}/out", **flags()))
+
+
+def test_a_server_that_is_gone_is_said_in_one_line(bucket, folder, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    type(storage.filesystem(bucket)[0]).clear_instance_cache()
+    with pytest.raises(RunError, match=r'Could not connect.*"http://127\.0\.0\.1:9'):
+        pack(PackOptions(str(folder / "data.jsonl"), f"{bucket}/out", **flags()))
 
 
 def test_what_is_not_there_is_said(bucket):

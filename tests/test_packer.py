@@ -134,7 +134,7 @@ def test_a_second_run_goes_on_from_what_is_there(run, tmp_path):
     (parts / "part-000002.gz").unlink()  # as after a kill between index and part
     (parts / "part-000003.gz.idx").write_bytes(b"")
     (parts / "part-000004.gz").write_bytes(b"cut")
-    (parts / "part-000005.gz.123.tmp").write_bytes(b"unfinished")
+    (parts / "part-000005.gz.0a1b2c3d.tmp").write_bytes(b"unfinished")
     for name in ("part-000007.gz", "part-000007.gz.idx"):
         (parts / name).unlink()
     run(num_workers=2)
@@ -193,6 +193,17 @@ def test_overwrite_leaves_nothing_of_the_old_run(run, tmp_path):
     run(overwrite=True, save_gzip_file=False)
     parts = sorted(path.name for path in (tmp_path / "out/laion400m_format_data").iterdir())
     assert parts == sorted(f"part-00000{n}{suffix}" for n in range(1, 8) for suffix in ("", ".idx"))
+
+
+def test_files_of_others_are_left_alone(run, tmp_path):
+    folder = tmp_path / "out/laion400m_format_data"
+    folder.mkdir(parents=True)
+    others = [tmp_path / "out/notes.tmp", folder / "part-of-a-novel.txt", folder / "draft.gz.tmp"]
+    for path in others:
+        path.write_text("mine")
+    run(overwrite=True)
+    run(overwrite=True)
+    assert [path.read_text() for path in others] == ["mine"] * 3
 
 
 def test_two_runs_do_not_share_an_output(run, tmp_path):

@@ -17,7 +17,7 @@ class BadRow(Exception):  # noqa: N818 - an outcome that is counted, not a failu
 
     def __init__(self, reason, detail=""):
         super().__init__(reason)
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail = reason, detail[:200]
 
 
 def folder_at(path, allow_outside):

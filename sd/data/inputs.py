@@ -41,7 +41,7 @@ def text_of(fields, key):
     if not isinstance(fields, dict):
         raise BadRow("not a JSON object", type(fields).__name__)
     if key not in fields:
-        raise BadRow(f"no key {key!r}", f"keys: {', '.join(map(str, fields))}"[:200])
+        raise BadRow(f"no key {key!r}", f"keys: {', '.join(map(str, fields))}")
     if not isinstance(fields[key], str):
-        raise BadRow(f"{key!r} is not text", repr(fields[key])[:200])
+        raise BadRow(f"{key!r} is not text", repr(fields[key]))
     return fields[key]

@@ -3,8 +3,9 @@
 import fcntl
 import json
 import os
+import re
 import signal
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import chain, islice
 
@@ -28,22 +29,22 @@ def pack(options):
     A run that was stopped goes on from its finished parts. Raises InputError for wrong input or an output that belongs
     to other input or flags, RunError for too many bad rows or an output that cannot be written.
     """
-    source = open_source(options)
-    tasks = _tasks(source.items(), options)
-    first = next(tasks, None)
-    if first is None:
-        raise InputError(f"--input_path {options.input_path}: no rows in it")
     try:
-        with _stopped_by_signals(), _own(options):
-            tally = _pack_parts(chain([first], tasks), source, options)
-            return _finish(tally, options)
+        with _stopped_by_signals():
+            source = open_source(options)
+            tasks = _tasks(source.items(), options)
+            first = next(tasks, None)
+            if first is None:
+                raise InputError(f"--input_path {options.input_path}: no rows in it")
+            with _own(options):
+                tally = _pack_parts(chain([first], tasks), source, options)
+                return _finish(tally, options)
     except KeyboardInterrupt:
         raise RunError("stopped; the same command goes on from the finished parts") from None
-    except OSError as error:
-        place = error.filename or options.output_path
-        raise RunError(
-            f"{place}: {error.strerror or error}; mend that, and the same command goes on from the finished parts"
-        ) from error
+    except storage.failures() as error:
+        place = getattr(error, "filename", None) or options.output_path
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"{place}: {reason}; mend that, and the same command goes on from the finished parts") from error
 
 
 def _part_folder(options):
@@ -118,8 +119,8 @@ def _clear(folder, options):
 
 
 def _parts_in(folder):
-    names = {name.removesuffix(SUFFIX) for name in storage.list_folder(folder) if name.startswith("part-")}
-    return sorted(name for name in names if not name.endswith(storage.TEMPORARY))
+    names = (name.removesuffix(SUFFIX) for name in storage.list_folder(folder))
+    return sorted({name for name in names if re.fullmatch(r"part-\d{6,}(\.gz)?", name)})
 
 
 def _remove_unfinished(options):
@@ -127,7 +128,7 @@ def _remove_unfinished(options):
     output = options.output_path
     for folder in (output, storage.join(output, LIST_FOLDER), _part_folder(options)):
         for name in storage.list_folder(folder):
-            if name.endswith(storage.TEMPORARY):
+            if storage.is_unfinished(name):
                 storage.remove(storage.join(folder, name))
 
 
@@ -142,7 +143,7 @@ def _pack_parts(tasks, source, options):
     else:
         results = run_local(work, tasks, options.num_workers)
     rejected_path = storage.join(options.output_path, "rejected.jsonl")
-    with storage.NewFile(rejected_path) as rejected, Progress() as progress:
+    with closing(results), storage.NewFile(rejected_path) as rejected, Progress() as progress:
         tally = Tally()
         for result in results:
             if result.changed:
@@ -152,7 +153,6 @@ def _pack_parts(tasks, source, options):
             for row in result.rejected:
                 rejected.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             if tally.num_packed == 0 and tally.num_bad >= _HOPELESS_ROWS:
-                results.close()
                 break
     return tally
 

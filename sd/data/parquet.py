@@ -89,7 +89,7 @@ class ParquetLoader:
         caption = self._batch[self._source.caption_key][row - self._start].as_py()
         image = self._batch[self._source.image_key][row - self._start].as_py()
         if not isinstance(caption, str):
-            raise BadRow("the caption is not text", repr(caption)[:200])
+            raise BadRow("the caption is not text", repr(caption))
         return caption, self._image(path, image)
 
     def _open(self, path, group):
@@ -112,7 +112,7 @@ class ParquetLoader:
         except (StopIteration, ArrowException, OSError) as error:
             path, group = self._at
             self._at = None
-            raise BadRow("the parquet file is damaged", f"row group {group} of {path}: {error}"[:300]) from error
+            raise BadRow("the parquet file is damaged", f"row group {group} of {path}: {error}") from error
 
     def _image(self, path, image):
         if isinstance(image, dict):  # the Image feature of the datasets library

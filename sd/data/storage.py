@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import secrets
 import tempfile
 from contextlib import suppress
@@ -9,7 +10,16 @@ from pathlib import Path
 
 from sd.errors import InputError
 
-TEMPORARY = ".tmp"  # how the names of unfinished files end
+_TEMPORARY = ".tmp"
+
+
+def failures():
+    """OSError, and what the S3 client raises without being one: no credentials, no connection."""
+    try:
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        return (OSError,)
+    return OSError, BotoCoreError
 
 
 def is_remote(path):
@@ -110,6 +120,11 @@ def remove(path):
         Path(path).unlink(missing_ok=True)
 
 
+def is_unfinished(name):
+    """Whether a file name is one that NewFile gives while it writes."""
+    return re.search(r"\.[0-9a-f]{8}\.tmp$", name) is not None
+
+
 class NewFile:
     """A file that appears under its name whole or not at all, even if the process or the machine stops half way.
 
@@ -122,11 +137,11 @@ class NewFile:
 
     def __enter__(self):
         if is_remote(self._path):
-            descriptor, self._temporary = tempfile.mkstemp(suffix=TEMPORARY)
+            descriptor, self._temporary = tempfile.mkstemp(suffix=_TEMPORARY)
             os.close(descriptor)
         else:
             # Two machines may write the same file, where one was thought dead.
-            self._temporary = f"{self._path}.{secrets.token_hex(4)}{TEMPORARY}"
+            self._temporary = f"{self._path}.{secrets.token_hex(4)}{_TEMPORARY}"
         self._file = Path(self._temporary).open("wb")
         self.write = self._file.write
         return self
