@@ -4,6 +4,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 
 import numpy as np
 from paddle.io import Dataset, IterableDataset, get_worker_info
@@ -207,6 +208,8 @@ def worker_init_fn(worker_id):
     # Ctrl-C goes to the whole foreground group; the trainer wants to write a checkpoint first.
     os.setpgid(0, 0)
     threadpool_limits(1)
+    if "fsspec.asyn" in sys.modules:  # its event loop stayed behind in the parent: whoever waits on it waits for ever
+        sys.modules["fsspec.asyn"].reset_lock()
     if hasattr(libc, "mallopt"):  # giving pages back after every image costs a third of the decoding time
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 128 << 20)
