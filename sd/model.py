@@ -25,8 +25,8 @@ class StableDiffusionModel(nn.Layer):
         for part in ("vae", "unet", "text_encoder"):
             for parameter in getattr(self, part).parameters():
                 parameter.stop_gradient = part not in self.trained_parts
-        for layer in vae.sublayers(include_self=True):
-            layer._cast_to_low_precision = False  # paddle.amp.decorate leaves the VAE in float32
+        for layer in (self, *vae.sublayers(include_self=True)):
+            layer._cast_to_low_precision = False  # paddle.amp.decorate leaves the tables and the VAE in float32
         self.scaling_factor = vae.config.scaling_factor
         self._register_tables()
         self.train()

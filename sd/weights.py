@@ -71,11 +71,16 @@ def load_weights(model, path):
 
 
 def _current_names(model, stored_names):
-    """{the model's name: the file's name}; both libraries rename what older versions of them wrote."""
+    """{the model's name: the file's name} for files whose names come from older or newer libraries."""
     names = {name: name for name in stored_names}
-    if hasattr(model, "_convert_deprecated_attention_blocks"):
+    if hasattr(model, "_convert_deprecated_attention_blocks"):  # the VAE's attention before diffusers 0.16
         model._convert_deprecated_attention_blocks(names)
-    model._update_deprecated_state_dict(names)
+    if hasattr(model, "text_model") and not any(name.startswith("text_model.") for name in names):  # transformers 5
+        names = {f"text_model.{name}": stored for name, stored in names.items()}
+    renamed = getattr(model, "_deprecated_dict", None)  # paddlenlp's CLIP
+    if renamed and any(renamed["key"] in name for name in names):
+        for old, new in renamed["name_mapping"].items():
+            names = {name.replace(old, new): stored for name, stored in names.items()}
     return names
 
 

@@ -101,6 +101,18 @@ def test_paddlenlps_older_text_encoder_names_load(tmp_path):
     np.testing.assert_allclose(new(ids)[0].numpy(), old(ids)[0].numpy(), atol=1e-5)
 
 
+def test_text_encoders_of_transformers_5_load(repository):
+    """Their names lack the prefix `text_model.`."""
+    path = repository / "text_encoder/model.safetensors"
+    before = load_part("text_encoder", str(repository), "text_encoder").state_dict()
+    stored = {name.removeprefix("text_model."): value for name, value in load_file(path).items()}
+    assert set(stored).isdisjoint(before)
+    save_file(stored, path, metadata={"format": "np"})
+    after = load_part("text_encoder", str(repository), "text_encoder").state_dict()
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name].numpy(), value.numpy())
+
+
 def test_a_variant_is_another_file(repository):
     weights = load_file(repository / "unet" / UNET_FILE)
     weights = {name: value + 1 for name, value in weights.items()}
