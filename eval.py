@@ -75,6 +75,16 @@ def parse_arguments(arguments=None):
         help="seed of each prompt's first picture; the next has seed + 1, and so on (default: %(default)s)",
     )
     add("--batch_size", type=int, help="pictures in one UNet call (default: 8 where the UNet's work is small, else 1)")
+    scores = parser.add_argument_group("scores of a prompts file, with --metrics (default output: eval_metrics)")
+    add = scores.add_argument
+    add("--metrics", action="store_true", help="draw one picture of each prompt and measure FID and CLIP score")
+    add("--preset", help="mlperf (512 pixels, guidance 8, 30,000 prompts) or reference (256 pixels, guidance 1.5 to 8)")
+    add("--guidance_scales", nargs="+", type=float, metavar="SCALE", help="several (default: --guidance_scale)")
+    add("--num_prompts", type=int, help="the first so many prompts (default: all)")
+    add("--clip_model", metavar="NAME", help="CLIP for the CLIP score: a folder or published name")
+    add("--fid_model", metavar="NAME", help="features for FID: Inception-v3's weights as .safetensors, or a CLIP")
+    add("--fid_reference", metavar="PATH", help="real pictures: a folder, a file list, or statistics (.npz: mu, sigma)")
+    add("--processes", type=int, default=1, help="processes that draw, one for each GPU (default: %(default)s)")
     return parser.parse_args(arguments)
 
 
@@ -82,11 +92,15 @@ def main():
     """Read the flags, set the machine up, draw."""
     flags = parse_arguments()
     versions.check()
+    if flags.unet:  # a wrong name is answered before Paddle is imported
+        from sd.sampling.locate import find_unet
+
+        flags.unet = find_unet(flags.unet).folder
     runtime.prepare()
     import_quietly()
     from sd.sampling.run import run
 
-    if not flags.prompt and not flags.prompts_file:
+    if not (flags.prompt or flags.prompts_file or flags.metrics):
         flags.prompt = [ASTRONAUT]
         flags.output = flags.output or "astronaut_rides_horse.png"
     run(flags)

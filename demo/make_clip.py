@@ -8,6 +8,7 @@ the demo, nothing else.
 """
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def accuracy(model, ids):
 def main():
     parser = argparse.ArgumentParser(description="Train the demo's CLIP.")
     parser.add_argument("--output", type=Path, default=FOLDER / "tiny_clip")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     tokenizer_folder = FOLDER / "tiny_sd" / "tokenizer"
@@ -102,6 +103,8 @@ def main():
     model.save_pretrained(str(flags.output), safe_serialization=True)
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         shutil.copy(tokenizer_folder / name, flags.output / name)
+    normalisation = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (flags.output / "preprocessor_config.json").write_text(json.dumps(normalisation) + "\n")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def flags(**given):
         "compare": None, "output": None, "unet": None, "variant": None, "pretrained_model": None,
         "text_encoder": None, "vae": None, "tokenizer": None, "dtype": "fp32", "device": "cpu", "height": None,
         "width": None, "guidance_scale": 2.0, "num_inference_steps": 2, "scheduler": None, "num_images": 1,
-        "seed": 42, "batch_size": None,
+        "seed": 42, "batch_size": None, "metrics": False,
     }  # fmt: skip
     return SimpleNamespace(**(defaults | given))
 

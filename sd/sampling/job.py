@@ -43,17 +43,17 @@ def settings_for(models, *, height=None, width=None, scheduler=None, batch_size=
     return Settings(height=height, width=width, scheduler=scheduler, batch_size=batch_size, **others)
 
 
-def draw(models, jobs, settings, weights_id=None):
-    """Draw every job's picture into its file, with a progress bar.
+def draw(models, jobs, settings, weights_id=None, quiet=False):
+    """Draw every job's picture into its file, with a progress bar unless quiet.
 
     A file that holds just this picture already (same prompt, settings and weights) is left as it is.
     """
     told = asdict(settings) | models.schedule | {"model": models.label, "weights": weights_id or models.weights_id()}
     todo = [job for job in jobs if read_png_text(job.path) != (job.prompt, told | {"seed": job.seed})]
-    if len(todo) < len(jobs):
+    if len(todo) < len(jobs) and not quiet:
         print(f"{len(jobs) - len(todo)} of {len(jobs)} pictures are there already", flush=True)
     sizes = {name: getattr(settings, name) for name in ("height", "width", "guidance_scale", "num_inference_steps")}
-    with tqdm(total=len(todo), bar_format=_BAR, disable=not todo) as bar:
+    with tqdm(total=len(todo), bar_format=_BAR, disable=quiet or not todo) as bar:
         stream = stream_images(
             models.unet,
             models.vae,

@@ -10,6 +10,7 @@ from sd.pipeline import check_size
 from sd.sampling.compare import find_columns
 from sd.sampling.files import make_folder, read_pixels, slug, write_png
 from sd.sampling.job import Job, draw, settings_for, warn_of_cut_prompts
+from sd.sampling.metrics import measure
 from sd.sampling.models import choose_device, load_models
 from sd.sampling.prompts import read_prompts
 
@@ -20,6 +21,9 @@ _GRID_PICTURES = 400
 def run(flags):
     """Draw what the flags ask for. Raises InputError or RunError."""
     _check(flags)
+    if flags.metrics:
+        measure(flags, {"unet": flags.unet, "variant": flags.variant} | _model_flags(flags))
+        return
     prompts = list(flags.prompt or [])
     if flags.prompts_file:
         prompts += read_prompts(flags.prompts_file, flags.prompts_column)
@@ -36,13 +40,18 @@ def _check(flags):
     for name in ("height", "width", "batch_size"):
         if getattr(flags, name) is not None:
             check_range(name, getattr(flags, name), low=1)
+    if flags.metrics and flags.compare:
+        raise InputError("--metrics with --compare; measure the checkpoints one after another")
     if flags.compare and len(flags.compare) < 2:
         raise InputError(f"compare={flags.compare[0]!r}; expected two or more to be compared")
 
 
+def _model_flags(flags):
+    return {name: getattr(flags, name) for name in _MODEL_FLAGS}
+
+
 def _load(flags, unet, variant, shared=None):
-    named = {name: getattr(flags, name) for name in _MODEL_FLAGS}
-    return load_models(unet, variant=variant, shared=shared, **named)
+    return load_models(unet, variant=variant, shared=shared, **_model_flags(flags))
 
 
 def _settings(flags, models, device):

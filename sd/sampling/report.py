@@ -1,0 +1,76 @@
+"""Scores -> a JSON file, a table on the terminal, a curve of FID against CLIP score, and VisualDL scalars."""
+
+import json
+import re
+
+_HEADINGS = ("guidance scale", "FID", "CLIP score")
+
+
+def table(report):
+    """The scores as lines of text, one guidance scale each."""
+    rows = [_HEADINGS]
+    for result in report["results"]:
+        rows.append((f"{result['guidance_scale']:g}", _figure(result["fid"], 3), _figure(result["clip_score"], 4)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def verdict(report):
+    """Whether the protocol's targets are met by some guidance scale, as a line, or None if it sets none."""
+    targets = report["targets"]
+    if not targets:
+        return None
+    wanted = f"FID at most {targets['fid']:g} and CLIP score at least {targets['clip_score']:g}"
+    for result in report["results"]:
+        if result["fid"] is None or result["clip_score"] is None:
+            return f"target ({wanted}): not decided, it takes both measures"
+        if result["fid"] <= targets["fid"] and result["clip_score"] >= targets["clip_score"]:
+            return f"target ({wanted}): met at guidance scale {result['guidance_scale']:g}"
+    return f"target ({wanted}): not met"
+
+
+def write_report(report, output):
+    """Print the table and write metrics.json, curve.png and VisualDL's log into the folder `output`."""
+    aside = output / "metrics.json.tmp"
+    aside.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.replace(output / "metrics.json")
+    _log(report, output / "visualdl")
+    if all(result["fid"] is not None and result["clip_score"] is not None for result in report["results"]):
+        _curve(report, output / "curve.png")
+    print(f"{report['model']}, {report['pictures']} pictures for each guidance scale")
+    print(table(report))
+    if line := verdict(report):
+        print(line)
+    print(f"scores: {output / 'metrics.json'}")
+
+
+def _figure(value, digits):
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _log(report, folder):
+    from visualdl import LogWriter
+
+    step = re.search(r"checkpoint-(\d+)", report["model"])
+    with LogWriter(logdir=str(folder)) as log:
+        for result in report["results"]:
+            for name in ("fid", "clip_score"):
+                if result[name] is not None:
+                    tag = f"{name}/guidance-{result['guidance_scale']:g}"
+                    log.add_scalar(tag, result[name], int(step[1]) if step else 0)
+
+
+def _curve(report, path):
+    from matplotlib.figure import Figure
+
+    results = report["results"]
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([r["clip_score"] for r in results], [r["fid"] for r in results], "o-", color="#3366aa")
+    for result in results:
+        place = (result["clip_score"], result["fid"])
+        axes.annotate(f"{result['guidance_scale']:g}", place, textcoords="offset points", xytext=(6, 6))
+    axes.set(xlabel="CLIP score (higher is better)", ylabel="FID (lower is better)")
+    axes.set_title(f"{report['model']}, {report['pictures']} pictures, by guidance scale")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
