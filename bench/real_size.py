@@ -3,7 +3,7 @@
     python bench/real_size.py
 
 makes a repository with random weights in the real shapes of Stable Diffusion v1-4 (the tokenizer is a tiny one), packs
-a few pictures, and trains the UNet of sd/unet_config.json (860 M parameters) at 256 px, batch 1. Takes about 20 GB of
+a few pictures, and trains the UNet of sd/unet_config.json (860 M parameters) at 256 px, batch 1. Takes about 12 GB of
 disk for the time it runs, and as much memory as it reports.
 """
 
