@@ -266,7 +266,8 @@ class StableDiffusionTrainer(Trainer):
         else:
             self.optimizer.step()
         self.lr_scheduler.step()
-        self.optimizer.clear_grad()
+        # Freed, not filled with zeros, which would take memory and a pass over it; data parallel wants to keep them.
+        self.optimizer.clear_grad(set_to_zero=self.args.world_size > 1)
 
     def _log_evaluate_save(self, max_steps):
         """Do what is due after a step. Returns whether a rank was asked to stop."""
