@@ -18,7 +18,7 @@ def parse_arguments(argv=None):
     add("--per_part_file_num", type=int, default=1000, help="input rows a part")
     add("--save_gzip_file", action="store_true", help="gzip the parts")
     add("--num_repeat", type=int, default=1, help="how often the file list names every part")
-    add("--num_workers", type=int, help="processes (default: the cores)")
+    add("--num_workers", type=int, help="processes on this machine (default: the cores)")
     add("--input_format", choices=INPUT_FORMATS, default="jsonl", help="what --input_path holds")
     add("--verify", choices=VERIFY, default="header", help="open each image, decode it whole, or neither")
     add("--min_size", type=int, default=0, help="leave out images with a shorter short side")
@@ -37,7 +37,8 @@ def parse_arguments(argv=None):
 
 def main():
     file_list, report = pack(parse_arguments())
-    print(f"packed {report['outcomes']['packed']} of {report['rows']} rows into {report['parts']} parts")
+    outcomes = ", ".join(f"{count} {name}" for name, count in report["outcomes"].items())
+    print(f"{report['rows']} rows into {report['parts']} parts: {outcomes}")
     print(f"train with --file_list {file_list}")
 
 

@@ -54,7 +54,7 @@ def test_defect_07_it_runs_from_any_folder_into_any_folder(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     result = script(tmp_path / "elsewhere", "--input_path", "../data/data.jsonl", "--output_path", tmp_path / "far/out")
     assert result.returncode == 0
-    assert "packed 3 of 3 rows into 1 parts" in result.stdout
+    assert "3 rows into 1 parts: 3 packed" in result.stdout
     assert (tmp_path / "far/out/laion400m_format_data/part-000001").exists()
 
 
