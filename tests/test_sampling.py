@@ -93,6 +93,13 @@ def test_variants_are_told_apart_and_never_replaced(output_dir):
         load_models(str(output_dir / "checkpoint-5"), variant="ema")
 
 
+def test_the_parts_around_a_pipelines_unet_are_used(repository):
+    for name in (repository, repository / "unet"):
+        models = load_models(str(name))
+        assert models.sources["vae"] == (str(repository), "vae", None)
+        assert models.sampler == "ddim" and models.side == 32
+
+
 def test_a_unet_of_other_shapes_is_refused(output_dir, tmp_path):
     other = make_tiny_repository(tmp_path, latent_channels=6)
     with pytest.raises(InputError, match="in_channels=4 of the UNet, but the VAE's latents have 6 channels"):

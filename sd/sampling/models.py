@@ -82,8 +82,8 @@ def load_models(
     dtype="fp32",
     shared=None,
 ):
-    """Load what is named; what is not comes from the checkpoint, else from what its run was trained with, else from
-    the published Stable Diffusion v1-4.
+    """Load what is named; what is not comes from the checkpoint or pipeline around the UNet, else from what its run
+    was trained with, else from the published Stable Diffusion v1-4.
 
     unet: see `sd.sampling.locate.find_unet`. variant: `ema` for the moving average. shared: Models whose parts are
     taken over where they are the same. Raises InputError if a part cannot be had or the parts do not fit.
@@ -96,6 +96,8 @@ def load_models(
     if variant and folder.is_dir() and not any(folder.glob(f"*.{variant}.safetensors")):
         raise InputError(f"{folder} has no weights of variant {variant!r}; leave it out, or train with --use_ema")
     run = run_settings(place.checkpoint)
+    if pretrained_model is None and (folder.parent / "vae" / "config.json").is_file():
+        pretrained_model = str(folder.parent)  # the UNet of a whole pipeline
     repository = pretrained_model or run.get("pretrained_model_name_or_path") or PUBLISHED
     own = {} if pretrained_model else run
     trained_text = place.checkpoint / "text_encoder" if place.checkpoint else Path()
