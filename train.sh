@@ -21,7 +21,8 @@ if [ -z "${FILE_LIST:-}" ]; then
     if [ ! -e "$FILE_LIST" ]; then FILE_LIST=./data/filelist/train.filelist.list; fi
 fi
 
-exec "$PYTHON" -u "$here/train_txt2img_laion400m_trainer.py" \
+# shellcheck disable=SC2086  # LAUNCHER, set by train_multi.sh, is a list of words
+exec "$PYTHON" -u ${LAUNCHER:-} "$here/train_txt2img_laion400m_trainer.py" \
     --do_train \
     --output_dir ./laion400m_pretrain_output_trainer \
     --per_device_train_batch_size 32 \

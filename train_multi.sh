@@ -1,28 +1,10 @@
 #!/bin/sh
-# Train on several cards. Further arguments are passed on, and the last one wins: sh train_multi.sh --max_steps 100
+# Train on several cards with the flags of train.sh; further ones win: sh train_multi.sh --max_steps 100
 # Fewer cards:            GPUS=0,1 sh train_multi.sh
 # Several machines, the same command on each:  LAUNCH="--ips IP1,IP2" sh train_multi.sh
 #   (or LAUNCH="--master IP1:PORT --nnodes 2"); output_dir on storage that they share.
 # No GPU, two processes:  NPROC=2 sh train_multi.sh --device cpu
 set -eu
-
-here=$(dirname -- "$0")
-if [ -z "${PYTHON:-}" ]; then
-    PYTHON=python
-    if [ -z "${VIRTUAL_ENV:-}" ] && [ -x "$here/.venv/bin/python" ]; then PYTHON="$here/.venv/bin/python"; fi
-fi
-
-export FLAG_FUSED_LINEAR="${FLAG_FUSED_LINEAR:-0}"
-export FLAGS_conv_workspace_size_limit="${FLAGS_conv_workspace_size_limit:-4096}"
-export FLAG_USE_EMA="${FLAG_USE_EMA:-0}"
-export FLAG_RECOMPUTE="${FLAG_RECOMPUTE:-1}"
-export FLAG_XFORMERS="${FLAG_XFORMERS:-1}"
-
-# What create_pretraining_data.py wrote, else the LAION-400M demo data.
-if [ -z "${FILE_LIST:-}" ]; then
-    FILE_LIST=./processed_data/filelist/custom_dataset.filelist.list
-    if [ ! -e "$FILE_LIST" ]; then FILE_LIST=./data/filelist/train.filelist.list; fi
-fi
 
 # The launcher takes cards for GPUs and a number of processes for CPUs.
 case " $* " in *" --device cpu "* | *" --device=cpu "*) NPROC="${NPROC:-2}" ;; esac
@@ -32,30 +14,5 @@ else
     processes="--gpus ${GPUS:-0,1,2,3,4,5,6,7}"
 fi
 
-# shellcheck disable=SC2086  # both are lists of words
-exec "$PYTHON" -u -m paddle.distributed.launch $processes ${LAUNCH:-} "$here/train_txt2img_laion400m_trainer.py" \
-    --do_train \
-    --output_dir ./laion400m_pretrain_output_trainer \
-    --per_device_train_batch_size 32 \
-    --gradient_accumulation_steps 1 \
-    --learning_rate 1e-4 \
-    --weight_decay 0.01 \
-    --max_steps 200000 \
-    --lr_scheduler_type constant \
-    --warmup_steps 0 \
-    --image_logging_steps 1000 \
-    --logging_steps 10 \
-    --resolution 256 \
-    --save_steps 10000 \
-    --save_total_limit 20 \
-    --seed 23 \
-    --dataloader_num_workers 4 \
-    --vae_name_or_path CompVis/stable-diffusion-v1-4/vae \
-    --text_encoder_name_or_path CompVis/stable-diffusion-v1-4/text_encoder \
-    --unet_name_or_path "$here/sd/unet_config.json" \
-    --file_list "$FILE_LIST" \
-    --model_max_length 77 \
-    --max_grad_norm -1 \
-    --disable_tqdm True \
-    --bf16 False \
-    "$@"
+export LAUNCHER="-m paddle.distributed.launch $processes ${LAUNCH:-}"
+exec sh "$(dirname -- "$0")/train.sh" "$@"
