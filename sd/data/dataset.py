@@ -138,6 +138,7 @@ class TextImagePair(IterableDataset):
                 yield failure(error)
         finally:
             reader.close()
+            watchdog.close()
 
 
 class EvalPairs(Dataset):

@@ -8,7 +8,7 @@ first where that shrinks more, which moves overshoot at hard edges by many level
 import cv2
 import numpy as np
 
-_BLOCK = 32  # output pixels a matrix product: more waste work on the zeros of the band, fewer waste calls
+_BLOCK = 16  # output pixels a matrix product: more waste work on the zeros of the band, fewer waste calls
 
 
 def _lanczos(x):

@@ -22,7 +22,7 @@ class Watchdog:
     def __init__(self, *, may_exit=False, report_seconds=REPORT_SECONDS, give_up_seconds=GIVE_UP_SECONDS):
         self._may_exit, self._report, self._give_up = may_exit, report_seconds, give_up_seconds
         self._step, self._since, self._reported = "", 0.0, 0.0
-        self._thread = None
+        self._thread, self._closed = None, threading.Event()
 
     @contextmanager
     def doing(self, step):
@@ -36,9 +36,11 @@ class Watchdog:
         finally:
             self._step, self._since = outer, time.monotonic()
 
+    def close(self):
+        self._closed.set()
+
     def _watch(self):
-        while True:
-            time.sleep(self._report / 4)
+        while not self._closed.wait(self._report / 4):
             step, since = self._step, self._since
             waited = time.monotonic() - since
             if not step or waited < self._report or time.monotonic() - max(since, self._reported) < self._report:
