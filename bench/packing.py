@@ -22,6 +22,11 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from sd.data import packer  # noqa: E402
+from sd.data.pack_options import PackOptions  # noqa: E402
+from sd.data.pack_part import PartResult  # noqa: E402
 
 
 def make_photo(rng):
@@ -121,27 +126,26 @@ def compare(num_images, rounds, part_rows):
     print(f"per core {rates[ours] / rates[plain]:.1f}x, size {sizes[ours] / sizes[plain] - 1:+.2%}")
 
 
-def memory(num_lines):
-    """Pack a long JSONL that names one tiny image over and over; print the parent's peak memory."""
-    import psutil
+def count_only(task, source, options):
+    """Stands for the work on a part, so that the parent's share is left."""
+    return PartResult(task.path, task.done_fraction, num_packed=len(task.items), num_bytes=1)
 
+
+def memory(num_lines):
+    """All that the parent does for a long JSONL (list, hand out, collect, report, lists); print its peak memory."""
+    packer.pack_part = count_only
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        Image.new("RGB", (8, 8)).save(folder / "tiny.png")
         with (folder / "data.jsonl").open("w") as lines:
             for number in range(num_lines):
-                lines.write(f'{{"caption": "a caption of usual length, number {number}", "image": "tiny.png"}}\n')
-        words = ["--input_path", folder / "data.jsonl", "--output_path", folder / "out", "--save_gzip_file"]
-        command = list(map(str, [sys.executable, ROOT / "create_pretraining_data.py", *words]))
-        start, peaks = time.perf_counter(), []
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            parent = psutil.Process(process.pid)
-            while process.poll() is None:
-                peaks.append(parent.memory_info().rss)
-                time.sleep(0.5)
-        tenth = max(1, len(peaks) // 10)
-        print(f"{num_lines} lines, exit code {process.returncode}, {time.perf_counter() - start:.0f} s")
-        print(f"parent: {max(peaks) / 1e6:.0f} MB at most, {max(peaks[:tenth]) / 1e6:.0f} MB in the first tenth")
+                row = {"caption": f"a caption of usual length, number {number}", "image": f"images/{number:012d}.jpg"}
+                lines.write(json.dumps(row) + "\n")
+        options = PackOptions(str(folder / "data.jsonl"), str(folder / "out"), num_workers=2, num_repeat=100)
+        start = time.perf_counter()
+        _, report = packer.pack(options)
+        seconds = time.perf_counter() - start
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(f"{report['rows']} lines, {report['parts']} parts: {seconds:.0f} s, parent at most {peak_mb:.0f} MB")
 
 
 def main():
