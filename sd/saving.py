@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import paddle
 
@@ -85,10 +86,10 @@ def _write_models(trainer, writer):
 
 def _write_other_parts(model, writer):
     """What makes the checkpoint a whole pipeline beside the trained parts."""
-    from ppdiffusers import DDIMScheduler
+    import ppdiffusers
 
     args = model.model_args
-    scheduler = DDIMScheduler(**sampler_config(args.prediction_type, args.rescale_betas_zero_snr))
+    scheduler = ppdiffusers.DDIMScheduler(**sampler_config(args.prediction_type, args.rescale_betas_zero_snr))
     model.vae.save_config(str(writer.folder / "vae"))
     writer.write_tensors("vae/diffusion_paddle_model.safetensors", _float32_weights(model.vae, {}))
     model.tokenizer.save_pretrained(str(writer.folder / "tokenizer"))
@@ -102,7 +103,7 @@ def _write_other_parts(model, writer):
         "model_index.json",
         {
             "_class_name": "StableDiffusionPipeline",
-            "_ppdiffusers_version": "0.29.0",
+            "_ppdiffusers_version": ppdiffusers.__version__,
             "feature_extractor": [None, None],
             "requires_safety_checker": False,
             "safety_checker": [None, None],
@@ -186,8 +187,6 @@ def _load_layer(layer, path):
 
 def load_optimizer(trainer, checkpoint):
     """Put optimizer, schedule, loss scale and the place in the data back, whatever the number of ranks was."""
-    from pathlib import Path
-
     names = _weight_names(trainer.model)
     wanted = {names[parameter.name] for parameter in held_parameters(trainer.optimizer)}
     state = {}

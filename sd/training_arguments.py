@@ -44,7 +44,7 @@ class SDTrainingArguments(TrainingArguments):
     only_save_updated_model: bool = flag(True, "Save what was trained; otherwise the whole pipeline.")
     unet_learning_rate: Optional[float] = flag(None, "Learning rate of the UNet; default: learning_rate.")
     text_encoder_learning_rate: Optional[float] = flag(None, "Same of the text encoder.")
-    benchmark: bool = flag(False, "Print an `ips` line at every log, and draw and save nothing on the way.")
+    benchmark: bool = flag(False, "Print the reference's `ips` line at every log.")
     profiler_options: Optional[str] = flag(None, "Options of Paddle's profiler, as `batch_range=[10,20];...`.")
     report_to: list[str] = field(
         default_factory=lambda: ["visualdl"],
