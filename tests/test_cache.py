@@ -2,6 +2,9 @@
 
 import gzip
 import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import fsspec
 import numpy as np
@@ -74,9 +77,27 @@ def test_the_copies_stay_within_their_bound_and_are_used_again(folder, remote, m
     assert max(sizes) <= largest <= limit + max(sizes)  # one may be fetched while another is opened
     copies = LocalCopies(10**9)
     index = load_index(f"{address}/part-000000.gz")
-    first = copies.fetch(f"{address}/part-000000.gz", index)
+    with closing(copies.open(f"{address}/part-000000.gz", index)) as reader:
+        row = reader.read(2)
     fs.rm("/bucket/part-000000.gz")
-    assert copies.fetch(f"{address}/part-000000.gz", index) == first
+    with closing(copies.open(f"{address}/part-000000.gz", index)) as reader:
+        assert reader.read(2) == row
+
+
+def test_many_readers_of_a_cache_that_holds_nothing_all_get_their_part(folder, remote):
+    """Each opening takes the copies of the others away; every reader must work all the same."""
+    address, fs = remote
+    upload(folder, address, fs)
+    paths = [f"{address}/part-{number:06d}.gz" for number in range(len(ROWS))]
+    indexes = [load_index(path) for path in paths]
+
+    def read(turn):
+        part = turn % len(paths)
+        with closing(LocalCopies(0).open(paths[part], indexes[part])) as reader:
+            return reader.read(5).startswith(f"part {part} row 5\t".encode())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(80)))
 
 
 def test_a_part_larger_than_the_bound_is_still_read(folder, remote):
@@ -87,8 +108,6 @@ def test_a_part_larger_than_the_bound_is_still_read(folder, remote):
 
 def test_the_next_window_is_fetched_ahead(folder, remote):
     """With the whole pass in two windows, the parts of the second are there before its first row is asked for."""
-    import time
-
     file_list, _ = upload(folder, *remote)
     data = dataset(file_list, buffer_size=22, lanes=1, deal_size=1)
     ahead = {data.order.place(s)[0] for s in range(22, 44)}
@@ -131,7 +150,7 @@ def test_a_store_that_fails_for_a_while_is_asked_again(folder, remote, monkeypat
 
     monkeypatch.setattr(type(fs), "_open", flaky)
     index = load_index(f"{address}/part-000001.gz")
-    with LocalCopies().open(f"{address}/part-000001.gz", index) as reader:
+    with closing(LocalCopies().open(f"{address}/part-000001.gz", index)) as reader:
         assert reader.read(3).startswith(b"part 1 row 3\t")
     failures = iter([OSError("reset by peer")] * 9)
     with pytest.raises(PartError, match=r"part-000002.gz: cannot be read: OSError: reset by peer"):

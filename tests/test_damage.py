@@ -3,29 +3,23 @@
 import base64
 import gzip
 import io
-import itertools
 import json
 import logging
-import os
-import threading
-import time
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from sd.data import watchdog as watchdog_module
 from sd.data.dataset import TextImagePair
 from sd.data.part import PartError, PartWriter, load_index
 from sd.data.record import encode_row
-from sd.data.watchdog import Watchdog
 from sd.errors import InputError, RunError
-from tests.data_maker import SIDE, caption, jpeg, make_data, tokenize, untokenize, write_lists, write_part
+from tests.data_maker import SIDE, caption, jpeg, make_data, tokenize, untokenize, write_lists
 from tests.test_dataset import batches, joined
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -219,45 +213,6 @@ def test_a_damaged_index_takes_its_part_out_and_says_so(tmp_path, caplog):
     assert data.num_usable == 20 and "part-000001.gz.idx" in caplog.text
 
 
-def test_a_watchdog_says_what_a_stalled_worker_is_busy_with(caplog):
-    watchdog = Watchdog(report_seconds=0.1)
-    with caplog.at_level(logging.WARNING), watchdog.doing("reading part-000007.gz row 3"):
-        time.sleep(0.5)
-    named = [record.getMessage() for record in caplog.records if "part-000007.gz row 3" in record.getMessage()]
-    assert 2 <= len(named) <= 5
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        for _ in range(30):
-            with watchdog.doing("reading quickly"):
-                time.sleep(0.01)
-        time.sleep(0.2)
-    assert caplog.text == ""
-
-
-def test_a_stalled_part_is_named_by_the_stream(tmp_path, caplog, monkeypatch):
-    """A part that never answers: a FIFO that nobody writes to."""
-    name = make_data(tmp_path, [20])
-    part = tmp_path / "part-000000.gz"
-    monkeypatch.setattr(watchdog_module.Watchdog.__init__, "__kwdefaults__", FAST)
-    data = dataset(name)
-    part.unlink()
-    os.mkfifo(part)
-    with caplog.at_level(logging.WARNING):
-        thread = threading.Thread(target=lambda: next(iter(data)), daemon=True)
-        thread.start()
-        for _ in range(100):
-            if "part-000000.gz for" in caplog.text:
-                break
-            time.sleep(0.05)
-        with part.open("wb"):  # lets the reader go on
-            pass
-        thread.join(10)
-    assert f"has been opening {part} for" in caplog.text
-
-
-FAST = {"may_exit": False, "report_seconds": 0.2, "give_up_seconds": 900.0}
-
-
 def six_fields(number):
     return b"\t".join([b"id", b"first %d|second %d" % (number, number), b"", b"", b"", base64.b64encode(jpeg(number))])
 
@@ -297,84 +252,6 @@ def test_foreign_parts_of_every_row_format_are_read(tmp_path, own_cache, packed,
         assert any(len(captions) == 2 for captions in seen.values())
     copies = list((own_cache / "sd_parts").glob("*.part"))
     assert len(copies) == (packed == "gzip stream")
-
-
-@pytest.fixture(scope="module")
-def sound_part(tmp_path_factory):
-    path = tmp_path_factory.mktemp("fuzz") / "part-000000.gz"
-    write_part(path, 0, 12)
-    return path.read_bytes(), path.with_name(path.name + ".idx").read_bytes()
-
-
-DAMAGE = st.lists(
-    st.tuples(st.sampled_from(["flip", "cut", "insert", "zero"]), st.floats(0, 1), st.binary(min_size=1, max_size=40)),
-    min_size=1,
-    max_size=4,
-)
-
-
-def apply(data, damage):
-    data = bytearray(data)
-    for how, where, filling in damage:
-        at = int(where * len(data))
-        if how == "flip" and data:
-            data[min(at, len(data) - 1)] ^= filling[0] or 1
-        elif how == "cut":
-            del data[at:]
-        elif how == "insert":
-            data[at:at] = filling
-        else:
-            data[at : at + len(filling)] = bytes(len(filling))
-    return bytes(data)
-
-
-def check_damaged(folder, part, index):
-    """Whatever the bytes are: samples, or one clear line."""
-    folder = Path(folder)
-    sound = folder / "part-000001.gz"
-    if not sound.exists():
-        write_part(sound, 1, 12)
-    path = folder / "part-000000.gz"
-    path.write_bytes(part)
-    beside = folder / "part-000000.gz.idx"
-    beside.unlink(missing_ok=True)
-    if index is not None:
-        beside.write_bytes(index)
-    name = write_lists(folder, (1, [path, sound]))
-    try:
-        data = dataset(name, max_bad_fraction=1.0)
-        samples = list(itertools.islice(data, 24))
-    except InputError as error:
-        assert "\n" not in str(error) and str(error)
-        return
-    for sample in samples:
-        if "error" in sample:
-            text = bytes(sample["error"]).decode()
-            assert "Traceback" not in text, text
-        else:
-            assert sample["pixel_values"].shape == (3, 32, 32)
-
-
-@settings(deadline=None, max_examples=60)
-@given(DAMAGE, st.sampled_from(["index", "no index", "damaged index"]))
-def test_any_damage_gives_samples_or_one_clear_line(tmp_path_factory, sound_part, damage, kind):
-    run_fuzz(tmp_path_factory.mktemp("fuzz"), sound_part, damage, kind)
-
-
-@pytest.mark.slow
-@settings(deadline=None, max_examples=600)
-@given(DAMAGE, st.sampled_from(["index", "no index", "damaged index"]))
-def test_fuzz_damage_for_a_minute(tmp_path_factory, sound_part, damage, kind):
-    run_fuzz(tmp_path_factory.mktemp("fuzz"), sound_part, damage, kind)
-
-
-def run_fuzz(folder, sound_part, damage, kind):
-    part, index = sound_part
-    if kind == "damaged index":
-        index = apply(index, damage)
-    else:
-        part = apply(part, damage)
-    check_damaged(folder, part, None if kind == "no index" else index)
 
 
 def test_a_missing_part_is_a_part_error(tmp_path):

@@ -100,6 +100,13 @@ def test_each_worker_serves_one_lane_when_lanes_are_ranks_times_workers():
         assert len({order.lane_of(s)[0] for s in samples}) == 1
 
 
+@given(st.integers(0, 10**15), st.integers(1, 9000), st.integers(1, 64))
+def test_a_sample_is_found_again_from_its_lane_and_index(sample, lanes, deal_size):
+    order = make_order([lanes * deal_size], lanes=lanes, deal_size=deal_size)
+    lane, index = order.lane_of(sample)
+    assert 0 <= lane < lanes and order.sample_at(lane, index) == sample
+
+
 @pytest.mark.defect(12)
 def test_defect_12_windows_are_shuffled_whole():
     """Displacements of a uniform shuffle: mean n/3, and one in n stays where it was (the reference: 80%)."""

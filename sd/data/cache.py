@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -40,25 +41,22 @@ class LocalCopies:
         self.limit_bytes, self.folder = limit_bytes, Path(folder or default_folder())
 
     def open(self, path, index):
-        """An open PartReader. Raises PartError if the part cannot be had, RunError if the folder cannot take it."""
+        """A PartReader that is open already.
+
+        Raises PartError if the part cannot be had, RunError if the folder cannot take it.
+        """
         if not needs_copy(path, index.layout):
             return PartReader(path, index).__enter__()
-        copied = replace(index, layout=LINES) if index.layout == STREAM else index
-        for _ in range(_ATTEMPTS):  # between the copy and the opening another process may make room
-            copy = self.fetch(path, index)
-            with suppress(PartError):
-                return PartReader(str(copy), copied).__enter__()
-        raise PartError(f"{path}: its copy in {self.folder} disappears; raise --data_cache_bytes")
-
-    def fetch(self, path, index):
-        """Path of the local copy, made if it is not there. index: PartIndex or PartHeader. Raises as `open`."""
         name = sha256(f"{path} {index.checksum} {index.layout}".encode()).hexdigest()[:32]
-        copy, write = self.folder / f"{name}.part", _unpack_into if index.layout == STREAM else _copy_into
+        copy = self.folder / f"{name}.part"
+        write = _copy_into
+        if index.layout == STREAM:
+            index, write = replace(index, layout=LINES), _unpack_into
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _locked(copy.with_suffix(".lock")):
-                if not copy.exists():
-                    self._fetch(path, copy, write)
+                reader = _reader_of(copy, index) or self._fetch(path, copy, index, write)
+            with suppress(FileNotFoundError):  # another process may have made room already; the reader stays good
                 os.utime(copy)
             self._make_room(keep=copy)
         except OSError as error:
@@ -66,10 +64,16 @@ class LocalCopies:
                 f"{self.folder}: cannot keep a copy of {path}: {error.strerror or error}; free some space, "
                 "lower --data_cache_bytes or set XDG_CACHE_HOME"
             ) from error
-        return copy
+        return reader
 
-    def _fetch(self, path, copy, write):
-        temporary = copy.with_suffix(f".{os.getpid()}.tmp")
+    def prepare(self, path, index):
+        """Make the copy that `open` will need. index: PartIndex or PartHeader. Raises as `open`."""
+        if needs_copy(path, index.layout):
+            self.open(path, index).close()
+
+    def _fetch(self, path, copy, index, write):
+        """Write the copy and open it before it gets its name, so that nobody can take it away in between."""
+        temporary = copy.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
         try:
             for attempt in range(_ATTEMPTS):
                 with temporary.open("wb") as file:
@@ -80,7 +84,9 @@ class LocalCopies:
                         if attempt + 1 == _ATTEMPTS:
                             raise PartError(f"{path}: cannot be read: {error}") from error
                 time.sleep(_PAUSE_SECONDS * 2**attempt)
+            reader = PartReader(str(temporary), index).__enter__()
             temporary.replace(copy)
+            return reader
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -98,6 +104,13 @@ class LocalCopies:
                 copy.unlink(missing_ok=True)
                 copy.with_suffix(".lock").unlink(missing_ok=True)
                 total -= size
+
+
+def _reader_of(copy, index):
+    """An open PartReader of a copy, None if there is no such file."""
+    with suppress(PartError):
+        return PartReader(str(copy), index).__enter__()
+    return None
 
 
 class _ReadError(Exception):

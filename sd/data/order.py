@@ -25,7 +25,8 @@ def rng(seed, purpose, *coordinates):
     Philox is counter based: streams with different coordinates do not overlap, and none has to be replayed.
     """
     words = [int(c) % 2**64 for c in coordinates] + [0] * (3 - len(coordinates))
-    return np.random.Generator(np.random.Philox(key=[int(seed) % 2**64, purpose], counter=[0, *words]))
+    key = np.array([int(seed) % 2**64, purpose], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, *words], np.uint64)))
 
 
 def worker_samples(start, batch_size, rank, world_size, worker, num_workers):

@@ -53,7 +53,7 @@ class RowReader:
         path = self._catalog.paths[part]
         # Whatever goes wrong will do so again when the part is opened, and is reported then.
         with suppress(PartError, RunError, OSError):
-            self._copies.fetch(path, load_header(path, self._cache_dir))
+            self._copies.prepare(path, load_header(path, self._cache_dir))
 
     def _opened(self, part):
         if part not in self._open:
