@@ -5,7 +5,7 @@
 set -eu
 cd "$(dirname "$0")"
 out=quickstart_out
-steps=${STEPS:-800}
+steps=${STEPS:-600}
 half=$((steps / 2))
 
 requirements=requirements.txt
@@ -29,7 +29,7 @@ train() {
         --text_encoder_name_or_path demo/tiny_sd/text_encoder --unet_name_or_path demo/unet_config.json \
         --model_max_length 16 --learning_rate 1e-3 --lr_scheduler_type constant_with_warmup --warmup_steps 50 \
         --snr_gamma 5 --use_ema True --ema_decay 0.995 --recompute False --dataloader_num_workers 1 \
-        --logging_steps 20 --image_logging_steps 200 --save_steps "$half" --num_inference_steps 20
+        --logging_steps 20 --image_logging_steps 300 --save_steps "$half" --num_inference_steps 20
 }
 if [ ! -e "$out/model/checkpoint-$steps" ]; then
     if [ ! -e "$out/model/checkpoint-$half" ]; then

@@ -16,6 +16,7 @@ from sd.sampling.prompts import read_prompts
 
 _MODEL_FLAGS = ("pretrained_model", "text_encoder", "vae", "tokenizer", "dtype")
 _GRID_PICTURES = 400
+_GRID_COLUMNS = 12
 
 
 def run(flags):
@@ -113,7 +114,8 @@ def _draw(flags, prompts, device):
     shown = jobs[:_GRID_PICTURES]
     captions = [job.prompt if flags.num_images == 1 else f"{job.prompt} (seed {job.seed})" for job in shown]
     images = [read_pixels(job.path) for job in shown]
-    columns = flags.num_images if 1 < flags.num_images <= 12 else None
+    each = flags.num_images  # the pictures of a prompt stay side by side
+    columns = each * (_GRID_COLUMNS // each) if 1 < each <= _GRID_COLUMNS else None
     write_png(grid, labelled_sheet(images, captions, title=_title(models.label, settings), columns=columns))
     print(f"{len(jobs)} pictures: {folder}\ngrid: {grid}")
 
