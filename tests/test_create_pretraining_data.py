@@ -97,7 +97,7 @@ def slow_input(tmp_path_factory):
     """Rows that take a few seconds to pack, so that there is a moment to stop at."""
     folder = tmp_path_factory.mktemp("slow")
     for number in range(8):
-        (folder / f"{number}.jpg").write_bytes(image_bytes(500 + number, 500, number, "JPEG"))
+        (folder / f"{number}.jpg").write_bytes(image_bytes(900 + number, 900, number, "JPEG"))
     rows = [json.dumps({"caption": f"caption {n}", "image": f"{n % 8}.jpg"}) for n in range(160)]
     (folder / "data.jsonl").write_text("\n".join(rows))
     return folder / "data.jsonl"

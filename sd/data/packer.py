@@ -30,14 +30,15 @@ def pack(options):
     to other input or flags, RunError for too many bad rows or an output that cannot be written.
     """
     try:
-        with _stopped_by_signals():
+        with _stopped_by_signals() as raise_if_stopped:
             source = open_source(options)
-            tasks = _tasks(source.items(), options)
+            tasks = _tasks(source.items(), options, raise_if_stopped)
             first = next(tasks, None)
             if first is None:
                 raise InputError(f"--input_path {options.input_path}: no rows in it")
             with _own(options):
                 tally = _pack_parts(chain([first], tasks), source, options)
+                raise_if_stopped()
                 return _finish(tally, options)
     except KeyboardInterrupt:
         raise RunError("stopped; the same command goes on from the finished parts") from None
@@ -51,10 +52,11 @@ def _part_folder(options):
     return storage.join(options.output_path, PART_FOLDER)
 
 
-def _tasks(items, options):
+def _tasks(items, options, raise_if_stopped):
     suffix = ".gz" if options.save_gzip_file else ""
     number = 0
     while chunk := list(islice(items, options.per_part_file_num)):
+        raise_if_stopped()
         number += 1
         path = storage.join(_part_folder(options), f"part-{number:06d}{suffix}")
         yield Task(path, [item for item, _ in chunk], done_fraction=chunk[-1][1])
@@ -62,16 +64,26 @@ def _tasks(items, options):
 
 @contextmanager
 def _stopped_by_signals():
-    """SIGTERM ends the run as Ctrl-C does: the workers first, then one line."""
+    """SIGTERM ends the run as Ctrl-C does: the workers first, then one line. Yields a function to be called often.
+
+    Python loses an exception that a signal raises within a destructor; that function raises it again.
+    """
+    received = []
 
     def stop(number, frame):
+        received.append(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def raise_if_stopped():
+        if received:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield raise_if_stopped
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
