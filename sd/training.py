@@ -23,6 +23,7 @@ from sd.model import StableDiffusionModel
 from sd.previews import COUNT as PREVIEW_COUNT
 from sd.previews import Previews, read_prompts
 from sd.runs import check_same_run, result_settings, write_run_json
+from sd.siblings import Siblings
 from sd.trainer import StableDiffusionTrainer
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ def train(model_args, data_args, training_args):
         run_settings=settings,
         previews=make_previews(model, model_args, data_args, training_args),
     )
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with Siblings(training_args):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if lock:
         lock.close()
     return trainer.stop_signal

@@ -16,7 +16,7 @@ LAYERS = [
     {"data", "diffusion"},
     {"arguments", "training_arguments", "command_line", "flags_help"},
     {"ema", "grid", "loading", "model", "optimizer", "pipeline", "weights"},
-    {"callbacks", "checkpoint", "previews", "runs", "saving", "step_record", "validation"},
+    {"callbacks", "checkpoint", "previews", "runs", "saving", "siblings", "step_record", "validation"},
     {"sampling", "trainer"},
     {"training"},
     {"doctor"},
