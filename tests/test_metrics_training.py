@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS = (60, 180, 540)
+STEPS = (60, 180, 360)
 
 
 def command(*words, cwd):

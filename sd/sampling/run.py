@@ -93,11 +93,12 @@ def _jobs(flags, prompts, folder, single=None):
     ]
 
 
-def _title(label, settings):
-    size = f"{settings.width} x {settings.height}"
-    how = f"{settings.scheduler}, {settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}"
+def _title(label, settings, guidance_scales):
+    """A line over the grid; a guidance scale that differs from column to column stands above each instead."""
+    guidance = f", guidance {settings.guidance_scale:g}" if len(guidance_scales) == 1 else ""
     without = f", without {settings.negative_prompt!r}" if settings.negative_prompt else ""
-    return f"{label}: {size}, {how}{without}"
+    how = f"{settings.scheduler}, {settings.num_inference_steps} steps{guidance}{without}"
+    return f"{label}: {settings.width} x {settings.height}, {how}"
 
 
 def _draw(flags, prompts, device):
@@ -116,7 +117,12 @@ def _draw(flags, prompts, device):
     images = [read_pixels(job.path) for job in shown]
     each = flags.num_images  # the pictures of a prompt stay side by side
     columns = each * (_GRID_COLUMNS // each) if 1 < each <= _GRID_COLUMNS else None
-    write_png(grid, labelled_sheet(images, captions, title=_title(models.label, settings), columns=columns))
+    write_png(
+        grid,
+        labelled_sheet(
+            images, captions, title=_title(models.label, settings, {settings.guidance_scale}), columns=columns
+        ),
+    )
     print(f"{len(jobs)} pictures: {folder}\ngrid: {grid}")
 
 
@@ -129,7 +135,7 @@ def _compare(flags, prompts, device):
         if number == 0:
             folder, grid, _ = _places(flags.output, 2)
             warn_of_cut_prompts(models.tokenizer, prompts)
-            title = _title("same prompts and noise", settings)
+            title = _title("same prompts and noise", settings, {column.guidance_scale for column in columns})
         jobs = _jobs(flags, prompts, make_folder(folder / f"{number}-{slug(column.label)}"))
         print(f"{number + 1} of {len(columns)}: {column.label}", flush=True)
         draw(models, jobs, settings)
