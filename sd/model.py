@@ -21,6 +21,7 @@ class StableDiffusionModel(nn.Layer):
         super().__init__()
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
         self.tokenizer, self.model_args = tokenizer, model_args
+        tokenizer.model_max_length = model_args.model_max_length  # what is drawn from the model is padded alike
         self.trained_parts = ("unet", "text_encoder") if model_args.train_text_encoder else ("unet",)
         for part in ("vae", "unet", "text_encoder"):
             for parameter in getattr(self, part).parameters():

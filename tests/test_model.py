@@ -8,6 +8,7 @@ from sd.arguments import SDModelArguments
 from sd.diffusion import schedule
 from sd.errors import InputError
 from sd.model import StableDiffusionModel
+from sd.pipeline import encode_prompt
 from tests.tiny import RESOLUTION, make_tiny_repository
 
 CAPTIONS = ["a red circle on a black background", "", "a blue square", "a green triangle on a white background"]
@@ -218,6 +219,14 @@ def test_tokens_are_cut_and_padded_to_the_flag(make_model):
     ids = model.tokenize("a red circle on a black background")
     assert ids.dtype == np.int64 and ids.shape == (8,) and (ids[0], ids[-1]) == (start, end)
     assert model.tokenize("").tolist() == [start] + [end] * 7
+
+
+def test_pictures_of_the_log_see_the_text_states_of_training(make_model):
+    model = make_model(model_max_length=8)
+    drawn = encode_prompt(model.text_encoder, model.tokenizer, "a red circle")
+    trained = model.encode_text(paddle.to_tensor(model.tokenize("a red circle")[None]))
+    assert drawn.shape == [1, 8, model.text_encoder.config.hidden_size]
+    np.testing.assert_allclose(drawn.numpy(), trained.numpy(), atol=1e-5)
 
 
 def test_extra_keys_of_a_batch_do_no_harm(make_model):
