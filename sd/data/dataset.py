@@ -3,7 +3,6 @@
 import ctypes
 import multiprocessing
 import os
-import signal
 import sys
 
 import numpy as np
@@ -13,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from sd.data.cache import DEFAULT_BYTES, LocalCopies
 from sd.data.catalog import Catalog
 from sd.data.order import EVAL, Order, rng, worker_samples
+from sd.data.process import die_with_parent
 from sd.data.record import RowError
 from sd.data.sample import SampleMaker
 from sd.data.stream import RowReader, SampleSource, collate, failure, raise_if_failed
@@ -21,7 +21,6 @@ from sd.errors import InputError, RunError
 
 __all__ = ["EvalPairs", "TextImagePair", "collate", "raise_if_failed", "worker_init_fn"]
 
-_PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _EVAL_ATTEMPTS = 100
 
@@ -200,17 +199,15 @@ class EvalPairs(Dataset):
 
 def worker_init_fn(worker_id):
     """Make a DataLoader worker a good child: it dies with its parent, computes on one thread, and keeps its memory."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        parent = multiprocessing.parent_process()
-        if parent is not None and os.getppid() != parent.pid:  # it died before the line above
-            os._exit(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        die_with_parent(parent.pid)
     # Ctrl-C goes to the whole foreground group; the trainer wants to write a checkpoint first.
     os.setpgid(0, 0)
     threadpool_limits(1)
     if "fsspec.asyn" in sys.modules:  # its event loop stayed behind in the parent: whoever waits on it waits for ever
         sys.modules["fsspec.asyn"].reset_lock()
+    libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # giving pages back after every image costs a third of the decoding time
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 128 << 20)
