@@ -99,7 +99,7 @@ def test_killed_fifty_times_it_ends_as_undisturbed(workshop, undisturbed):
 def test_an_output_dir_in_use_is_refused_at_once(workshop):
     lock = ck.lock_output_dir(workshop.folder / "in_use")
     run = workshop.start("in_use", *FLAGS)
-    assert run.wait(180) == 2
+    assert run.wait(60) == 2
     assert re.search(r"error: output_dir='.*in_use' is in use by process \d+; ", workshop.log("in_use"))
     lock.close()
 
