@@ -15,13 +15,20 @@ LAYERS = [
     {"errors", "logs", "runtime", "signals", "versions"},
     {"data", "diffusion"},
     {"arguments", "training_arguments", "command_line", "flags_help"},
-    {"ema", "grid", "loading", "model", "optimizer", "pipeline", "weights"},
+    {"ema", "grid", "latents", "loading", "model", "optimizer", "pipeline", "weights"},
     {"callbacks", "checkpoint", "previews", "runs", "saving", "siblings", "step_record", "validation"},
     {"sampling", "trainer"},
     {"training"},
     {"doctor"},
 ]
-PADDLE_FREE = ["sd.data.packer", "sd.data.order", "sd.data.sample", "sd.data.part", "sd.diffusion.schedule"]
+PADDLE_FREE = [
+    "sd.data.packer",
+    "sd.data.order",
+    "sd.data.sample",
+    "sd.data.moments",
+    "sd.data.part",
+    "sd.diffusion.schedule",
+]
 
 
 def layer(module):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd.data.record import RowError, clean_caption, decode_row, encode_row
+from sd.data.record import RowError, clean_caption, decode_row, encode_captions_row, encode_row
 
 captions = st.text(st.characters(exclude_categories=["Cs"]))
 IMAGE = b"\x89PNG bytes"
@@ -20,6 +20,13 @@ def test_decode_is_the_inverse_of_encode(caption, image):
     record = decode_row(encode_row(caption, image))
     assert record.image == image
     assert record.captions == (clean_caption(caption),)
+
+
+@given(st.lists(captions.map(lambda text: text.replace("|", "/")), min_size=1, max_size=4), st.binary(min_size=1))
+def test_several_captions_come_back_too(several, image):
+    record = decode_row(encode_captions_row(several, image))
+    assert record.image == image
+    assert record.captions == tuple(map(clean_caption, several))
 
 
 @given(st.text())

@@ -1,7 +1,7 @@
 """File lists: `.filelist` names parts, `.filelist.list` names those lists, each with an optional weight."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from math import gcd, isfinite
 
@@ -13,10 +13,11 @@ _MAX_LIST_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Source:
-    """The parts of one `.filelist`, in its order, and how much it weighs against the others."""
+    """The parts of one `.filelist` (`name`, as the list of lists has it), in its order, and its weight."""
 
     weight: float
     parts: list[str]
+    name: str = field(default="", compare=False)
 
 
 def read_file_list(path):
@@ -29,7 +30,7 @@ def read_file_list(path):
     entries = [_split_weight(line, path) for line in _lines(path)]
     if not entries:
         raise InputError(f"{path}: the file list is empty; it needs one .filelist path a line")
-    sources = [Source(weight, _divide_repeats(_lines(name, path))) for name, weight in entries]
+    sources = [Source(weight, _divide_repeats(_lines(name, path)), name) for name, weight in entries]
     for source, (name, _) in zip(sources, entries, strict=True):
         if not source.parts:
             raise InputError(f"{name}: names no part; pack again or take it out of {path}")

@@ -32,6 +32,14 @@ def encode_row(caption, image):
     return b"%b\tNONE\t%b\n" % (clean_caption(caption).encode(), pybase64.b64encode(image))
 
 
+def encode_captions_row(captions, data):
+    """As `encode_row`; several captions, none of which holds a `|`, go into the row of six fields."""
+    if len(captions) == 1:
+        return encode_row(captions[0], data)
+    joined = "|".join(map(clean_caption, captions)).encode()
+    return b"NONE\t%b\tNONE\tNONE\tNONE\t%b\n" % (joined, pybase64.b64encode(data))
+
+
 def decode_row(line):
     """Read one row of any known format into a Record.
 
