@@ -1,4 +1,4 @@
-"""StableDiffusionModel: a batch of images, token ids and random draws in, the loss out."""
+"""StableDiffusionModel: a batch of images (or their cached moments), texts and random draws in, the loss out."""
 
 import functools
 import logging
@@ -6,39 +6,55 @@ import logging
 import numpy as np
 import paddle
 from paddle import nn
+from ppdiffusers.models.vae import DiagonalGaussianDistribution
 
+from sd import encoders
 from sd.diffusion import draws, objective, schedule
 from sd.errors import InputError
-from sd.loading import load_part, part_source
+from sd.loading import DeferredPart, load_part, part_source
 
 logger = logging.getLogger(__name__)
 
 
 class StableDiffusionModel(nn.Layer):
-    """A UNet to be trained between a frozen VAE and a text encoder that is frozen unless told otherwise."""
+    """A UNet to be trained between a frozen VAE and a text encoder that is frozen unless told otherwise.
+
+    A frozen part may be a DeferredPart: it takes no memory until something asks for it, which training from a cache of
+    what it would compute never does, but pictures and whole pipelines do.
+    """
 
     def __init__(self, unet, vae, text_encoder, tokenizer, model_args):
         super().__init__()
-        self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
+        self.deferred = {}
+        for name, part in {"unet": unet, "vae": vae, "text_encoder": text_encoder}.items():
+            if isinstance(part, DeferredPart):
+                self.deferred[name] = part
+            else:
+                setattr(self, name, part)
         self.tokenizer, self.model_args = tokenizer, model_args
+        self.unet_config, self.vae_config, self.text_config = unet.config, vae.config, text_encoder.config
         tokenizer.model_max_length = model_args.model_max_length  # what is drawn from the model is padded alike
         self.trained_parts = ("unet", "text_encoder") if model_args.train_text_encoder else ("unet",)
-        for part in ("vae", "unet", "text_encoder"):
-            for parameter in getattr(self, part).parameters():
-                parameter.stop_gradient = part not in self.trained_parts
-        for layer in (self, *vae.sublayers(include_self=True)):
+        for name, layer in self.named_children():
+            for parameter in layer.parameters():
+                parameter.stop_gradient = name not in self.trained_parts
+        in_float32 = [] if "vae" in self.deferred else vae.sublayers(include_self=True)
+        for layer in (self, *in_float32):
             layer._cast_to_low_precision = False  # paddle.amp.decorate leaves the tables and the VAE in float32
-        self.scaling_factor = vae.config.scaling_factor
+        self.scaling_factor = self.vae_config.scaling_factor
         self._register_tables()
         self.train()
 
     @classmethod
-    def from_arguments(cls, model_args, resolution):
-        """Load what the flags name and check that the parts fit each other and the resolution (pixels)."""
-        parts = {
-            part: load_part(part, *part_source(model_args, part))
-            for part in ("tokenizer", "text_encoder", "vae", "unet")
-        }
+    def from_arguments(cls, model_args, resolution, deferred=()):
+        """Load what the flags name and check that the parts fit each other and the resolution (pixels).
+
+        deferred: those of "vae" and "text_encoder" whose weights are left where they are until they are needed.
+        """
+        parts = {}
+        for part in ("tokenizer", "text_encoder", "vae", "unet"):
+            load = DeferredPart if part in deferred else load_part
+            parts[part] = load(part, *part_source(model_args, part))
         model = cls(**parts, model_args=model_args)
         check_parts(model)
         model.latent_shape(resolution)
@@ -53,26 +69,37 @@ class StableDiffusionModel(nn.Layer):
         tables = {"signal_rate": np.sqrt(alpha_bar), "noise_rate": np.sqrt(1.0 - alpha_bar), "loss_weight": weight}
         for name, table in tables.items():
             self.register_buffer(name, paddle.to_tensor(table, dtype="float32"), persistable=False)
-        length = args.model_max_length
-        causal_mask = np.triu(np.full((1, 1, length, length), np.finfo(np.float32).min, np.float32), k=1)
+        causal_mask = encoders.causal_mask(args.model_max_length)
         self.register_buffer("causal_mask", paddle.to_tensor(causal_mask), persistable=False)
+
+    def __getattr__(self, name):
+        """A deferred part is loaded when it is first asked for. It does not become a sublayer: rank 0 alone may hold
+        it, and the ranks compare theirs."""
+        part = self.__dict__.get("deferred", {}).pop(name, None)
+        if part is None:
+            return super().__getattr__(name)
+        layer = self.__dict__[name] = part.load()
+        for parameter in layer.parameters():
+            parameter.stop_gradient = True
+        return layer
 
     def train(self):
         """Training mode for what is trained; the frozen parts stay in evaluation mode."""
         super().train()
-        for part in {"vae", "text_encoder"} - set(self.trained_parts):
-            getattr(self, part).eval()
+        for name, layer in self.named_children():
+            if name not in self.trained_parts:
+                layer.eval()
 
     def latent_shape(self, resolution):
         """(C, h, w) of the latents of square images. Raises InputError if VAE or UNet cannot halve them so often."""
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        unet_factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        factor = 2 ** (len(self.vae_config.block_out_channels) - 1)
+        unet_factor = 2 ** (len(self.unet_config.block_out_channels) - 1)
         if resolution % (factor * unet_factor):
             raise InputError(
                 f"--resolution {resolution}: the VAE divides it by {factor} and the UNet by {unet_factor}; "
                 f"use a multiple of {factor * unet_factor}"
             )
-        return self.vae.config.latent_channels, resolution // factor, resolution // factor
+        return self.vae_config.latent_channels, resolution // factor, resolution // factor
 
     def draws(self, resolution):
         """`draw(rng) -> dict`: what the data workers must draw for each sample."""
@@ -97,40 +124,47 @@ class StableDiffusionModel(nn.Layer):
         pixel_values: [B,3,H,W], uint8 or float32 in [0, 255]. posterior_noise: [B,C,h,w].
         Returns float32 [B,C,h,w], already scaled.
         """
+        return self._draw_latents(encoders.encode_posterior(self.vae, pixel_values), posterior_noise)
+
+    @paddle.no_grad()
+    def cached_latents(self, moments, posterior_noise):
+        """As `encode_images`, from the VAE's answer in a cache. moments: float16 [B,2C,h,w], mean and log-variance."""
         with paddle.amp.auto_cast(enable=False):
-            images = pixel_values.astype("float32") / 127.5 - 1.0
-            posterior = self.vae.encode(images).latent_dist
+            posterior = DiagonalGaussianDistribution(moments.astype("float32"))
+        return self._draw_latents(posterior, posterior_noise)
+
+    def _draw_latents(self, posterior, posterior_noise):
+        with paddle.amp.auto_cast(enable=False):
             return (posterior.mean + posterior.std * posterior_noise) * self.scaling_factor
 
     def encode_text(self, input_ids):
-        """Last hidden state of the text encoder: [B,L] -> [B,L,D].
-
-        Calls the encoder's layers one by one: its own forward makes the causal mask with a value read back from the
-        device, and a pooled state that nobody uses.
-        """
-        text_model = self.text_encoder.text_model
+        """Last hidden state of the text encoder: [B,L] -> [B,L,D]."""
         with paddle.set_grad_enabled("text_encoder" in self.trained_parts and paddle.is_grad_enabled()):
-            batch_size, length = input_ids.shape
-            hidden_states = text_model.embeddings(input_ids=input_ids)
-            mask = self.causal_mask[:, :, :length, :length].astype(hidden_states.dtype)
-            mask = mask.expand([batch_size, 1, length, length])
-            hidden_states = text_model.encoder(inputs_embeds=hidden_states, causal_attention_mask=mask)[0]
-            return text_model.final_layer_norm(hidden_states)
+            return encoders.encode_text(self.text_encoder, input_ids, self.causal_mask)
 
     def forward(
         self,
-        pixel_values,
-        input_ids,
         noise,
         posterior_noise,
         timestep,
+        pixel_values=None,
+        moments=None,
+        input_ids=None,
+        text_states=None,
         offset_noise=None,
         perturbation_noise=None,
         **unused,
     ):
-        """A batch's loss; the arguments are the batch's arrays as tensors, see `denoise` for what is returned."""
-        latents = self.encode_images(pixel_values, posterior_noise)
-        return self.denoise(latents, self.encode_text(input_ids), noise, timestep, offset_noise, perturbation_noise)
+        """A batch's loss; the arguments are the batch's arrays as tensors, see `denoise` for what is returned.
+
+        Of a picture come `pixel_values` or `moments`, of a caption `input_ids` or `text_states`.
+        """
+        if moments is None:
+            latents = self.encode_images(pixel_values, posterior_noise)
+        else:
+            latents = self.cached_latents(moments, posterior_noise)
+        text_states = self.encode_text(input_ids) if text_states is None else text_states.astype("float32")
+        return self.denoise(latents, text_states, noise, timestep, offset_noise, perturbation_noise)
 
     def denoise(self, latents, text_states, noise, timestep, offset_noise=None, perturbation_noise=None):
         """Noise the latents, let the UNet predict, compare.
@@ -170,13 +204,13 @@ class StableDiffusionModel(nn.Layer):
 
 def check_parts(model):
     """Raise InputError unless UNet, VAE, text encoder and tokenizer fit each other."""
-    unet, text = model.unet.config, model.text_encoder.config
+    unet, text = model.unet_config, model.text_config
     if unet.cross_attention_dim != text.hidden_size:
         raise InputError(
             f"cross_attention_dim={unet.cross_attention_dim} of the UNet, but the text encoder's states have "
             f"{text.hidden_size} numbers; use a UNet configuration with cross_attention_dim {text.hidden_size}"
         )
-    channels = model.vae.config.latent_channels
+    channels = model.vae_config.latent_channels
     for name in ("in_channels", "out_channels"):
         if unet[name] != channels:
             raise InputError(

@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "logs", "runtime", "signals", "versions"},
     {"data", "diffusion"},
     {"arguments", "training_arguments", "command_line", "flags_help"},
-    {"ema", "grid", "latents", "loading", "model", "optimizer", "pipeline", "weights"},
+    {"ema", "encoders", "grid", "latents", "loading", "model", "optimizer", "pipeline", "weights"},
     {"callbacks", "checkpoint", "previews", "runs", "saving", "siblings", "step_record", "validation"},
     {"sampling", "trainer"},
     {"training"},

@@ -1,4 +1,4 @@
-"""Cached parts: the payload of a row, which VAE and text encoder made of a record, and the manifest beside a filelist."""
+"""Cached parts: the payload of a row, made by VAE and text encoder, and the manifest beside a filelist."""
 
 import hashlib
 import json

@@ -1,0 +1,33 @@
+"""The two encoders as functions of a batch; training and the latent cache go through the same lines."""
+
+import numpy as np
+import paddle
+
+
+def encode_posterior(vae, pixel_values):
+    """The VAE's posterior of pictures, in float32 whatever the training computes in.
+
+    pixel_values: [B,3,H,W], uint8 or float32 in [0, 255]. Returns a distribution with `mean`, `logvar` and `std`,
+    each [B,C,h,w], not scaled.
+    """
+    with paddle.amp.auto_cast(enable=False):
+        return vae.encode(pixel_values.astype("float32") / 127.5 - 1.0).latent_dist
+
+
+def causal_mask(length):
+    """What keeps each of `length` tokens from seeing later ones: float32 [1,1,L,L]."""
+    return np.triu(np.full((1, 1, length, length), np.finfo(np.float32).min, np.float32), k=1)
+
+
+def encode_text(text_encoder, input_ids, mask):
+    """Last hidden state of the text encoder, [B,L,D]. input_ids: int64 [B,L]; mask: `causal_mask` of L or more.
+
+    Calls the encoder's layers one by one: its own forward makes the causal mask with a value read back from the
+    device, and a pooled state that nobody uses.
+    """
+    text_model = text_encoder.text_model
+    batch_size, length = input_ids.shape
+    hidden_states = text_model.embeddings(input_ids=input_ids)
+    mask = mask[:, :, :length, :length].astype(hidden_states.dtype).expand([batch_size, 1, length, length])
+    hidden_states = text_model.encoder(inputs_embeds=hidden_states, causal_attention_mask=mask)[0]
+    return text_model.final_layer_norm(hidden_states)
