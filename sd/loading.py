@@ -3,7 +3,9 @@
 A local folder is read here, from safetensors alone; a published name goes to ppdiffusers.
 """
 
+import contextlib
 import logging
+import math
 import re
 from pathlib import Path
 
@@ -35,14 +37,47 @@ def load_part(part, name, subfolder=None, variant=None):
         if part == "unet" and subfolder is None and Path(name).suffix == ".json":
             return random_unet(name)
         raise InputError(f"--{FLAGS[part]} {name} is a file; expected a model's folder or published name")
-    folder = Path(name, subfolder or "")
+    folder = local_folder(part, name, subfolder)
+    if folder is None:
+        return _load_published(part, str(name), subfolder, variant)
+    return _load_tokenizer(folder) if part == "tokenizer" else _load_layer(part, folder, variant)
+
+
+class DeferredPart:
+    """A part whose weights stay where they are until `load` is called; what its configuration says is known before.
+
+    Takes the arguments of `load_part`, for "vae" or "text_encoder". Attributes: config; num_parameters. Raises
+    InputError at once if the configuration cannot be had.
+    """
+
+    def __init__(self, part, name, subfolder=None):
+        self._source = part, name, subfolder
+        folder = local_folder(part, name, subfolder)
+        if folder is None:
+            with _told_plainly(part, name, subfolder):
+                config = _published_config(part, str(name), subfolder)
+        else:
+            config = read_config(folder / "config.json")
+        layer = _build_empty(part, config, folder / "config.json" if folder else name)
+        self.config = layer.config
+        self.num_parameters = sum(math.prod(parameter.shape) for parameter in layer.parameters())
+
+    def load(self):
+        """The layer with its weights, in evaluation mode."""
+        logger.info("loading the %s, which the cache stood in for until now", self._source[0].replace("_", " "))
+        return load_part(*self._source)
+
+
+def local_folder(part, name, subfolder=None):
+    """The folder of a part that is named by its path; None for a published name. Raises InputError for neither."""
     if Path(name).is_dir():
+        folder = Path(name, subfolder or "")
         if not folder.is_dir():
             raise InputError(f"{name}: no sub-folder {subfolder!r}; expected one, or --{FLAGS[part]} beside it")
-        return _load_tokenizer(folder) if part == "tokenizer" else _load_layer(part, folder, variant)
+        return folder
     if re.fullmatch(r"[\w.-]+(/[\w.-]+){0,2}", str(name)) is None or str(name).startswith("."):
         raise InputError(f"--{FLAGS[part]} {name}: no such folder" + (" or file" if part == "unet" else ""))
-    return _load_published(part, str(name), subfolder, variant)
+    return None
 
 
 def random_unet(config_path):
@@ -91,13 +126,18 @@ def _build(part, config, path):
         raise InputError(f"{path}: makes no {layer_class.__name__} ({_first_line(error)})") from error
 
 
-def _load_layer(part, folder, variant):
+def _build_empty(part, config, path):
+    """A layer whose weights take no memory until they are set."""
     import paddle
     from paddlenlp.transformers.model_utils import no_init_weights
 
+    with paddle.LazyGuard(), no_init_weights():
+        return _build(part, config, path)
+
+
+def _load_layer(part, folder, variant):
     weights = find_weights(folder, variant)
-    with paddle.LazyGuard(), no_init_weights():  # no random numbers for what is overwritten
-        layer = _build(part, read_config(folder / "config.json"), folder / "config.json")
+    layer = _build_empty(part, read_config(folder / "config.json"), folder / "config.json")
     load_weights(layer, weights)
     return layer
 
@@ -124,9 +164,25 @@ def _load_published(part, name, subfolder, variant):
     options = {"subfolder": subfolder} if subfolder else {}
     if variant:
         options["variant"] = variant
-    try:
+    with _told_plainly(part, name, subfolder):
         return PartClass.from_pretrained(name, **options)
+
+
+def _published_config(part, name, subfolder):
+    """The configuration of a published part as a dict; its weights are not fetched."""
+    options = {"subfolder": subfolder} if subfolder else {}
+    layer_class = _layer_class(part)
+    if part == "text_encoder":
+        return layer_class.config_class.from_pretrained(name, **options).to_dict()
+    return layer_class.load_config(name, **options)
+
+
+@contextlib.contextmanager
+def _told_plainly(part, name, subfolder):
+    try:
+        yield
     except Exception as error:  # the libraries raise whatever the failing layer below them raised
+        where = "/".join(filter(None, (str(name), subfolder)))
         raise InputError(
             f"{where} could not be had: no such local folder, and ppdiffusers could not fetch it "
             f"({_first_line(error)}); with no network, point --{FLAGS[part]} or "

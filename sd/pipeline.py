@@ -175,12 +175,20 @@ def decode(vae, latents):
 def reconstruct(vae, pixel_values):
     """What the VAE keeps of pictures: uint8 [N,3,H,W] as in a batch -> uint8 [N,H,W,3], by the posterior's mean."""
     pixels = paddle.to_tensor(np.asarray(pixel_values)).cast("float32") / 127.5 - 1
-    images = []
     with _evaluating(vae), paddle.no_grad():
-        for row in range(len(pixels)):
-            moments = vae.encode(pixels[row : row + 1].cast(vae.dtype)).latent_dist
-            images.append(decode(vae, moments.mode().cast("float32") * vae.config.scaling_factor))
-    return np.concatenate(images)
+        rows = [vae.encode(pixels[row : row + 1].cast(vae.dtype)).latent_dist.mode() for row in range(len(pixels))]
+        return _decode_means(vae, rows)
+
+
+def reconstruct_cached(vae, moments):
+    """As `reconstruct`, from cached moments [N,2C,h,w]: only the decoder is run."""
+    means = paddle.to_tensor(np.asarray(moments)[:, : vae.config.latent_channels])
+    with _evaluating(vae), paddle.no_grad():
+        return _decode_means(vae, [means[row : row + 1] for row in range(len(means))])
+
+
+def _decode_means(vae, rows):
+    return np.concatenate([decode(vae, mean.cast("float32") * vae.config.scaling_factor) for mean in rows])
 
 
 @contextlib.contextmanager

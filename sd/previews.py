@@ -8,7 +8,7 @@ import numpy as np
 from sd.diffusion.schedule import sampler_config
 from sd.errors import InputError
 from sd.grid import labelled_sheet
-from sd.pipeline import draw_images, make_scheduler, reconstruct
+from sd.pipeline import draw_images, make_scheduler, reconstruct, reconstruct_cached
 
 logger = logging.getLogger(__name__)
 
@@ -29,22 +29,32 @@ def read_prompts(path):
 
 
 class Previews:
-    """pixel_values: uint8 [N,3,H,W]; captions: N texts, the same records each time; prompts: the user's own, if any."""
+    """records: a batch of the same records each time, with `pixel_values` uint8 [N,3,H,W] or cached `moments`
+    [N,2C,h,w]; captions: their N texts; prompts: the user's own, if any."""
 
-    def __init__(self, pixel_values, captions, prompts=(), resolution=512, num_inference_steps=50):
-        self.pixel_values, self.captions, self.prompts = pixel_values, captions, list(prompts)
+    def __init__(self, records, captions, prompts=(), resolution=512, num_inference_steps=50):
+        self.records, self.captions, self.prompts = records, captions, list(prompts)
         self.resolution, self.num_inference_steps = resolution, num_inference_steps
 
     def draw(self, model):
         """Yield (name, labelled sheet as PIL image) of each group."""
-        if len(self.pixel_values):
-            pairs = np.concatenate([self.pixel_values.transpose(0, 2, 3, 1), reconstruct(model.vae, self.pixel_values)])
-            captions = [*self.captions, *("as the VAE keeps it" for _ in self.captions)]
-            yield "reconstruction", labelled_sheet(pairs, captions, columns=len(self.pixel_values))
+        if self.captions:
+            yield "reconstruction", self._reconstruction(model.vae)
             for scale in GUIDANCE_SCALES:
                 yield f"ddim-samples-{scale}", self._samples(model, self.captions, scale)
         if self.prompts:
             yield "validation", self._samples(model, self.prompts, GUIDANCE_SCALES[-1])
+
+    def _reconstruction(self, vae):
+        """The records' pictures above what the VAE keeps of them; of cached ones the latter alone."""
+        kept = ["as the VAE keeps it" for _ in self.captions]
+        if "moments" in self.records:
+            pictures, captions = reconstruct_cached(vae, self.records["moments"]), kept
+        else:
+            pixels = self.records["pixel_values"]
+            pictures = np.concatenate([pixels.transpose(0, 2, 3, 1), reconstruct(vae, pixels)])
+            captions = [*self.captions, *kept]
+        return labelled_sheet(pictures, captions, columns=len(kept))
 
     def _samples(self, model, prompts, guidance_scale):
         args = model.model_args

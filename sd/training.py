@@ -190,10 +190,9 @@ def make_previews(model, model_args, data_args, training_args):
     pairs = _eval_pairs(model, data_args, training_args, data_args.file_list, PREVIEW_COUNT)
     batch = collate([pairs[index] for index in range(len(pairs))])
     raise_if_failed(batch)
-    captions = [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in batch["input_ids"]]
     return Previews(
-        batch["pixel_values"],
-        captions,
+        batch,
+        [pairs.caption(index) for index in range(len(pairs))],
         prompts,
         resolution=data_args.resolution,
         num_inference_steps=model_args.num_inference_steps,

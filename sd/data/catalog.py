@@ -11,6 +11,7 @@ from sd.data import storage
 from sd.data.cache import needs_copy
 from sd.data.filelist import read_file_list
 from sd.data.index import STREAM, SUFFIX, PartError
+from sd.data.moments import KIND, find_manifest, manifest_path
 from sd.data.part import load_header, load_index
 from sd.errors import InputError
 
@@ -41,13 +42,16 @@ class Catalog:
     - num_rows, num_usable: totals. num_lost: rows of missing or damaged parts, guessed from the size of the others.
       num_bad: these and the rows without a readable image.
     - copied: numbers of the parts that are read from local copies; damage: {part number: reason}.
-    - kind: "image" or "moments"; fingerprint: a hash of weights, names and checksums, the same wherever the parts lie.
+    - kind: "image" or "moments"; manifest: the Manifest of the latter, else None.
+    - fingerprint: a hash of weights, names and checksums, the same wherever the parts lie.
 
-    Raises InputError where nothing is usable, or more than `max_bad_fraction` of the rows is bad.
+    Raises InputError where nothing is usable, more than `max_bad_fraction` of the rows is bad, or images and cached
+    moments stand in one list.
     """
 
     def __init__(self, file_list, resolution, *, max_bad_fraction=0.05, cache_dir=None):
         self.file_list, self.resolution = str(file_list), resolution
+        self.manifest = find_manifest(file_list)
         sources = read_file_list(file_list)
         self.weights = [source.weight for source in sources]
         self.paths = [part for source in sources for part in source.parts]
@@ -60,7 +64,7 @@ class Catalog:
         self.damage = {number: part.damage for number, part in enumerate(parts) if part.damage}
         self.num_lost = _count_lost(parts)
         self.num_bad = sum(part.num_bad for part in parts) + self.num_lost
-        self.kind = self._kind(parts)
+        self.kind = self._kind(parts, [source.name for source in sources])
         self.fingerprint = self._fingerprint(parts)
         self._report(max_bad_fraction)
 
@@ -83,11 +87,21 @@ class Catalog:
                 return list(pool.map(load, self.paths))
         return [load(path) for path in self.paths]
 
-    def _kind(self, parts):
-        kinds = sorted({part.kind for part in parts if part.kind})
-        if len(kinds) > 1:
-            raise InputError(f"{self.file_list}: parts of kinds {', '.join(kinds)} in one list; keep them apart")
-        return kinds[0] if kinds else "image"
+    def _kind(self, parts, names):
+        """The kind that all parts have, by the manifests beside the filelists `names` and by their own indexes."""
+        kind = "image" if self.manifest is None else KIND
+        for number, part in enumerate(parts):
+            if part.kind in ("", kind):
+                continue
+            name = names[int(np.searchsorted(self.first_part, number, side="right")) - 1]
+            where = f"{name}: {storage.base_name(self.paths[number])}"
+            if part.kind == KIND:
+                raise InputError(
+                    f"{where} is a part of cached latents, but there is no {manifest_path(name)}; copy the manifest "
+                    "beside the filelist, and keep images and cached parts in lists of their own"
+                )
+            raise InputError(f"{where} is a part of images, but {self.manifest.path} is the manifest of a cache")
+        return kind
 
     def _fingerprint(self, parts):
         digest = sha256()

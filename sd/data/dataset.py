@@ -10,6 +10,7 @@ from paddle.io import Dataset, IterableDataset, get_worker_info
 from threadpoolctl import threadpool_limits
 
 from sd.data.cache import DEFAULT_BYTES, LocalCopies
+from sd.data.cached import CachedSampleMaker
 from sd.data.catalog import Catalog
 from sd.data.order import EVAL, Order, rng, worker_samples
 from sd.data.process import die_with_parent
@@ -31,7 +32,8 @@ class TextImagePair(IterableDataset):
     Use it with `DataLoader(dataset, batch_size=batch_size, num_workers=..., collate_fn=collate,
     worker_init_fn=worker_init_fn)`, and call `raise_if_failed` on each batch. A batch holds `pixel_values` uint8
     [B,3,H,W], `input_ids` int64 [B,L], `place` int64 [B,2] (part number, row), `sample` int64 [B] (the number in the
-    run), and what `draw(rng)` returned for each sample.
+    run), and what `draw(rng)` returned for each sample. From a cache of latents it holds `moments` float16 [B,2C,h,w]
+    in the place of the pixels, and if the cache has the text, `text_states` float16 [B,L,D] in that of the ids.
 
     The batches of all ranks in one round are the next `world_size * batch_size` samples of the run, so after k
     rounds the state is `state(start_sample + k * world_size * batch_size)`, a dict of samples_seen, lanes, deal_size,
@@ -77,9 +79,9 @@ class TextImagePair(IterableDataset):
         )
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._start_sample, self._max_bad_fraction, self._cache_bytes = start_sample, max_bad_fraction, cache_bytes
-        self._maker = SampleMaker(
+        self._maker = _sample_maker(
+            self.catalog,
             tokenize,
-            resolution=resolution,
             interpolation=interpolation,
             caption_dropout=caption_dropout,
             seed=seed,
@@ -165,8 +167,8 @@ class EvalPairs(Dataset):
         self._ends = np.cumsum(self.catalog.usable)
         self._num_records = min(limit or self.catalog.num_usable, self.catalog.num_usable)
         self._seed, self._cache_bytes = seed, cache_bytes
-        self._maker = SampleMaker(
-            tokenize, resolution=resolution, interpolation=interpolation, caption_dropout=0, seed=seed, draw=draw
+        self._maker = _sample_maker(
+            self.catalog, tokenize, interpolation=interpolation, caption_dropout=0, seed=seed, draw=draw
         )
         self._reader, self._reader_pid = None, None
 
@@ -175,11 +177,16 @@ class EvalPairs(Dataset):
 
     def __getitem__(self, number):
         try:
-            return self._make(number)
+            return self._make(number)[0]
         except Exception as error:
             return failure(error)
 
+    def caption(self, number):
+        """The caption of item `number`, as text."""
+        return self._make(number)[1].captions[0]
+
     def _make(self, number):
+        """(arrays, Record) of an item."""
         if self._reader_pid != os.getpid():  # file positions are shared over a fork
             watchdog = Watchdog(may_exit=get_worker_info() is not None)
             self._reader = RowReader(self.catalog, LocalCopies(self._cache_bytes), watchdog)
@@ -193,8 +200,18 @@ class EvalPairs(Dataset):
                 arrays = self._maker.evaluate(record, number, rng(self._seed, EVAL, number))
             except RowError:
                 continue
-            return arrays | {"place": np.array([part, row], np.int64)}
+            return arrays | {"place": np.array([part, row], np.int64)}, record
         raise RunError(f"{self.catalog.file_list}: no good row among {_EVAL_ATTEMPTS} from usable row {first} on")
+
+
+def _sample_maker(catalog, tokenize, *, interpolation, **options):
+    """The SampleMaker of a catalog of images, the CachedSampleMaker of one of cached parts."""
+    manifest = catalog.manifest
+    if manifest is None:
+        return SampleMaker(tokenize, resolution=catalog.resolution, interpolation=interpolation, **options)
+    if lines := manifest.differences(resolution=catalog.resolution):
+        raise InputError(f"{catalog.file_list}: the cache does not fit: {'; '.join(lines)}")
+    return CachedSampleMaker(tokenize, manifest, **options)
 
 
 def worker_init_fn(worker_id):

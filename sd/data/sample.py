@@ -85,11 +85,19 @@ def centre_crop(pixels, resolution, interpolation):
     return resize_and_crop(pixels, (width, height), left, top, resolution, interpolation)
 
 
-def choose_caption(captions, dropout, draw):
-    """One of the captions, or the empty one with probability `dropout`."""
+def choose_caption(captions, dropout, draw, empty=""):
+    """One of the captions (texts, or the states of texts), or the empty one with probability `dropout`."""
     dropped = draw.random() < dropout
     chosen = captions[int(draw.integers(len(captions)))]
-    return "" if dropped else chosen
+    return empty if dropped else chosen
+
+
+def token_ids(tokenize, caption):
+    """What `tokenize` makes of a caption: int64 [L]."""
+    ids = np.asarray(tokenize(caption), np.int64)
+    if ids.ndim != 1:
+        raise InputError(f"tokenize returned shape {ids.shape}, expected one row of ids")
+    return ids
 
 
 class SampleMaker:
@@ -118,8 +126,6 @@ class SampleMaker:
         return pixels
 
     def _arrays(self, pixels, caption, draw_rng, sample):
-        input_ids = np.asarray(self.tokenize(caption), np.int64)
-        if input_ids.ndim != 1:
-            raise InputError(f"tokenize returned shape {input_ids.shape}, expected one row of ids")
+        input_ids = token_ids(self.tokenize, caption)
         arrays = {"pixel_values": pixels, "input_ids": input_ids, "sample": np.int64(sample)}
         return arrays | (self.draw(draw_rng) if self.draw else {})

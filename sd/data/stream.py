@@ -86,6 +86,9 @@ class RowReader:
                 reader = self._copies.open(path, index)
             except PartError as error:
                 return None, error
+        manifest = self._catalog.manifest
+        if manifest is not None and index.notes.get("cache") != manifest.id:
+            raise RunError(f"{path}: cached by other settings than {manifest.path} says; make the cache again")
         rows = np.flatnonzero(index.short_sides >= self._catalog.resolution)
         if len(rows) != self._catalog.usable[part]:
             raise RunError(f"{path}: its index has changed since the start; start again")
