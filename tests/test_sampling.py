@@ -93,6 +93,13 @@ def test_variants_are_told_apart_and_never_replaced(output_dir):
         load_models(str(output_dir / "checkpoint-5"), variant="ema")
 
 
+def test_models_that_share_parts_keep_their_own_longest_text(output_dir, repository):
+    short = load_models(str(output_dir / "checkpoint-5"))
+    whole = load_models(str(repository), shared=short)
+    assert (short.tokenizer.model_max_length, whole.tokenizer.model_max_length) == (20, 77)
+    assert load_models(str(output_dir), shared=short).vae is short.vae
+
+
 def test_the_parts_around_a_pipelines_unet_are_used(repository):
     for name in (repository, repository / "unet"):
         models = load_models(str(name))

@@ -1,11 +1,11 @@
 """Prompts and settings -> a folder of pictures, going on where an earlier call was cut off."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from tqdm import tqdm
 
-from sd.pipeline import cut_text, default_batch_size, stream_images
+from sd.pipeline import check_size, cut_text, default_batch_size, stream_images
 from sd.sampling.files import read_png_text, write_png
 
 _BAR = "{l_bar}{bar}| {n:.1f}/{total} pictures [{elapsed}<{remaining}]"
@@ -43,9 +43,21 @@ def settings_for(models, *, height=None, width=None, scheduler=None, batch_size=
     return Settings(height=height, width=width, scheduler=scheduler, batch_size=batch_size, **others)
 
 
-def draw(models, jobs, settings, weights_id=None, quiet=False):
+def settings_from(flags, models, device):
+    """Settings as eval.py's flags ask for them: a namespace with the fields of Settings but `device`.
+
+    Raises InputError for a size that the VAE cannot draw.
+    """
+    asked = {field.name: getattr(flags, field.name) for field in fields(Settings) if field.name != "device"}
+    settings = settings_for(models, device=device, **asked)
+    check_size(models.vae, settings.height, settings.width)
+    return settings
+
+
+def draw(models, jobs, settings, weights_id=None, quiet=False, on_step=None):
     """Draw every job's picture into its file, with a progress bar unless quiet.
 
+    on_step: called after every UNet call with the pictures that it stands for; what it raises ends the drawing.
     A file that holds just this picture already (same prompt, settings and weights) is left as it is.
     """
     told = asdict(settings) | models.schedule | {"model": models.label, "weights": weights_id or models.weights_id()}
@@ -54,6 +66,12 @@ def draw(models, jobs, settings, weights_id=None, quiet=False):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} pictures are there already", flush=True)
     sizes = {name: getattr(settings, name) for name in ("height", "width", "guidance_scale", "num_inference_steps")}
     with tqdm(total=len(todo), bar_format=_BAR, disable=quiet or not todo) as bar:
+
+        def step(share):
+            bar.update(share)
+            if on_step:
+                on_step(share)
+
         stream = stream_images(
             models.unet,
             models.vae,
@@ -64,7 +82,7 @@ def draw(models, jobs, settings, weights_id=None, quiet=False):
             scheduler=models.scheduler(settings.scheduler),
             negative_prompt=settings.negative_prompt,
             batch_size=settings.batch_size,
-            progress=bar.update,
+            progress=step,
             **sizes,
         )
         for job, image in zip(todo, stream, strict=True):

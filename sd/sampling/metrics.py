@@ -11,10 +11,9 @@ from tqdm import tqdm
 from sd.arguments import check_choice, check_range
 from sd.data.process import run_local
 from sd.errors import InputError
-from sd.pipeline import check_size
 from sd.sampling.extractors import load_clip, load_fid_extractor
 from sd.sampling.files import make_folder, read_pixels
-from sd.sampling.job import Job, Settings, draw, settings_for, warn_of_cut_prompts
+from sd.sampling.job import Job, Settings, draw, settings_from, warn_of_cut_prompts
 from sd.sampling.models import choose_device, load_models
 from sd.sampling.prompts import read_prompts
 from sd.sampling.reference import reference_statistics
@@ -75,18 +74,7 @@ def measure(flags, model_flags):
     prompts = read_prompts(flags.prompts_file, flags.prompts_column, flags.num_prompts)
     source = Source(tuple(model_flags.items()), flags.device, flags.fid_model, flags.clip_model)
     models, fid_extractor, clip, weights_id = _loaded(source)
-    settings = settings_for(
-        models,
-        height=flags.height,
-        width=flags.width,
-        scheduler=flags.scheduler,
-        batch_size=flags.batch_size,
-        num_inference_steps=flags.num_inference_steps,
-        negative_prompt=flags.negative_prompt,
-        dtype=flags.dtype,
-        device=paddle.device.get_device().partition(":")[0],
-    )
-    check_size(models.vae, settings.height, settings.width)
+    settings = settings_from(flags, models, paddle.device.get_device().partition(":")[0])
     warn_of_cut_prompts(models.tokenizer, prompts)
     output = make_folder(flags.output or "eval_metrics")
     reference = None

@@ -125,7 +125,8 @@ def load_models(
 
 
 def _load(part, source, dtype, shared):
-    if shared and shared.sources[part] == source:
+    # A tokenizer is quick to load, and its longest text is the run's own.
+    if part != "tokenizer" and shared and shared.sources[part] == source:
         return getattr(shared, part)
     loaded = load_part(part, *source)
     return loaded if part == "tokenizer" or dtype == "fp32" else loaded.to(dtype=DTYPES[dtype])

@@ -6,10 +6,9 @@ from pathlib import Path
 from sd.arguments import check_range
 from sd.errors import InputError
 from sd.grid import labelled_sheet, labelled_table
-from sd.pipeline import check_size
 from sd.sampling.compare import find_columns
 from sd.sampling.files import make_folder, read_pixels, slug, write_png
-from sd.sampling.job import Job, draw, settings_for, warn_of_cut_prompts
+from sd.sampling.job import Job, draw, settings_from, warn_of_cut_prompts
 from sd.sampling.metrics import measure
 from sd.sampling.models import choose_device, load_models
 from sd.sampling.prompts import read_prompts
@@ -55,23 +54,6 @@ def _load(flags, unet, variant, shared=None):
     return load_models(unet, variant=variant, shared=shared, **_model_flags(flags))
 
 
-def _settings(flags, models, device):
-    settings = settings_for(
-        models,
-        height=flags.height,
-        width=flags.width,
-        scheduler=flags.scheduler,
-        batch_size=flags.batch_size,
-        guidance_scale=flags.guidance_scale,
-        num_inference_steps=flags.num_inference_steps,
-        negative_prompt=flags.negative_prompt,
-        dtype=flags.dtype,
-        device=device,
-    )
-    check_size(models.vae, settings.height, settings.width)
-    return settings
-
-
 def _places(output, count):
     """(folder of the pictures, file of the grid, file of a single picture or None)."""
     output = Path(output or "eval_output")
@@ -103,7 +85,7 @@ def _title(label, settings, guidance_scales):
 
 def _draw(flags, prompts, device):
     models = _load(flags, flags.unet, flags.variant)
-    settings = _settings(flags, models, device)
+    settings = settings_from(flags, models, device)
     folder, grid, single = _places(flags.output, len(prompts) * flags.num_images)
     warn_of_cut_prompts(models.tokenizer, prompts)
     jobs = _jobs(flags, prompts, folder, single)
@@ -131,7 +113,7 @@ def _compare(flags, prompts, device):
     pictures, models = [], None
     for number, column in enumerate(columns):
         models = _load(flags, column.unet, column.variant, shared=models)
-        settings = replace(_settings(flags, models, device), guidance_scale=column.guidance_scale)
+        settings = replace(settings_from(flags, models, device), guidance_scale=column.guidance_scale)
         if number == 0:
             folder, grid, _ = _places(flags.output, 2)
             warn_of_cut_prompts(models.tokenizer, prompts)
