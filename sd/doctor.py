@@ -35,6 +35,7 @@ def main():
 
 def examine(model_args, data_args, training_args):
     """Yield for each question whether its answer is a problem, after printing it."""
+    from sd.latents.fit import cached_parts, check_fit
     from sd.model import StableDiffusionModel
     from sd.versions import mismatches
 
@@ -43,14 +44,18 @@ def examine(model_args, data_args, training_args):
     yield answer("versions", f"as pinned, Python {sys.version.split()[0]}" if not wrong else told, bad=bool(wrong))
     total_memory, device = describe_device(training_args.device)
     yield answer("device", device)
+    manifest = manifest_of(data_args.file_list)
     try:
-        model = StableDiffusionModel.from_arguments(model_args, data_args.resolution)
+        if manifest:
+            check_fit(data_args.file_list, model_args, data_args)
+            yield answer("cache", f"{manifest.path} fits, {manifest.num_variants} variant(s) of a picture")
+        model = StableDiffusionModel.from_arguments(model_args, data_args.resolution, cached_parts(manifest))
     except InputError as error:
         yield answer("models", str(error), bad=True)
         return
-    yield answer(
-        "models", ", ".join(f"{part} {millions(model, part):.1f} M" for part in ("unet", "vae", "text_encoder"))
-    )
+    told = ", ".join(f"{part} {millions(model, part):.1f} M" for part in ("unet", "vae", "text_encoder"))
+    left_out = ", ".join(model.deferred)
+    yield answer("models", told + (f"; not loaded for training from the cache: {left_out}" if left_out else ""))
     with tempfile.TemporaryDirectory() as folder:
         training_args.output_dir, output_dir = folder, training_args.output_dir
         peaks, seconds_per_image = measure_steps(model, data_args, training_args, total_memory)
@@ -67,8 +72,20 @@ def answer(question, text, bad=False):
     return bad
 
 
+def manifest_of(file_list):
+    """The manifest of a cache, None for images; what is wrong with the list is told when its data is read."""
+    from sd.data.moments import find_manifest
+
+    try:
+        return find_manifest(file_list)
+    except InputError:
+        return None
+
+
 def millions(model, part):
     """Parameters of a part of the model, in millions."""
+    if part in model.deferred:
+        return model.deferred[part].num_parameters / 1e6
     return sum(parameter.size for parameter in getattr(model, part).parameters()) / 1e6
 
 
@@ -135,14 +152,17 @@ def made_up_batch(model, data_args, size):
     rng = np.random.default_rng(0)
     side = data_args.resolution
     draw = model.draws(side)
-    samples = [
-        {
-            "pixel_values": rng.integers(0, 256, (3, side, side), dtype=np.uint8),
-            "input_ids": model.tokenize("a photo"),
-            **draw(rng),
-        }
-        for _ in range(size)
-    ]
+    channels, *place = model.latent_shape(side)
+    if "vae" in model.deferred:
+        picture = {"moments": np.zeros((2 * channels, *place), np.float16)}
+    else:
+        picture = {"pixel_values": rng.integers(0, 256, (3, side, side), dtype=np.uint8)}
+    ids = model.tokenize("a photo")
+    if "text_encoder" in model.deferred:
+        text = {"text_states": np.zeros((len(ids), model.text_config.hidden_size), np.float16)}
+    else:
+        text = {"input_ids": ids}
+    samples = [{**picture, **text, **draw(rng)} for _ in range(size)]
     return {name: paddle.to_tensor(value) for name, value in collate(samples).items()}
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -26,13 +27,14 @@ class StableDiffusionModel(nn.Layer):
     def __init__(self, unet, vae, text_encoder, tokenizer, model_args):
         super().__init__()
         self.deferred = {}
-        for name, part in {"unet": unet, "vae": vae, "text_encoder": text_encoder}.items():
+        self.unet = unet
+        for name, part in {"vae": vae, "text_encoder": text_encoder}.items():
             if isinstance(part, DeferredPart):
                 self.deferred[name] = part
             else:
                 setattr(self, name, part)
         self.tokenizer, self.model_args = tokenizer, model_args
-        self.unet_config, self.vae_config, self.text_config = unet.config, vae.config, text_encoder.config
+        self.vae_config, self.text_config = vae.config, text_encoder.config
         tokenizer.model_max_length = model_args.model_max_length  # what is drawn from the model is padded alike
         self.trained_parts = ("unet", "text_encoder") if model_args.train_text_encoder else ("unet",)
         for name, layer in self.named_children():
@@ -55,8 +57,8 @@ class StableDiffusionModel(nn.Layer):
         for part in ("tokenizer", "text_encoder", "vae", "unet"):
             load = DeferredPart if part in deferred else load_part
             parts[part] = load(part, *part_source(model_args, part))
+        check_parts(SimpleNamespace(**parts, model_args=model_args))
         model = cls(**parts, model_args=model_args)
-        check_parts(model)
         model.latent_shape(resolution)
         return model
 
@@ -93,7 +95,7 @@ class StableDiffusionModel(nn.Layer):
     def latent_shape(self, resolution):
         """(C, h, w) of the latents of square images. Raises InputError if VAE or UNet cannot halve them so often."""
         factor = 2 ** (len(self.vae_config.block_out_channels) - 1)
-        unet_factor = 2 ** (len(self.unet_config.block_out_channels) - 1)
+        unet_factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
         if resolution % (factor * unet_factor):
             raise InputError(
                 f"--resolution {resolution}: the VAE divides it by {factor} and the UNet by {unet_factor}; "
@@ -204,13 +206,13 @@ class StableDiffusionModel(nn.Layer):
 
 def check_parts(model):
     """Raise InputError unless UNet, VAE, text encoder and tokenizer fit each other."""
-    unet, text = model.unet_config, model.text_config
+    unet, text = model.unet.config, model.text_encoder.config
     if unet.cross_attention_dim != text.hidden_size:
         raise InputError(
             f"cross_attention_dim={unet.cross_attention_dim} of the UNet, but the text encoder's states have "
             f"{text.hidden_size} numbers; use a UNet configuration with cross_attention_dim {text.hidden_size}"
         )
-    channels = model.vae_config.latent_channels
+    channels = model.vae.config.latent_channels
     for name in ("in_channels", "out_channels"):
         if unet[name] != channels:
             raise InputError(

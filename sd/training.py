@@ -17,8 +17,9 @@ from sd.checkpoint import (
     remove_leftovers,
 )
 from sd.data.dataset import EvalPairs, TextImagePair, collate, raise_if_failed
-from sd.data.filelist import read_file_list
+from sd.data.moments import find_manifest
 from sd.errors import InputError, RunError
+from sd.latents.fit import cached_parts, check_fit
 from sd.model import StableDiffusionModel
 from sd.previews import COUNT as PREVIEW_COUNT
 from sd.previews import Previews, read_prompts
@@ -33,13 +34,13 @@ def train(model_args, data_args, training_args):
     """Train as the arguments say. Returns the number of the signal that ended training early, or None."""
     if not training_args.do_train:
         raise InputError("nothing to do; give --do_train")
-    for file_list in filter(None, (data_args.file_list, data_args.eval_file_list)):
-        read_file_list(file_list)  # whatever is wrong with it is told before gigabytes of models are loaded
-    lock, checkpoint = on_rank_0(training_args, lambda: prepare_output_dir(training_args))
+    # Whatever is wrong with the data is told before gigabytes of models are loaded.
+    manifests = [find_manifest(file_list) for file_list in file_lists(data_args)]
+    lock, checkpoint = on_rank_0(training_args, lambda: prepare(model_args, data_args, training_args))
     if checkpoint and is_finished(checkpoint, training_args):
         return None
     paddle.seed(training_args.seed)
-    model = StableDiffusionModel.from_arguments(model_args, data_args.resolution)
+    model = StableDiffusionModel.from_arguments(model_args, data_args.resolution, cached_parts(manifests[0]))
     dataset = make_dataset(model, data_args, training_args, checkpoint)
     if training_args.max_steps <= 0:
         training_args.max_steps = steps_of_epochs(training_args, min(data_args.num_records, dataset.num_usable))
@@ -67,6 +68,18 @@ def train(model_args, data_args, training_args):
     if lock:
         lock.close()
     return trainer.stop_signal
+
+
+def file_lists(data_args):
+    """The lists that are read: of training, and of validation if there is one."""
+    return list(filter(None, (data_args.file_list, data_args.eval_file_list)))
+
+
+def prepare(model_args, data_args, training_args):
+    """What rank 0 does before anything is loaded. Returns (lock, checkpoint or None)."""
+    for file_list in file_lists(data_args):
+        check_fit(file_list, model_args, data_args)
+    return prepare_output_dir(training_args)
 
 
 def on_rank_0(training_args, prepare):

@@ -1,0 +1,55 @@
+"""Whether a cache of latents fits the run that is to train from it, told before any weights take memory."""
+
+from sd.data.moments import find_manifest
+from sd.errors import InputError
+from sd.latents.hashes import weights_hash
+from sd.loading import DeferredPart, part_source
+
+
+def cached_parts(manifest):
+    """The parts of the model whose work a cache holds; none for images (None)."""
+    if manifest is None:
+        return ()
+    return ("vae", "text_encoder") if manifest.has_text else ("vae",)
+
+
+def check_fit(file_list, model_args, data_args):
+    """Raise InputError, with every difference, if `file_list` is a cache that other models or settings made."""
+    manifest = find_manifest(file_list)
+    if manifest is None:
+        return
+    if manifest.has_text and model_args.train_text_encoder:
+        raise InputError(
+            f"{file_list}: train_text_encoder=True, but the cache holds what the text encoder said before; make a "
+            "cache without --cache_text, or leave the text encoder as it is"
+        )
+    run = _vae_values(model_args, data_args.resolution)
+    if data_args.interpolation != type(data_args).interpolation:
+        run["interpolation"] = data_args.interpolation
+    if manifest.has_text:
+        run |= _text_values(model_args)
+    if lines := manifest.differences(**run):
+        raise InputError(
+            f"{file_list}: the cache does not fit this run: {'; '.join(lines)}; give the models and flags that made it "
+            f"({manifest.path}), or make another with precompute_latents.py"
+        )
+
+
+def _vae_values(model_args, resolution):
+    source = part_source(model_args, "vae")
+    config = DeferredPart("vae", *source).config
+    side = resolution // 2 ** (len(config.block_out_channels) - 1)
+    return {
+        "resolution": resolution,
+        "latent_shape": (config.latent_channels, side, side),
+        "scaling_factor": config.scaling_factor,
+        "vae_hash": weights_hash("vae", *source),
+    }
+
+
+def _text_values(model_args):
+    return {
+        "model_max_length": model_args.model_max_length,
+        "text_encoder_hash": weights_hash("text_encoder", *part_source(model_args, "text_encoder")),
+        "tokenizer_hash": weights_hash("tokenizer", *part_source(model_args, "tokenizer")),
+    }
