@@ -74,3 +74,39 @@ def test_this_processors_settings_run_a_matrix_product():
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.split()[-1] == str(64.0**3)
     assert "MKL_NUM_THREADS=" in result.stderr or "MKL_NUM_THREADS" in os.environ
+
+
+TAKE_AND_FREE = """
+import ctypes, resource, sys
+from sd import runtime
+runtime.prepare()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(256 << 20)
+    ctypes.memset(block, 1, 256 << 20)
+    libc.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(**environ):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    result = subprocess.run(
+        [sys.executable, "-c", TAKE_AND_FREE], capture_output=True, text=True, check=True, env=clean | environ
+    )
+    return int(result.stdout), result.stderr
+
+
+def test_a_freed_block_is_taken_again_without_new_pages():
+    faults, told = page_faults()
+    assert faults < 100
+    assert "freed memory is kept" in told
+
+
+@pytest.mark.parametrize("environ", [{"SD_RUNTIME": "off"}, {"MALLOC_TRIM_THRESHOLD_": "131072"}])
+def test_memory_goes_back_if_the_user_wants_that(environ):
+    faults, told = page_faults(**environ)
+    assert faults > 100  # 128 with pages of 2 MB, 65,536 with pages of 4 KB
+    assert "freed memory" not in told
