@@ -38,7 +38,8 @@ class PartSummary:
 class Catalog:
     """The parts of a file list in order, numbered through all its sources.
 
-    - paths: list of str; usable: int64 [parts], rows with a short side of `resolution` or more.
+    - paths: list of str; usable: int64 [parts], rows with a short side of `resolution` or more; checksums: names of the
+      parts' bytes, "missing" where the index cannot be had.
     - num_rows, num_usable: totals. num_lost: rows of missing or damaged parts, guessed from the size of the others.
       num_bad: these and the rows without a readable image.
     - copied: numbers of the parts that are read from local copies; damage: {part number: reason}.
@@ -58,6 +59,7 @@ class Catalog:
         self.first_part = np.cumsum([0] + [len(source.parts) for source in sources])
         parts = self._load(cache_dir)
         self.usable = np.array([part.usable for part in parts], np.int64)
+        self.checksums = [part.checksum for part in parts]
         self.num_usable = int(self.usable.sum())
         self.num_rows = sum(part.num_rows for part in parts)
         self.copied = {number for number, part in enumerate(parts) if needs_copy(self.paths[number], part.layout)}

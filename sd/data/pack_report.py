@@ -13,9 +13,10 @@ _SAME_IN_ALL = ("outcome", "reason", "detail")  # the other keys of a rejected r
 
 
 class Tally:
-    """Outcomes of all rows so far, by reason."""
+    """Outcomes of all rows so far, by reason. `done` is the word for a good row's."""
 
-    def __init__(self):
+    def __init__(self, done="packed"):
+        self._done = done
         self.num_packed, self.num_bytes = 0, 0
         self.all_parts, self.parts = [], []  # `parts` have rows and go into the file lists
         self.rejected = Counter()  # (outcome, reason) -> rows
@@ -42,7 +43,7 @@ class Tally:
 
     def report(self, settings):
         """The content of report.json: the outcomes add up to the rows."""
-        outcomes = {"packed": self.num_packed}
+        outcomes = {self._done: self.num_packed}
         for (outcome, reason), count in sorted(self.rejected.items()):
             outcomes[f"{outcome}: {reason}"] = count
         return {
@@ -53,15 +54,15 @@ class Tally:
             "settings": settings,
         }
 
-    def check(self, options):
-        """Raise InputError if nothing was packed, RunError if more than `max_bad_fraction` was bad."""
+    def check(self, source, options):
+        """Raise InputError if nothing was good, RunError if more than `max_bad_fraction` was bad. source: its name."""
         rejected = storage.join(options.output_path, "rejected.jsonl")
         if self.num_packed == 0:
             reason = self._most_often((BAD, FILTERED))
-            raise InputError(f"{options.input_path}: none of {self.num_rows} rows was packed; {reason}; see {rejected}")
+            raise InputError(f"{source}: none of {self.num_rows} rows was {self._done}; {reason}; see {rejected}")
         if self.num_bad > options.max_bad_fraction * self.num_rows:
             raise RunError(
-                f"{options.input_path}: {self.num_bad} of {self.num_rows} rows are bad, more than --max_bad_fraction "
+                f"{source}: {self.num_bad} of {self.num_rows} rows are bad, more than --max_bad_fraction "
                 f"{options.max_bad_fraction}; {self._most_often((BAD,))}; see {rejected}, then mend the input or raise "
                 "the limit"
             )

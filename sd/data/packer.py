@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import re
-import signal
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import chain, islice
@@ -14,7 +13,7 @@ from sd.data.filelist import write_file_lists
 from sd.data.index import SUFFIX
 from sd.data.pack_part import Task, pack_part
 from sd.data.pack_report import Progress, Tally
-from sd.data.process import run_local
+from sd.data.process import run_local, stopped_by_signals
 from sd.data.ray_engine import run_on_ray
 from sd.data.sources import open_source
 from sd.errors import InputError, RunError
@@ -30,7 +29,7 @@ def pack(options):
     to other input or flags, RunError for too many bad rows or an output that cannot be written.
     """
     try:
-        with _stopped_by_signals() as raise_if_stopped:
+        with stopped_by_signals() as raise_if_stopped:
             source = open_source(options)
             tasks = _tasks(source.items(), options, raise_if_stopped)
             first = next(tasks, None)
@@ -60,30 +59,6 @@ def _tasks(items, options, raise_if_stopped):
         number += 1
         path = storage.join(_part_folder(options), f"part-{number:06d}{suffix}")
         yield Task(path, [item for item, _ in chunk], done_fraction=chunk[-1][1])
-
-
-@contextmanager
-def _stopped_by_signals():
-    """SIGTERM ends the run as Ctrl-C does: the workers first, then one line. Yields a function to be called often.
-
-    Python loses an exception that a signal raises within a destructor; that function raises it again.
-    """
-    received = []
-
-    def stop(number, frame):
-        received.append(number)
-        raise KeyboardInterrupt
-
-    def raise_if_stopped():
-        if received:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield raise_if_stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -172,7 +147,7 @@ def _pack_parts(tasks, source, options):
 def _finish(tally, options):
     report = tally.report(options.part_settings())
     storage.write_whole(storage.join(options.output_path, "report.json"), json.dumps(report, indent=2).encode() + b"\n")
-    tally.check(options)
+    tally.check(options.input_path, options)
     folder = _part_folder(options)
     extra = set(_parts_in(folder)) - {storage.base_name(path) for path in tally.all_parts}
     if extra:

@@ -1,4 +1,4 @@
-"""A bounded pool of processes that gives results in order and leaves no process behind, however it ends."""
+"""A bounded pool of processes that gives results in order and leaves no process behind; and how signals end a run."""
 
 import ctypes
 import multiprocessing
@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 from sd.errors import RunError
 
@@ -55,3 +56,30 @@ def run_local(function, tasks, num_workers):
         raise
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def stopped_by_signals():
+    """SIGTERM ends the run as Ctrl-C does: the workers first, then one line. Yields a function to be called often.
+
+    Python loses an exception that a signal raises within a destructor; that function raises it again. A second SIGTERM
+    raises nothing: Paddle's launcher sends three of them, into the tidying up.
+    """
+    received = []
+
+    def stop(number, frame):
+        again = number == signal.SIGTERM and number in received
+        received.append(number)
+        if not again:
+            raise KeyboardInterrupt
+
+    def raise_if_stopped():
+        if received:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield raise_if_stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

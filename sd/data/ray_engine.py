@@ -1,4 +1,4 @@
-"""The packer's work over a Ray cluster: the same function as on one machine, results in order, dead nodes made good."""
+"""Packing and caching over a Ray cluster: the same bytes as on one machine, in order, dead nodes made good."""
 
 import os
 from collections import deque
@@ -11,23 +11,25 @@ from sd.errors import InputError, RunError
 _MAX_RETRIES = 8  # a part whose node dies is packed elsewhere, to the same bytes
 
 
-def run_on_ray(function, tasks, address):
+def run_on_ray(function, tasks, address, *, on_gpus=False):
     """Yield `function(task)` for each task, in order, at most two for each CPU of the cluster in hand.
 
-    Inputs and outputs must be reachable from every node under the same path. `address` None starts Ray on this machine.
-    Raises InputError without Ray or a cluster, RunError if a part cannot be packed on any node.
+    on_gpus: each task has a GPU to itself where the cluster has any, and two for each GPU are in hand. Inputs and
+    outputs must be reachable from every node under the same path. `address` None starts Ray on this machine. Raises
+    InputError without Ray or a cluster, RunError if a part cannot be made on any node.
     """
     try:
         import ray
     except ImportError as error:
         raise InputError("--engine ray needs Ray: pip install -r requirements-ray.txt") from error
     with _connected(ray, address):
-        remote = ray.remote(num_cpus=1, max_retries=_MAX_RETRIES)(_in_folder)
+        gpus = int(ray.cluster_resources().get("GPU", 0)) if on_gpus else 0
+        remote = ray.remote(num_cpus=1, num_gpus=min(1, gpus), max_retries=_MAX_RETRIES)(_in_folder)
         pending, folder = deque(), str(Path.cwd())
         try:
             for task in tasks:
                 pending.append(remote.remote(folder, function, task))
-                if len(pending) >= 2 * max(1, int(ray.cluster_resources().get("CPU", 1))):
+                if len(pending) >= 2 * max(1, gpus or int(ray.cluster_resources().get("CPU", 1))):
                     yield ray.get(pending.popleft())
             while pending:
                 yield ray.get(pending.popleft())

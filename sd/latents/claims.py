@@ -1,0 +1,59 @@
+"""Which process makes which part, without a word between them: record locks, which end with the process."""
+
+import errno
+import fcntl
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+from sd.data import storage
+
+_NAME = ".claims"
+_FINISH = 1 << 40  # beyond every part's number
+
+
+class Claims:
+    """Locks of single bytes of one file: byte n for part n. A dead process's are free at once.
+
+    `shared` is False where the folder knows no such locks (an object store, some network file systems): then each rank
+    keeps to its own parts.
+    """
+
+    def __init__(self, folder):
+        self.shared, self._file = not storage.is_remote(folder), None
+        if self.shared:
+            self._file = os.open(Path(folder) / _NAME, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                self.take(_FINISH + 1)
+            except OSError:
+                self.shared = False
+
+    def take(self, number):
+        """Whether part `number` is this process's from now on."""
+        if not self.shared:
+            return True
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+
+    def release(self, number):
+        if self.shared:
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number)
+
+    @contextmanager
+    def finishing(self):
+        """One process at a time writes the lists."""
+        if self.shared:
+            fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _FINISH)
+        try:
+            yield
+        finally:
+            self.release(_FINISH)
+
+    def close(self):
+        if self._file is not None:
+            os.close(self._file)

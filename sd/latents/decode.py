@@ -1,0 +1,82 @@
+"""Rows of a source part -> the crops that the VAE is to see. NumPy and Pillow, no Paddle: runs in worker processes."""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from sd.data.cache import LocalCopies
+from sd.data.order import CROP, rng
+from sd.data.part import PartError, load_index
+from sd.data.record import RowError, decode_row
+from sd.data.sample import centre_crop, decode_image, random_crop
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of one source part that go through the VAE together."""
+
+    task: int
+    path: str
+    rows: tuple
+
+
+@dataclass
+class Decoded:
+    """A Chunk's good rows, their captions and crops uint8 [rows, num_crops, 3, R, R]; and {row: why} of the others."""
+
+    chunk: Chunk
+    rows: list = field(default_factory=list)
+    captions: list = field(default_factory=list)
+    crops: np.ndarray | None = None
+    bad: dict = field(default_factory=dict)
+
+
+def decode_chunk(chunk, options):
+    """Read, decode and crop the rows of a Chunk. No row raises: what is wrong with it stands in `bad`."""
+    decoded, crops = Decoded(chunk), []
+    for row in chunk.rows:
+        try:
+            reader, key = _opened(chunk.path, options.data_cache_bytes)
+            record = decode_row(reader.read(row))
+            crops.append(crop_record(record, key, row, options))
+        except RowError as error:
+            decoded.bad[row] = str(error)
+            continue
+        decoded.rows.append(row)
+        decoded.captions.append(record.captions)
+    if crops:
+        decoded.crops = np.stack(crops)
+    return decoded
+
+
+def decode_alone(chunk, options):
+    """`decode_chunk` in a process of its own, one of as many as there are cores."""
+    threadpool_limits(1)
+    return decode_chunk(chunk, options)
+
+
+def crop_record(record, part_key, row, options):
+    """The crops of a row, uint8 [num_crops, 3, R, R]: drawn from seed, part and row, whoever cuts them and when.
+
+    Raises RowError.
+    """
+    pixels = decode_image(record.image)
+    height, width = pixels.shape[:2]
+    if min(width, height) < options.resolution:
+        raise RowError(f"image smaller than its index says: {width}x{height}")
+    if options.crop == "centre":
+        return centre_crop(pixels, options.resolution, options.interpolation)[None]
+    draws = (rng(options.seed, CROP, part_key, row, number) for number in range(options.num_crops))
+    return np.stack([random_crop(pixels, options.resolution, options.interpolation, draw) for draw in draws])
+
+
+@lru_cache(maxsize=4)
+def _opened(path, cache_bytes):
+    """(PartReader, key of the part's content) of a source part; the few last ones stay open."""
+    try:
+        index = load_index(path)
+        return LocalCopies(cache_bytes).open(path, index), index.part_crc << 32 | index.part_bytes % 2**32
+    except PartError as error:
+        raise RowError(f"part unreadable: {error}") from error

@@ -1,0 +1,96 @@
+"""The end of a caching run: when every part is there, and only then, the reports, the manifests and the lists."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+from tqdm import tqdm
+
+from sd.data import storage
+from sd.data.moments import encode_empty_state, manifest_path
+from sd.data.pack_part import BAD, PartResult
+from sd.data.pack_report import Tally
+from sd.latents.plan import LIST_FOLDER, each, finished, part_folder
+
+
+def finish(plan, manifest, encoders, claims):
+    """(path of the `.filelist.list`, report); None while parts are missing, which other processes have in hand.
+
+    Raises InputError if no row was good, RunError if too many were bad; then there are reports and no lists.
+    """
+    options = encoders.options
+    with claims.finishing():
+        outcomes = each(partial(_outcome, manifest=manifest), plan.tasks)
+        if missing := outcomes.count(None):
+            tqdm.write(f"{missing} of {len(outcomes)} parts are in other hands; whoever ends last writes the lists")
+            return None
+        _tidy(options)
+        tally = _report(outcomes, plan.unreadable, options)
+        report = tally.report({"cache": manifest.id} | manifest.settings())
+        path = storage.join(options.output_path, "report.json")
+        storage.write_whole(path, json.dumps(report, indent=2).encode() + b"\n")
+        tally.check(options.file_list, options)
+        return _write_lists(plan, outcomes, manifest, encoders), report
+
+
+def _outcome(task, manifest):
+    """What became of the rows of a part, as its index says; None while it is not there."""
+    index = finished(task, manifest)
+    if index is None:
+        return None
+    rejected = [{"part": task.source} | row for row in index.notes["rejected"]]
+    num_good = index.num_rows - len(rejected)
+    return PartResult(task.path, num_packed=num_good, num_bytes=index.part_bytes, rejected=rejected)
+
+
+def _tidy(options):
+    """Remove what a kill left: a process that is killed cannot do it."""
+    for folder in (part_folder(options), storage.join(options.output_path, LIST_FOLDER), options.output_path):
+        for name in storage.list_folder(folder):
+            if storage.is_unfinished(name):
+                storage.remove(storage.join(folder, name))
+
+
+def _report(outcomes, unreadable, options):
+    """The Tally of all rows; those that are not cached go into rejected.jsonl."""
+    lost = [
+        PartResult(
+            path, rejected=[{"part": path, "row": None, "outcome": BAD, "reason": "part unreadable", "detail": why}]
+        )
+        for path, why in unreadable.items()
+    ]
+    tally = Tally("cached")
+    with storage.NewFile(storage.join(options.output_path, "rejected.jsonl")) as file:
+        for outcome in outcomes + lost:
+            tally.add(outcome)
+            for row in outcome.rejected:
+                file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+    return tally
+
+
+def _write_lists(plan, outcomes, manifest, encoders):
+    """A filelist with its manifest for each source, then the list of them, as the source's weighs them."""
+    options, folder = encoders.options, storage.join(encoders.options.output_path, LIST_FOLDER)
+    if manifest.empty_state:
+        empty = encode_empty_state(encoders.empty_state())
+        storage.write_whole(storage.join(folder, manifest.empty_state), empty)
+    by_path = {outcome.path: outcome for outcome in outcomes}
+    entries = []
+    for number, (weight, tasks) in enumerate(plan.sources, 1):
+        if not tasks:  # none of its parts could be read, as rejected.jsonl says
+            continue
+        name = options.output_name if len(plan.sources) == 1 else f"{options.output_name}-{number}"
+        path = storage.join(folder, f"{name}.filelist")
+        of_source = [by_path[part] for part in dict.fromkeys(task.path for task in tasks)]
+        rejected = [row for outcome in of_source for row in outcome.rejected]
+        own = replace(
+            manifest,
+            num_rows=sum(outcome.num_packed for outcome in of_source) + len(rejected),
+            num_bad=sum(row["outcome"] == BAD for row in rejected),
+        )
+        storage.write_whole(manifest_path(path), own.to_bytes())
+        storage.write_whole(path, "".join(f"{task.path}\n" for task in tasks).encode())
+        entries.append(path if weight == 1 else f"{path} {weight!r}")
+    list_of_lists = storage.join(folder, f"{options.output_name}.filelist.list")
+    storage.write_whole(list_of_lists, "".join(f"{entry}\n" for entry in entries).encode())
+    return list_of_lists

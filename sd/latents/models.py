@@ -1,0 +1,122 @@
+"""The frozen encoders of a caching run: loaded once a process, named by their content, applied to batches."""
+
+from functools import lru_cache
+
+import numpy as np
+import paddle
+
+from sd import encoders
+from sd.data.moments import Manifest
+from sd.errors import InputError
+from sd.latents.hashes import weights_hash
+from sd.loading import load_part, part_source
+from sd.pipeline import vae_factor
+
+_LOG_VARIANCES = (-30.0, 20.0)  # ppdiffusers cuts them so; what lies beyond would not fit float16
+
+
+class Encoders:
+    """VAE and, with --cache_text, text encoder and tokenizer, as the options name them. Raises InputError."""
+
+    def __init__(self, options):
+        self.options = options
+        self.vae = load_part("vae", *part_source(options, "vae"))
+        factor = vae_factor(self.vae)
+        if options.resolution % factor:
+            raise InputError(f"--resolution {options.resolution}: the VAE divides it by {factor}; use a multiple of it")
+        side = options.resolution // factor
+        self.latent_shape = (self.vae.config.latent_channels, side, side)
+        if options.cache_text:
+            self.text_encoder = load_part("text_encoder", *part_source(options, "text_encoder"))
+            self.tokenizer = load_part("tokenizer", *part_source(options, "tokenizer"))
+            self._check_text()
+            self._mask = paddle.to_tensor(encoders.causal_mask(options.model_max_length))
+
+    def _check_text(self):
+        config, length = self.text_encoder.config, self.options.model_max_length
+        if length > config.max_position_embeddings:
+            raise InputError(
+                f"--model_max_length {length}: the text encoder has positions for {config.max_position_embeddings} "
+                "tokens; use at most that"
+            )
+        if len(self.tokenizer) > config.vocab_size:
+            raise InputError(
+                f"the tokenizer has {len(self.tokenizer)} tokens, the text encoder knows {config.vocab_size}; "
+                "use the tokenizer that belongs to the text encoder"
+            )
+
+    def manifest(self, **source):
+        """The Manifest of what these encoders and options make. source: its fields on where the rows come from."""
+        options, text = self.options, {}
+        parts = ("vae", "text_encoder", "tokenizer") if options.cache_text else ("vae",)
+        hashes = {part: weights_hash(part, *part_source(options, part)) for part in parts}
+        if options.cache_text:
+            text = {
+                "text_encoder_hash": hashes["text_encoder"],
+                "tokenizer_hash": hashes["tokenizer"],
+                "model_max_length": options.model_max_length,
+                "empty_state": f"{options.output_name}.empty.safetensors",
+            }
+        return Manifest(
+            vae_hash=hashes["vae"],
+            scaling_factor=self.vae.config.scaling_factor,
+            latent_shape=self.latent_shape,
+            **{name: getattr(options, name) for name in ("resolution", "crop", "num_crops", "flip", "interpolation")},
+            seed=options.seed,
+            **text,
+            **source,
+        )
+
+    @paddle.no_grad()
+    def start(self, crops, captions):
+        """Begin a batch's work on the device; `finish` waits for it.
+
+        crops: uint8 [rows, num_crops, 3, R, R]; captions: for each row a tuple of texts.
+        """
+        if self.options.flip:  # each crop, then its mirror image
+            crops = np.stack([crops, crops[..., ::-1]], axis=2)
+        pixels = np.ascontiguousarray(crops.reshape(-1, *crops.shape[-3:]))
+        moments = [self._moments(pixels[at]) for at in self._batches(len(pixels))]
+        states = []
+        if self.options.cache_text:
+            ids = self._tokenize([caption for several in captions for caption in several])
+            states = [self._states(ids[at]) for at in self._batches(len(ids))]
+        return moments, states, [len(several) for several in captions]
+
+    def finish(self, started):
+        """For each row (moments float16 [K,2C,h,w], text states float16 [captions,L,D] or None)."""
+        moments, states, num_captions = started
+        moments = np.concatenate([batch.numpy() for batch in moments])
+        moments = moments.reshape(len(num_captions), -1, *moments.shape[1:])
+        if not states:
+            return [(row, None) for row in moments]
+        states = np.concatenate([batch.numpy() for batch in states])
+        return list(zip(moments, np.split(states, np.cumsum(num_captions)[:-1]), strict=True))
+
+    def empty_state(self):
+        """The text states of the empty caption, float16 [L,D]."""
+        with paddle.no_grad():
+            return self._states(self._tokenize([""])).numpy()[0]
+
+    def _batches(self, count):
+        return [slice(at, at + self.options.batch_size) for at in range(0, count, self.options.batch_size)]
+
+    def _moments(self, pixels):
+        posterior = encoders.encode_posterior(self.vae, paddle.to_tensor(pixels))
+        logvar = paddle.clip(posterior.logvar, *_LOG_VARIANCES)
+        return paddle.concat([posterior.mean, logvar], axis=1).astype("float16")
+
+    def _tokenize(self, captions):
+        encoded = self.tokenizer(
+            captions, padding="max_length", truncation=True, max_length=self.options.model_max_length
+        )
+        return np.array(encoded["input_ids"], np.int64)
+
+    def _states(self, ids):
+        return encoders.encode_text(self.text_encoder, paddle.to_tensor(ids), self._mask).astype("float16")
+
+
+@lru_cache(maxsize=1)
+def encoders_for(options):
+    """The process's one set of encoders; a Ray worker keeps it from part to part."""
+    return Encoders(options)

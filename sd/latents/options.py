@@ -1,0 +1,62 @@
+"""What a caching run is asked to do, checked before any work starts."""
+
+from dataclasses import dataclass
+
+from sd.arguments import INTERPOLATIONS, SDDataArguments, SDModelArguments
+from sd.data.moments import CROPS
+from sd.errors import InputError
+
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """The flags of precompute_latents.py; the names of the models are those of training."""
+
+    file_list: str
+    output_path: str
+    output_name: str = "custom_dataset"
+    pretrained_model_name_or_path: str = SDModelArguments.pretrained_model_name_or_path
+    vae_name_or_path: str | None = None
+    text_encoder_name_or_path: str | None = None
+    tokenizer_name: str | None = None
+    resolution: int = SDDataArguments.resolution
+    crop: str = "random"
+    num_crops: int = 1
+    flip: bool = False
+    interpolation: str = SDDataArguments.interpolation
+    seed: int = 23
+    cache_text: bool = False
+    model_max_length: int = SDModelArguments.model_max_length
+    batch_size: int = 16
+    num_workers: int | None = None
+    device: str | None = None
+    max_bad_fraction: float = 0.05
+    data_cache_bytes: int = SDDataArguments.data_cache_bytes
+    overwrite: bool = False
+    engine: str = "local"
+    ray_address: str | None = None
+    check: int = 0
+
+    def __post_init__(self):
+        for name in ("resolution", "num_crops", "batch_size"):
+            self._hold(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("check", "data_cache_bytes"):
+            self._hold(name, getattr(self, name) >= 0, "at least 0")
+        self._hold("num_workers", self.num_workers is None or self.num_workers >= 0, "at least 0")
+        self._hold("model_max_length", self.model_max_length >= 2, "at least 2")
+        self._hold("max_bad_fraction", 0 <= self.max_bad_fraction <= 1, "from 0 to 1")
+        self._hold("crop", self.crop in CROPS, f"one of {CROPS}")
+        self._hold("interpolation", self.interpolation in INTERPOLATIONS, f"one of {INTERPOLATIONS}")
+        self._hold("engine", self.engine in ENGINES, f"one of {ENGINES}")
+        self._hold("output_name", self.output_name and "/" not in self.output_name, "a file name without a slash")
+        if self.crop == "centre" and self.num_crops > 1:
+            raise InputError(
+                f"--num_crops {self.num_crops} with --crop centre, of which there is one; use --crop random"
+            )
+        if self.ray_address and self.engine != "ray":
+            raise InputError(f"--ray_address {self.ray_address} needs --engine ray")
+
+    def _hold(self, name, holds, expected):
+        if not holds:
+            raise InputError(f"--{name} {getattr(self, name)}; expected {expected}")

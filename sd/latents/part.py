@@ -1,0 +1,88 @@
+"""The work on one cached part: a row for each row of the source part, in its order, the same wherever it is made."""
+
+from sd.data.moments import KIND, encode_payload
+from sd.data.pack_part import BAD, FILTERED
+from sd.data.part import PartWriter
+from sd.data.record import RowError, encode_captions_row
+from sd.latents.decode import Chunk
+from sd.latents.plan import usable_rows
+
+_PLACEHOLDER = b"\tNONE\t\n"  # keeps the place of a row of which nothing can be made; its index says so
+
+
+def chunks_of(task, options):
+    """The Chunks of a Task's usable rows; one without rows where there are none."""
+    _, rows = usable_rows(task, options.resolution)
+    step = max(1, options.batch_size // (options.num_crops * (2 if options.flip else 1)))
+    starts = range(0, max(1, len(rows)), step)
+    return [Chunk(task.number, task.source, tuple(rows[start : start + step])) for start in starts]
+
+
+def write_part(task, decoded, encoders, manifest, progress):
+    """Write the cached part of a Task from its Decoded chunks.
+
+    progress(rows): called as rows are done. Returns (rows written, rows rejected, the first one's reason). Raises
+    OSError for an output that cannot be written.
+    """
+    resolution = manifest.resolution
+    index, _ = usable_rows(task, resolution)
+    rejected = []
+
+    def place(row, why):
+        """A placeholder, and in the report why."""
+        width, height = int(index.widths[row]), int(index.heights[row])
+        outcome, size = BAD, (0, 0)
+        if why is None and min(width, height) > 0:
+            outcome, why, size = FILTERED, f"image too small: {width}x{height}", (width, height)
+        reason, _, detail = (why or "no readable image, as its index says").partition(": ")
+        rejected.append({"row": row + 1, "outcome": outcome, "reason": reason, "detail": detail})
+        part.add(_PLACEHOLDER, *size)
+
+    with PartWriter(task.path, kind=KIND) as part:
+        row = 0
+        for done in _encoded(decoded, encoders):
+            for number, line, why in done:
+                for between in range(row, number):
+                    place(between, None)
+                if line is None:
+                    place(number, why)
+                else:
+                    part.add(line, resolution, resolution)
+                row = number + 1
+            progress(len(done))
+        for between in range(row, index.num_rows):
+            place(between, None)
+        part.notes = {
+            "cache": manifest.id,
+            "settings": manifest.settings(),
+            "source": task.checksum,
+            "rejected": rejected,
+        }
+    return index.num_rows, len(rejected), rejected[0] if rejected else None
+
+
+def _encoded(decoded, encoders):
+    """Lists of (row number, line or None, why there is none), in order, a list for each chunk.
+
+    A batch is begun on the device before the lines of the one before it are made, so that neither waits for the other.
+    """
+    before = None
+    for chunk in decoded:
+        started = encoders.start(chunk.crops, chunk.captions) if chunk.rows else None
+        if before is not None:
+            yield _lines(*before, encoders)
+        before = chunk, started
+    yield _lines(*before, encoders)
+
+
+def _lines(decoded, started, encoders):
+    lines = [(row, None, why) for row, why in decoded.bad.items()]
+    arrays = encoders.finish(started) if started else []
+    for row, captions, (moments, states) in zip(decoded.rows, decoded.captions, arrays, strict=True):
+        try:
+            line = encode_captions_row(captions, encode_payload(moments, states))
+        except RowError as error:
+            lines.append((row, None, str(error)))
+            continue
+        lines.append((row, line, None))
+    return sorted(lines, key=lambda line: line[0])

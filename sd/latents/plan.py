@@ -1,0 +1,124 @@
+"""Which cached part is made of which source part, and which of them are there already."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from sd.data import storage
+from sd.data.catalog import Catalog
+from sd.data.filelist import read_file_list
+from sd.data.index import SUFFIX, PartError, parse_index
+from sd.data.moments import KIND, Manifest
+from sd.data.part import load_index
+from sd.errors import InputError
+
+PART_FOLDER, LIST_FOLDER = "latents", "filelist"
+_REMOTE_THREADS = 32
+
+
+@dataclass(frozen=True)
+class Task:
+    """One source part and the cached part to be made of it.
+
+    checksum: names the source's bytes; num_usable: its rows that are large enough.
+    """
+
+    number: int
+    source: str
+    path: str
+    checksum: str
+    num_usable: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything to be made of a file list.
+
+    sources: [(weight, Tasks in the list's order)], one for each filelist; tasks: each once; unreadable: {source part:
+    why}, the parts of which nothing can be made. fingerprint: of the source.
+    """
+
+    sources: list
+    tasks: list
+    unreadable: dict
+    fingerprint: str
+
+
+def make_plan(options):
+    """The Plan for CacheOptions. Raises InputError if the file list cannot be used, or is a cache itself."""
+    catalog = Catalog(options.file_list, options.resolution, max_bad_fraction=options.max_bad_fraction)
+    if catalog.kind == KIND:
+        raise InputError(f"--file_list {options.file_list} is a cache of latents; name the list of the images")
+    tasks, unreadable = {}, {}
+    for at, path in enumerate(catalog.paths):
+        if path in tasks or path in unreadable:
+            continue
+        number = len(tasks) + len(unreadable)
+        if catalog.checksums[at] == "missing":
+            unreadable[path] = catalog.damage[at]
+            continue
+        out = storage.join(part_folder(options), f"part-{number + 1:06d}.gz")
+        tasks[path] = Task(number, path, out, catalog.checksums[at], int(catalog.usable[at]))
+    sources = [
+        (source.weight, [tasks[part] for part in source.parts if part in tasks])
+        for source in read_file_list(options.file_list)
+    ]
+    return Plan(sources, list(tasks.values()), unreadable, catalog.fingerprint)
+
+
+def part_folder(options):
+    return storage.join(options.output_path, PART_FOLDER)
+
+
+def unfinished(tasks, manifest, options):
+    """The Tasks whose part is not there whole. Raises InputError as `is_finished`."""
+    there = set(storage.list_folder(part_folder(options)))
+
+    def is_missing(task):
+        return storage.base_name(task.path) not in there or not is_finished(task, manifest, options)
+
+    return [task for task, missing in zip(tasks, each(is_missing, tasks), strict=True) if missing]
+
+
+def is_finished(task, manifest, options):
+    """Whether a Task's part is there whole. Raises InputError as `finished`, unless --overwrite has it replaced."""
+    try:
+        return finished(task, manifest) is not None
+    except InputError:
+        if not options.overwrite:
+            raise
+        return False
+
+
+def each(function, tasks):
+    """`function(task)` of each, in order, many at a time where the parts are far away."""
+    if tasks and storage.is_remote(tasks[0].path):
+        with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
+            return list(pool.map(function, tasks))
+    return list(map(function, tasks))
+
+
+def finished(task, manifest):
+    """PartIndex of a Task's cached part; None if it is not there whole. Raises InputError if it is another's."""
+    try:
+        index = parse_index(storage.read_bytes(task.path + SUFFIX), task.path)
+        num_bytes = storage.size_of(task.path)
+    except (FileNotFoundError, PartError):
+        return None
+    if index.kind != KIND or "cache" not in index.notes:
+        raise _refusal(task, "is no part of a cache")
+    if index.notes["cache"] != manifest.id:
+        made = Manifest(**index.notes["settings"])
+        raise _refusal(task, "was made otherwise: " + "; ".join(made.differences(**manifest.settings())))
+    if index.notes["source"] != task.checksum:
+        raise _refusal(task, f"is not of {task.source} as it is now")
+    return index if num_bytes == index.part_bytes else None
+
+
+def _refusal(task, reason):
+    return InputError(f"{task.path} {reason}; take another --output_path, or --overwrite to replace such parts")
+
+
+def usable_rows(task, resolution):
+    """(PartIndex of the source part, numbers of its rows that are large enough)."""
+    index = load_index(task.source)
+    return index, (index.short_sides >= resolution).nonzero()[0].tolist()

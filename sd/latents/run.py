@@ -1,0 +1,159 @@
+"""A caching run: plan, make what is missing in this process or on a Ray cluster, write the lists, check."""
+
+import os
+import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from itertools import groupby
+
+import paddle
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from sd.data import storage
+from sd.data.process import run_local, stopped_by_signals
+from sd.data.ray_engine import run_on_ray
+from sd.errors import RunError
+from sd.latents.claims import Claims
+from sd.latents.decode import decode_alone, decode_chunk
+from sd.latents.finish import finish
+from sd.latents.models import encoders_for
+from sd.latents.part import chunks_of, write_part
+from sd.latents.plan import LIST_FOLDER, is_finished, make_plan, part_folder, unfinished
+from sd.logs import rank
+from sd.runtime import usable_cores
+
+_HOPELESS_ROWS = 1000  # this many rows and none of them good: the rest will not be better
+_RAY_THREADS = 4  # that decode beside each GPU
+
+
+def precompute(options):
+    """Cache as the CacheOptions say. Returns (path of the `.filelist.list`, report), or None where other processes
+    still have parts in hand, the last of which will write it.
+
+    A run that was stopped goes on from its finished parts. Raises InputError for wrong input or a folder that holds
+    another cache, RunError for too many bad rows or an output that cannot be written.
+    """
+    try:
+        with stopped_by_signals() as raise_if_stopped:
+            plan = make_plan(options)
+            encoders = encoders_for(options)
+            manifest = encoders.manifest(source=plan.fingerprint)
+            for folder in (part_folder(options), storage.join(options.output_path, LIST_FOLDER)):
+                storage.make_folder(folder)
+            todo = unfinished(plan.tasks, manifest, options)
+            if len(todo) < len(plan.tasks):
+                tqdm.write(f"{len(plan.tasks) - len(todo)} of {len(plan.tasks)} parts are there already", sys.stderr)
+            claims = Claims(part_folder(options))
+            with closing(claims):
+                make = _make_on_ray if options.engine == "ray" else _make_here
+                make(todo, claims, encoders, manifest, options)
+                raise_if_stopped()
+                return finish(plan, manifest, encoders, claims)
+    except KeyboardInterrupt:
+        raise RunError("stopped; the same command goes on from the finished parts") from None
+    except storage.failures() as error:
+        place = getattr(error, "filename", None) or options.output_path
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"{place}: {reason}; mend that, and the same command goes on from the finished parts") from error
+
+
+class Progress:
+    """A bar of images, on rank 0 alone, and the end of a run of which nothing will come."""
+
+    def __init__(self, total):
+        # In a log file, where each update is a line, one in half a minute is enough.
+        interval = 0.5 if sys.stderr.isatty() else 30
+        self._bar = tqdm(total=total, desc="caching latents", unit=" images", mininterval=interval, disable=rank() > 0)
+        self._num_rows, self._num_good = 0, 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._bar.close()
+
+    def update(self, num_images):
+        self._bar.update(num_images)
+
+    def expect(self, num_images):
+        """So many images more than was thought."""
+        self._bar.total += num_images
+
+    def judge(self, task, num_rows, num_rejected, first):
+        """Take a part's outcome. Raises RunError when many rows are through and none of them was good."""
+        self._num_rows += num_rows
+        self._num_good += num_rows - num_rejected
+        if not self._num_good and self._num_rows >= _HOPELESS_ROWS:
+            raise RunError(
+                f"none of the first {self._num_rows} rows could be cached; the first of {task.source}: row "
+                f"{first['row']}: {first['reason']}; mend the input or the models"
+            )
+
+
+def _make_here(todo, claims, encoders, manifest, options):
+    """Make this rank's share of the parts, then those of the others that nobody has in hand."""
+    ranks, here = int(os.environ.get("PADDLE_TRAINERS_NUM") or 1), int(os.environ.get("PADDLE_LOCAL_SIZE") or 1)
+    own = [task for task in todo if task.number % ranks == rank()]
+    others = [task for task in reversed(todo) if task.number % ranks != rank()] if claims.shared else []
+    by_number = {task.number: task for task in todo}
+    workers = max(1, usable_cores() // here) if options.num_workers is None else options.num_workers
+
+    with Progress(sum(task.num_usable for task in own)) as progress:
+
+        def chunks():
+            for task in own + others:
+                if not claims.take(task.number):
+                    continue
+                if is_finished(task, manifest, options):  # by another rank meanwhile
+                    claims.release(task.number)
+                    continue
+                if task.number % ranks != rank():
+                    progress.expect(task.num_usable)
+                yield from chunks_of(task, options)
+
+        if workers:
+            decoded = run_local(partial(decode_alone, options=options), chunks(), workers)
+        else:
+            decoded = (decode_chunk(chunk, options) for chunk in chunks())
+        with closing(decoded):
+            for number, of_part in groupby(decoded, key=lambda done: done.chunk.task):
+                task = by_number[number]
+                progress.judge(task, *write_part(task, of_part, encoders, manifest, progress.update))
+                claims.release(number)
+
+
+def _make_on_ray(todo, claims, encoders, manifest, options):
+    work = partial(_make_one, manifest=manifest, options=options)
+    on_gpus = not (options.device or "").startswith("cpu")
+    results = run_on_ray(work, todo, options.ray_address, on_gpus=on_gpus)
+    with Progress(sum(task.num_usable for task in todo)) as progress, closing(results):
+        for task, outcome in zip(todo, results, strict=True):
+            progress.update(task.num_usable)
+            progress.judge(task, *outcome)
+
+
+def _make_one(task, manifest, options):
+    """A Ray task: one part, by the encoders that this worker keeps; threads decode ahead."""
+    threadpool_limits(1)  # Ray gives a task one core
+    if options.device:
+        paddle.set_device(options.device)
+    encoders = encoders_for(options)
+    decode = partial(decode_chunk, options=options)
+    chunks = chunks_of(task, options)
+    threads = options.num_workers or _RAY_THREADS
+    with ThreadPoolExecutor(threads) as pool:
+        return write_part(task, _ahead(pool, decode, chunks, threads), encoders, manifest, lambda rows: None)
+
+
+def _ahead(pool, function, items, count):
+    """`map` by a pool's threads, `count` items ahead."""
+    pending = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > count:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
