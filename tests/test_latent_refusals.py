@@ -32,12 +32,11 @@ def nothing_loads(monkeypatch):
 
 def copy_cache(workshop, folder, text=True):
     """A copy of a cache whose lists name the copied parts; returns (folder, file list)."""
-    before = Path(workshop.caches[text]).parent
+    before = workshop.folder / f"cache{text}"
     shutil.copytree(before, folder)
-    for name in ("source0.filelist", "train.filelist.list"):
-        path = folder / name
+    for path in (folder / "filelist").glob("*.filelist*"):
         path.write_text(path.read_text().replace(str(before), str(folder)))
-    return folder, str(folder / "train.filelist.list")
+    return folder, str(folder / "filelist/custom_dataset.filelist.list")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_a_cache_for_validation_is_held_to_the_same(workshop, nothing_loads, tmp
 
 
 def test_images_and_cached_parts_in_one_list(workshop, tmp_path):
-    cache = Path(workshop.caches[True]).parent / "source0.filelist"
+    cache = Path(workshop.caches[True].removesuffix(".list"))
     images = Path(workshop.file_list).parent / "source0.filelist"
     mixed = tmp_path / "mixed.filelist.list"
     mixed.write_text(f"{images}\n{cache}\n")
@@ -98,17 +97,17 @@ def test_images_and_cached_parts_in_one_list(workshop, tmp_path):
 
 def test_parts_and_manifest_that_do_not_belong_together(workshop, tmp_path):
     folder, file_list = copy_cache(workshop, tmp_path / "cache")
-    manifest = folder / "source0.cache.json"
+    manifest = folder / "filelist/custom_dataset.cache.json"
     kept = manifest.read_bytes()
     manifest.unlink()
-    with pytest.raises(InputError, match=r"part-000000\.gz is a part of cached latents, but there is no .*cache\.json"):
+    with pytest.raises(InputError, match=r"part-000001\.gz is a part of cached latents, but there is no .*cache\.json"):
         Catalog(file_list, 32)
 
     manifest.write_bytes(kept)
     images = Path(workshop.file_list).parent / "part-000000.gz"
     for suffix in ("", ".idx"):
-        shutil.copy(f"{images}{suffix}", folder / f"part-000000.gz{suffix}")
-    with pytest.raises(InputError, match=r"part-000000\.gz is a part of images, but .* is the manifest of a cache"):
+        shutil.copy(f"{images}{suffix}", folder / f"latents/part-000001.gz{suffix}")
+    with pytest.raises(InputError, match=r"part-000001\.gz is a part of images, but .* is the manifest of a cache"):
         Catalog(file_list, 32)
 
 
@@ -116,8 +115,10 @@ def test_a_part_of_another_cache(workshop, tmp_path):
     folder, file_list = copy_cache(workshop, tmp_path / "cache")
     manifest = find_manifest(file_list)
     other = dataclasses.replace(manifest, seed=99)
-    (folder / "source0.cache.json").write_bytes(other.to_bytes())
-    with pytest.raises(RunError, match=r"part-\d+\.gz: cached by other settings than .*source0\.cache\.json says"):
+    (folder / "filelist/custom_dataset.cache.json").write_bytes(other.to_bytes())
+    with pytest.raises(
+        RunError, match=r"part-\d+\.gz: cached by other settings than .*custom_dataset\.cache\.json says"
+    ):
         workshop.train("refused", "--file_list", file_list)
 
 
@@ -128,6 +129,8 @@ def test_the_doctor_knows_caches(workshop, capsys):
     flags = workshop.flags("out", "--file_list", workshop.caches[True])
     assert not any(doctor.examine(*parse_arguments(flags, environ={})))
     told = capsys.readouterr().out
-    assert "source0.cache.json fits" in told and "not loaded for training from the cache: vae, text_encoder" in told
+    assert (
+        "custom_dataset.cache.json fits" in told and "not loaded for training from the cache: vae, text_encoder" in told
+    )
     assert list(doctor.examine(*parse_arguments([*flags, "--model_max_length", "20"], environ={})))[-1]
     assert "PROBLEM models" in (told := capsys.readouterr().out) and "model_max_length was 77, is 20" in told

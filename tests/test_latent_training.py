@@ -6,11 +6,12 @@ from safetensors.numpy import load_file
 
 from sd.arguments import SDModelArguments
 from sd.data import sample
+from sd.latents.options import CacheOptions
+from sd.latents.run import precompute
 from sd.model import StableDiffusionModel
 from sd.pipeline import reconstruct, reconstruct_cached
 from sd.trainer import StableDiffusionTrainer
 from sd.training import make_previews
-from tests.cache_maker import make_cache
 from tests.tiny import RESOLUTION
 from tests.training_harness import EMA, UNET, Workshop, checksums, weights
 
@@ -23,10 +24,13 @@ class CacheWorkshop(Workshop):
     def __init__(self, folder):
         super().__init__(folder)
         self.model_args = SDModelArguments(pretrained_model_name_or_path=str(self.folder / "models"))
-        self.caches = {
-            text: make_cache(self.folder / f"cache{text}", self.file_list, self.model_args, RESOLUTION, text)
-            for text in (False, True)
-        }
+        self.caches = {text: self.cache(f"cache{text}", crop="centre", cache_text=text) for text in (False, True)}
+
+    def cache(self, name, **options):
+        """Cache the data in folder `name`. Returns the file list."""
+        models, folder = self.model_args.pretrained_model_name_or_path, str(self.folder / name)
+        options = {"pretrained_model_name_or_path": models, "resolution": RESOLUTION, "num_workers": 0} | options
+        return precompute(CacheOptions(file_list=self.file_list, output_path=folder, **options))[0]
 
     def from_cache(self, output_dir, *more, text=True):
         """Train as `train` does, from a cache."""
