@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "logs", "runtime", "signals", "versions"},
     {"data", "diffusion"},
     {"arguments", "training_arguments", "command_line", "flags_help"},
-    {"ema", "encoders", "grid", "latents", "loading", "model", "optimizer", "pipeline", "weights"},
+    {"cpu_layers", "ema", "encoders", "grid", "latents", "loading", "model", "optimizer", "pipeline", "weights"},
     {"callbacks", "checkpoint", "previews", "runs", "saving", "siblings", "step_record", "validation"},
     {"sampling", "trainer"},
     {"training"},
