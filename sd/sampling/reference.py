@@ -72,6 +72,8 @@ def _pictures(path, resolution):
     if not path.is_file():
         raise InputError(f"fid_reference={str(path)!r}: no such .npz file, folder or file list")
     pairs = EvalPairs(str(path), lambda caption: np.zeros(1, np.int64), resolution=resolution, limit=None)
+    if pairs.catalog.manifest is not None:
+        raise InputError(f"fid_reference={str(path)!r} is a cache of latents; name the list of the images")
     return (_from_record(pairs[number]) for number in range(len(pairs))), len(pairs)
 
 
