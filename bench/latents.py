@@ -1,0 +1,116 @@
+"""Training from images, from cached latents, and from cached latents and text: images/s side by side.
+
+    python bench/latents.py          a UNet small enough to see what the encoders cost
+    python bench/latents.py --full   the UNet of Stable Diffusion (860 M), a few steps: 15 GB of memory
+
+Both with encoders of v1-4's real size (random weights), by the scripts themselves, one after the other and without data
+workers. What reading costs is measured by itself, beside each.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from sd import runtime  # noqa: E402
+
+runtime.prepare()
+
+from bench.real_size import make_input, run  # noqa: E402
+
+SMALL_UNET = {
+    "sample_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [64, 128],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "layers_per_block": 1,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+}
+LINE = re.compile(r"step (\d+)/\d+ .*?([\d.e+-]+) images/s")
+WARM_UP = 2
+
+
+def measure(name, file_list, folder, args):
+    """Images/s of a training run: the median of its steps after the first two."""
+    command = [sys.executable, "train_txt2img_laion400m_trainer.py", "--do_train", "--device", "cpu"]
+    command += ["--output_dir", folder / f"output {name}", "--pretrained_model_name_or_path", folder / "models"]
+    command += ["--unet_name_or_path", args.unet, "--file_list", file_list, "--resolution", args.resolution]
+    command += ["--per_device_train_batch_size", args.batch_size, "--max_steps", args.steps + WARM_UP]
+    command += ["--logging_steps", 1, "--save_strategy", "no", "--max_grad_norm", -1, "--seed", 23]
+    command += ["--report_to", "none", "--disable_tqdm", True, "--dataloader_num_workers", 0, "--learning_rate", 1e-4]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    steps = LINE.findall(done.stdout + done.stderr)
+    if done.returncode or len(steps) < args.steps:
+        sys.exit(f"{name}: exit code {done.returncode}\n{done.stderr[-3000:]}")
+    return statistics.median(float(rate) for _, rate in steps[WARM_UP:])
+
+
+def reading_seconds(file_list, folder, resolution, samples=1000):
+    """Processor seconds that one sample costs: read, decoded, chosen, drawn and collated."""
+    from sd.data.dataset import TextImagePair, collate
+    from sd.diffusion.draws import draw
+    from sd.loading import load_part
+
+    tokenizer = load_part("tokenizer", str(folder / "models/tokenizer"))
+
+    def tokenize(caption):
+        return tokenizer(caption, padding="max_length", truncation=True, max_length=77)["input_ids"]
+
+    shape = (4, resolution // 8, resolution // 8)
+    data = iter(TextImagePair(file_list, tokenize, resolution=resolution, draw=partial(draw, latent_shape=shape)))
+    collate([next(data) for _ in range(8)])
+    begin = time.process_time()
+    for _ in range(samples // 8):
+        collate([next(data) for _ in range(8)])
+    return (time.process_time() - begin) / (samples // 8 * 8)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="the full-size UNet, batch 1")
+    parser.add_argument("--resolution", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=4, help="of the small UNet")
+    parser.add_argument("--steps", type=int, default=6, help="measured, after two to warm up")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        args.unet = folder / "unet_config.json"
+        args.unet.write_text(json.dumps(SMALL_UNET))
+        if args.full:
+            args.unet, args.batch_size = "sd/unet_config.json", 1
+        program = "import sys, pathlib; from bench.real_size import make_repository as make; "
+        run("-c", program + "make(pathlib.Path(sys.argv[1]))", folder / "models")
+        source = make_input(folder, count=8, side=args.resolution + 64)
+        run("create_pretraining_data.py", "--input_path", source, "--output_path", folder / "packed")
+        images = folder / "packed/filelist/custom_dataset.filelist.list"
+        lists = {"images": images}
+        for name, more in (("latents", []), ("latents and text", ["--cache_text"])):
+            run(
+                *("precompute_latents.py", "--file_list", images, "--output_path", folder / name, "--device", "cpu"),
+                *("--pretrained_model_name_or_path", folder / "models", "--resolution", args.resolution, *more),
+            )
+            lists[name] = folder / name / "filelist/custom_dataset.filelist.list"
+        print(f"{args.resolution} px, batch {args.batch_size}, UNet {'full' if args.full else 'small'}, median step")
+        print(f"{'training from':<18} {'images/s':>9} {'ratio':>7}   reading an image: ms, share of a step")
+        base = None
+        for name, file_list in lists.items():
+            rate = measure(name, file_list, folder, args)
+            base = base or rate
+            seconds = reading_seconds(file_list, folder, args.resolution)
+            print(f"{name:<18} {rate:>9.3f} {rate / base:>6.2f}x {1000 * seconds:>21.2f} {seconds * rate:>17.2%}")
+
+
+if __name__ == "__main__":
+    main()
