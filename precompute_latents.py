@@ -14,10 +14,11 @@ def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
+    unset = argparse.SUPPRESS  # CacheOptions knows, and --help says no `(default: None)`
     default = CacheOptions.__dataclass_fields__
     add = parser.add_argument
-    add("--file_list", required=True, help="list of filelists of images, as training takes it")
-    add("--output_path", required=True, help="folder for parts, file lists and report")
+    add("--file_list", required=True, default=unset, help="list of filelists of images, as training takes it")
+    add("--output_path", required=True, default=unset, help="folder for parts, file lists and report")
     add("--output_name", default=default["output_name"].default, help="name of the file list")
     add("--resolution", type=int, default=default["resolution"].default, help="side of the training images in pixels")
     models = parser.add_argument_group("models, by the flags of training")
@@ -27,9 +28,9 @@ def parse_arguments(argv=None):
         default=default["pretrained_model_name_or_path"].default,
         help="model whose sub-folders are used for what is not named below",
     )
-    add("--vae_name_or_path", help="name or folder of the VAE")
-    add("--text_encoder_name_or_path", help="name or folder of the text encoder")
-    add("--tokenizer_name", help="name or folder of the tokenizer")
+    add("--vae_name_or_path", default=unset, help="name or folder of the VAE")
+    add("--text_encoder_name_or_path", default=unset, help="name or folder of the text encoder")
+    add("--tokenizer_name", default=unset, help="name or folder of the tokenizer")
     add("--cache_text", action="store_true", help="cache the captions' text states too")
     add(
         "--model_max_length",
@@ -47,8 +48,13 @@ def parse_arguments(argv=None):
     work = parser.add_argument_group("work")
     add = work.add_argument
     add("--batch_size", type=int, default=default["batch_size"].default, help="crops in one call of the VAE")
-    add("--num_workers", type=int, help="processes that decode (default: the cores, shared by the ranks here)")
-    add("--device", help="cpu, gpu or gpu:N (default: a GPU if there is one)")
+    add(
+        "--num_workers",
+        type=int,
+        default=unset,
+        help="processes that decode (default: the cores, shared by the ranks here)",
+    )
+    add("--device", default=unset, help="cpu, gpu or gpu:N (default: a GPU if there is one)")
     add(
         "--max_bad_fraction",
         type=float,
@@ -63,7 +69,7 @@ def parse_arguments(argv=None):
     )
     add("--overwrite", action="store_true", help="replace parts of other settings or another source")
     add("--engine", choices=ENGINES, default="local", help="this process and its ranks, or a Ray cluster")
-    add("--ray_address", help="address of the Ray cluster (default: start one here)")
+    add("--ray_address", default=unset, help="address of the Ray cluster (default: start one here)")
     add(
         "--check",
         type=int,
@@ -91,10 +97,6 @@ def main():
     file_list, report = done
     outcomes = ", ".join(f"{count} {name}" for name, count in report["outcomes"].items())
     print(f"{report['rows']} rows into {report['parts']} parts: {outcomes}")
-    if options.check:
-        from sd.latents.check import check
-
-        check(options, file_list)
     print(f"train with --file_list {file_list}")
 
 

@@ -1,5 +1,6 @@
 """What `python -m sd.data.inspect` says of a data set, in numbers."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from sd.data import inspect
+from sd.data.moments import Manifest, encode_payload
 from sd.data.part import PartWriter
 from sd.data.record import encode_row
 from sd.errors import InputError
@@ -56,6 +58,30 @@ def test_the_sheet_shows_the_crops_with_their_captions(file_list, tmp_path):
     assert one.shape == (3 * 190, 3 * 160, 3)
     tile, label = one[:160, :160], one[160:190, :160]
     assert tile.std() > 20 and (label == 255).mean() > 0.5 and label.min() < 100
+
+
+def test_of_a_cache_it_says_what_made_it_and_how_the_latents_are_distributed(tmp_path, capsys):
+    manifest = Manifest("a" * 64, 0.5, 32, (2, 4, 4), "random", num_crops=2, num_rows=51, num_bad=1)
+    draw = np.random.default_rng(0)
+    with PartWriter(tmp_path / "part-000001.gz", kind="moments") as part:
+        for row in range(50):
+            mean, logvar = draw.normal(0.2, 1.2, (2, 2, 4, 4)), np.full((2, 2, 4, 4), 2 * np.log(1.6))
+            payload = encode_payload(np.concatenate([mean, logvar], axis=1).astype(np.float16))
+            part.add(encode_row("x" * row, payload), 32, 32)
+        part.add(b"\tNONE\t\n")
+        part.notes = {"cache": manifest.id}
+    (tmp_path / "source0.cache.json").write_bytes(manifest.to_bytes())
+    inspect.main([write_lists(tmp_path, (1.0, [tmp_path / "part-000001.gz"])), "--output", str(tmp_path / "sheet.png")])
+    text = capsys.readouterr().out
+    assert "usable at 32 px: 50 (98.0%)" in text and "rows read and decoded: 50, bad: 0" in text
+    assert "a cache of latents, 2 x 4 x 4 of 32 px, no text states" in text
+    assert "a row holds 2: --crop random --num_crops 2, lanczos, seed 23" in text
+    told = dict(re.findall(r"(mean|deviation|own) (-?[\d.]+)", text[text.index("latents as trained on") :]))
+    assert float(told["mean"]) == pytest.approx(0.1, abs=0.03)
+    assert float(told["deviation"]) == pytest.approx(1.0, abs=0.03)  # half of the root of 1.2^2 + 1.6^2
+    assert float(told["own"]) == pytest.approx(0.8, abs=0.002)
+    assert "caption length: 0 to 49 characters" in text
+    assert not (tmp_path / "sheet.png").exists()
 
 
 @pytest.mark.parametrize("flags", [["--rows", "-1"], ["--resolution", "0"], ["--caption_dropout", "2"]])

@@ -1,7 +1,8 @@
 """Look at a data set before training on it: `python -m sd.data.inspect FILE_LIST`.
 
 Prints what the parts hold, how large the images and how long the captions are and which rows are bad, and writes a
-contact sheet of random samples as the model will see them.
+contact sheet of random samples as the model will see them. Of a cache of latents it prints what made it and how the
+latents are distributed; pictures of it draws `precompute_latents.py --check`.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from sd.data import storage
 from sd.data.cache import LocalCopies
 from sd.data.catalog import Catalog
 from sd.data.index import PartError
+from sd.data.moments import decode_payload, find_manifest
 from sd.data.order import CAPTION, CROP, rng
 from sd.data.part import load_index
 from sd.data.record import RowError
@@ -42,6 +44,7 @@ class Findings:
     captions_per_row: Counter = field(default_factory=Counter)
     bad: list = field(default_factory=list)
     samples: list = field(default_factory=list)
+    latents: list = field(default_factory=list)  # of cached rows: sums of mean, mean squared and variance, and numbers
 
 
 def histogram(values, edges):
@@ -92,9 +95,7 @@ def read_rows(catalog, count, num_samples, interpolation, caption_dropout, seed)
         place = None
         try:
             place, record = reader.read(part, row - int(ends[part] - catalog.usable[part]))
-            pixels = decode_image(record.image)
-            if min(pixels.shape[:2]) < catalog.resolution:
-                raise RowError(f"the image is {pixels.shape[1]}x{pixels.shape[0]}, smaller than its index says")
+            pixels = _image(record, catalog.resolution) if catalog.manifest is None else _moments(record, found)
         except RowError as error:
             at = getattr(error, "row", place)
             name = storage.base_name(catalog.paths[part]) if at is None else catalog.name(part, at)
@@ -102,12 +103,25 @@ def read_rows(catalog, count, num_samples, interpolation, caption_dropout, seed)
             continue
         found.caption_lengths += [len(caption) for caption in record.captions]
         found.captions_per_row[len(record.captions)] += 1
-        if row in chosen:
+        if row in chosen and catalog.manifest is None:
             caption = choose_caption(record.captions, caption_dropout, rng(seed, CAPTION, row))
             crop = random_crop(pixels, catalog.resolution, interpolation, rng(seed, CROP, row))
             found.samples.append((crop, caption, catalog.name(part, place)))
     reader.close()
     return found
+
+
+def _image(record, resolution):
+    pixels = decode_image(record.image)
+    if min(pixels.shape[:2]) < resolution:
+        raise RowError(f"the image is {pixels.shape[1]}x{pixels.shape[0]}, smaller than its index says")
+    return pixels
+
+
+def _moments(record, found):
+    moments, _ = decode_payload(record.image)
+    mean, logvar = np.split(moments.astype(np.float64), 2, axis=1)
+    found.latents.append((mean.sum(), np.square(mean).sum(), np.exp(logvar).sum(), mean.size))
 
 
 def contact_sheet(samples):
@@ -140,9 +154,11 @@ def report(catalog, sizes, found):
         "short side in pixels (0: unreadable)",
         *histogram(short, SIDES),
     ]
+    if catalog.manifest is not None:
+        lines[-len(SIDES) - 1 :] = cache_lines(catalog.manifest, found)
     seen = short > 0
     ratio = np.maximum(widths, heights)[seen] / short[seen]
-    if len(ratio):
+    if len(ratio) and catalog.manifest is None:
         lines.append(f"long to short side: median {np.median(ratio):.2f}, largest {ratio.max():.2f}")
     lines.append(f"rows read and decoded: {found.num_read}, bad: {len(found.bad)}")
     lines += [f"    {name}" for name in found.bad[:_BAD_NAMED]]
@@ -156,10 +172,32 @@ def report(catalog, sizes, found):
     return lines
 
 
+def cache_lines(manifest, found):
+    """What is told of a cache of latents: what made it, and how the latents that training will see are distributed."""
+    text = f"text states of {manifest.model_max_length} tokens" if manifest.has_text else "no text states"
+    channels, height, width = manifest.latent_shape
+    lines = [
+        f"a cache of latents, {channels} x {height} x {width} of {manifest.resolution} px, {text}",
+        f"a row holds {manifest.num_variants}: --crop {manifest.crop} --num_crops {manifest.num_crops}"
+        + (" --flip" if manifest.flip else "")
+        + f", {manifest.interpolation}, seed {manifest.seed}",
+        f"cache {manifest.id}, VAE {manifest.vae_hash[:12]}, scaling factor {manifest.scaling_factor:g}",
+    ]
+    if found.latents:
+        total, squares, variances, count = np.sum(found.latents, axis=0)
+        mean, scale = total / count, manifest.scaling_factor
+        deviation = np.sqrt(squares / count - mean * mean + variances / count)
+        lines.append(
+            f"latents as trained on: mean {mean * scale:.3f}, deviation {deviation * scale:.3f} (1 is meant), of which "
+            f"the posterior's own {np.sqrt(variances / count) * scale:.3f}"
+        )
+    return lines
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m sd.data.inspect", description=__doc__.split("\n\n")[1])
     parser.add_argument("file_list", help="a .filelist.list, as --file_list of training takes it")
-    parser.add_argument("--resolution", type=int, default=512, help="as in training; default 512")
+    parser.add_argument("--resolution", type=int, help="as in training; default 512, or that of the cache")
     parser.add_argument("--interpolation", choices=list(FILTERS), default="lanczos")
     parser.add_argument("--caption_dropout", type=float, default=0.1)
     parser.add_argument("--rows", type=int, default=1000, help="rows to read and decode, 0 for all; default 1000")
@@ -167,6 +205,9 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=23)
     parser.add_argument("--output", default="inspect.png", help="the contact sheet; default inspect.png")
     options = parser.parse_args(arguments)
+    manifest = find_manifest(options.file_list)
+    if options.resolution is None:
+        options.resolution = manifest.resolution if manifest else 512
     if options.resolution < 1 or options.rows < 0 or options.samples < 0 or not 0 <= options.caption_dropout <= 1:
         raise InputError(
             f"resolution={options.resolution}, rows={options.rows}, samples={options.samples}, "

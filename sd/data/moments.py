@@ -101,7 +101,8 @@ class Manifest:
 
     def settings(self):
         """What decides the bytes of a row, as a dict for JSON."""
-        return {name: value for name, value in asdict(self).items() if name not in _NOT_SETTINGS}
+        kept = {name: value for name, value in asdict(self).items() if name not in _NOT_SETTINGS}
+        return kept | {"latent_shape": list(self.latent_shape)}
 
     def differences(self, **run):
         """A line `resolution was 256, is 512` for each of the given fields that differs from the cache's."""

@@ -15,10 +15,11 @@ from sd.data.sample import centre_crop, decode_image, random_crop
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of one source part that go through the VAE together."""
+    """Rows of one source part that go through the VAE together; `checksum` names its bytes."""
 
     task: int
     path: str
+    checksum: str
     rows: tuple
 
 
@@ -38,7 +39,7 @@ def decode_chunk(chunk, options):
     decoded, crops = Decoded(chunk), []
     for row in chunk.rows:
         try:
-            reader, key = _opened(chunk.path, options.data_cache_bytes)
+            reader, key = _opened(chunk.path, chunk.checksum, options.data_cache_bytes)
             record = decode_row(reader.read(row))
             crops.append(crop_record(record, key, row, options))
         except RowError as error:
@@ -73,10 +74,15 @@ def crop_record(record, part_key, row, options):
 
 
 @lru_cache(maxsize=4)
-def _opened(path, cache_bytes):
-    """(PartReader, key of the part's content) of a source part; the few last ones stay open."""
+def _opened(path, checksum, cache_bytes):
+    """(PartReader, key of the part's bytes) of a source part; the few last ones stay open while they are the same."""
     try:
         index = load_index(path)
-        return LocalCopies(cache_bytes).open(path, index), index.part_crc << 32 | index.part_bytes % 2**32
+        return LocalCopies(cache_bytes).open(path, index), part_key(index)
     except PartError as error:
         raise RowError(f"part unreadable: {error}") from error
+
+
+def part_key(index):
+    """An integer that stands for a part's bytes, wherever in a list they are named."""
+    return index.part_crc << 32 | index.part_bytes % 2**32

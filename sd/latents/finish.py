@@ -72,7 +72,7 @@ def _write_lists(plan, outcomes, manifest, encoders):
     """A filelist with its manifest for each source, then the list of them, as the source's weighs them."""
     options, folder = encoders.options, storage.join(encoders.options.output_path, LIST_FOLDER)
     if manifest.empty_state:
-        empty = encode_empty_state(encoders.empty_state())
+        empty = encode_empty_state(encoders.text_states([""])[0])
         storage.write_whole(storage.join(folder, manifest.empty_state), empty)
     by_path = {outcome.path: outcome for outcome in outcomes}
     entries = []

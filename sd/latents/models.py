@@ -93,10 +93,10 @@ class Encoders:
         states = np.concatenate([batch.numpy() for batch in states])
         return list(zip(moments, np.split(states, np.cumsum(num_captions)[:-1]), strict=True))
 
-    def empty_state(self):
-        """The text states of the empty caption, float16 [L,D]."""
-        with paddle.no_grad():
-            return self._states(self._tokenize([""])).numpy()[0]
+    @paddle.no_grad()
+    def text_states(self, captions):
+        """The text states of captions, float16 [captions,L,D]."""
+        return self._states(self._tokenize(list(captions))).numpy()
 
     def _batches(self, count):
         return [slice(at, at + self.options.batch_size) for at in range(0, count, self.options.batch_size)]

@@ -15,7 +15,7 @@ def chunks_of(task, options):
     _, rows = usable_rows(task, options.resolution)
     step = max(1, options.batch_size // (options.num_crops * (2 if options.flip else 1)))
     starts = range(0, max(1, len(rows)), step)
-    return [Chunk(task.number, task.source, tuple(rows[start : start + step])) for start in starts]
+    return [Chunk(task.number, task.source, task.checksum, tuple(rows[start : start + step])) for start in starts]
 
 
 def write_part(task, decoded, encoders, manifest, progress):

@@ -16,6 +16,7 @@ from sd.data import storage
 from sd.data.process import run_local, stopped_by_signals
 from sd.data.ray_engine import run_on_ray
 from sd.errors import RunError
+from sd.latents.check import check_cache
 from sd.latents.claims import Claims
 from sd.latents.decode import decode_alone, decode_chunk
 from sd.latents.finish import finish
@@ -34,7 +35,7 @@ def precompute(options):
     still have parts in hand, the last of which will write it.
 
     A run that was stopped goes on from its finished parts. Raises InputError for wrong input or a folder that holds
-    another cache, RunError for too many bad rows or an output that cannot be written.
+    another cache, RunError for too many bad rows, an output that cannot be written, or rows that --check finds wrong.
     """
     try:
         with stopped_by_signals() as raise_if_stopped:
@@ -48,10 +49,15 @@ def precompute(options):
                 tqdm.write(f"{len(plan.tasks) - len(todo)} of {len(plan.tasks)} parts are there already", sys.stderr)
             claims = Claims(part_folder(options))
             with closing(claims):
-                make = _make_on_ray if options.engine == "ray" else _make_here
-                make(todo, claims, encoders, manifest, options)
+                if todo and options.engine == "ray":
+                    _make_on_ray(todo, manifest, options)
+                elif todo:
+                    _make_here(todo, claims, encoders, manifest, options)
                 raise_if_stopped()
-                return finish(plan, manifest, encoders, claims)
+                done = finish(plan, manifest, encoders, claims)
+            if done is not None and options.check:
+                check_cache(plan.tasks, manifest, encoders)
+            return done
     except KeyboardInterrupt:
         raise RunError("stopped; the same command goes on from the finished parts") from None
     except storage.failures() as error:
@@ -125,7 +131,7 @@ def _make_here(todo, claims, encoders, manifest, options):
                 claims.release(number)
 
 
-def _make_on_ray(todo, claims, encoders, manifest, options):
+def _make_on_ray(todo, manifest, options):
     work = partial(_make_one, manifest=manifest, options=options)
     on_gpus = not (options.device or "").startswith("cpu")
     results = run_on_ray(work, todo, options.ray_address, on_gpus=on_gpus)

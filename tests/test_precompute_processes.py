@@ -1,0 +1,166 @@
+"""Caching in real processes: killed ones, several ranks, a full disk, Ray; always the bytes of one quiet process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from sd.latents.run import precompute
+from tests.latent_maker import ROOT, flags_of, make_shapes, options
+from tests.pack_input import contents
+
+PARTS = [8] * 40
+LAUNCH = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """(file list, folder of the cache that one process makes in one go)."""
+    folder = tmp_path_factory.mktemp("data")
+    source = make_shapes(folder / "in", PARTS)
+    precompute(options(source, folder / "alone"))
+    return source, folder / "alone"
+
+
+def whole(folder):
+    """The files of a cache but for the file list, which holds the folder's name."""
+    return {
+        name: digest
+        for name, digest in contents(folder).items()
+        if not name.endswith(".filelist") and ".list" not in name
+    }
+
+
+def start(command, **environment):
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for_parts(folder, count, process):
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("latents/part-*.gz"))) < count:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.003)
+
+
+def finish(command, **environment):
+    process = start(command, **environment)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_kill_9_loses_no_finished_part_and_the_same_command_ends_with_the_same_bytes(data, tmp_path):
+    source, alone = data
+    out = tmp_path / "out"
+    command = [sys.executable, *flags_of(source, out, "--num_workers", "1")]
+    process = start(command)
+    wait_for_parts(out, 3, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    psutil.wait_procs(children, timeout=10)
+    assert [child for child in children if child.is_running()] == []
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("latents/part-*.gz")}
+    assert 3 <= len(kept) < len(PARTS)
+    assert list(out.glob("filelist/*.filelist*")) == []
+    output = finish(command)
+    assert f"{len(kept)} of {len(PARTS)} parts are there already" in output
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert whole(out) == whole(alone)
+
+
+def test_sigterm_ends_with_one_line(data, tmp_path):
+    process = start([sys.executable, *flags_of(data[0], tmp_path / "out")])
+    wait_for_parts(tmp_path / "out", 1, process)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output.strip().splitlines()[-1] == "error: stopped; the same command goes on from the finished parts"
+    assert [name for name in contents(tmp_path / "out") if name.endswith(".tmp")] == []
+
+
+def test_two_ranks_of_the_launcher_make_the_cache_of_one_process(data, tmp_path):
+    source, alone = data
+    out = tmp_path / "out"
+    finish([*LAUNCH, "--log_dir", str(tmp_path / "log"), *flags_of(source, out, "--num_workers", "1")])
+    assert whole(out) == whole(alone)
+    logs = [(tmp_path / f"log/workerlog.{rank}").read_text() for rank in (0, 1)]
+    assert sum("320 rows into 40 parts: 320 cached" in log for log in logs) >= 1
+
+
+def test_the_rank_that_lives_on_makes_the_parts_of_the_dead_one(data, tmp_path):
+    """Two ranks as on two machines, where no launcher ends the one because of the other."""
+    source, alone = data
+    out = tmp_path / "out"
+    command = [sys.executable, *flags_of(source, out, "--num_workers", "0")]
+    dying = start(command, PADDLE_TRAINERS_NUM="2", PADDLE_TRAINER_ID="1")
+    wait_for_parts(out, 2, dying)
+    dying.send_signal(signal.SIGSTOP)  # it holds its claim
+    before = len(list(out.glob("latents/part-*.gz")))
+    living = start(command, PADDLE_TRAINERS_NUM="2", PADDLE_TRAINER_ID="0")
+    wait_for_parts(out, before + 2, living)
+    dying.kill()
+    dying.communicate()
+    output, _ = living.communicate(timeout=120)
+    assert living.returncode == 0, output
+    assert "320 rows into 40 parts: 320 cached" in output
+    assert whole(out) == whole(alone)
+
+
+@pytest.mark.slow
+def test_a_rank_killed_under_the_launcher_loses_no_finished_part(data, tmp_path):
+    source, alone = data
+    out = tmp_path / "out"
+    command = [*LAUNCH, "--log_dir", str(tmp_path / "log"), *flags_of(source, out, "--num_workers", "1")]
+    launcher = start(command)
+    wait_for_parts(out, 3, launcher)
+    ranks = [c for c in psutil.Process(launcher.pid).children(recursive=True) if "--file_list" in c.cmdline()]
+    ranks[1].kill()
+    launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
+    assert psutil.wait_procs(ranks, timeout=30)[1] == []
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("latents/part-*.gz")}
+    assert 3 <= len(kept) < len(PARTS) and list(out.glob("filelist/*.filelist*")) == []
+    finish(command)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert whole(out) == whole(alone)
+
+
+def test_a_full_disk_ends_with_one_line_and_no_partial_part(data, tmp_path):
+    source, alone = data
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=140k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs is not permitted here")
+    try:
+        command = [sys.executable, *flags_of(source, disk / "out", "--num_workers", "0")]
+        process = start(command)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 1
+        last = output.strip().splitlines()[-1]
+        assert "No space left on device; mend that, and the same command goes on" in last
+        names = list(contents(disk / "out"))
+        assert 1 <= len([name for name in names if name.endswith(".gz")]) < len(PARTS)
+        assert [name for name in names if name.endswith(".tmp")] == []
+        subprocess.run(["mount", "-o", "remount,size=90m", disk], check=True)
+        finish(command)
+        assert whole(disk / "out") == whole(alone)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_ray_makes_the_same_cache(data, tmp_path):
+    pytest.importorskip("ray", reason="requirements-ray.txt is not installed")
+    source, alone = data
+    output = finish([sys.executable, *flags_of(source, tmp_path / "out", "--engine", "ray", "--check", "4")])
+    assert "320 rows into 40 parts: 320 cached" in output
+    assert whole(tmp_path / "out") | {"check.png": ""} == whole(alone) | {"check.png": ""}
