@@ -1,6 +1,6 @@
 """What makes the same layers faster on a CPU, where Paddle adds a bias and sums its gradient element by element."""
 
-import functools
+import types
 
 import paddle
 import paddle.nn.functional as F
@@ -18,9 +18,9 @@ def speed_up(layer):
         if getattr(sublayer, "bias", None) is None or getattr(sublayer, "lora_layer", None) is not None:
             continue
         if isinstance(sublayer, nn.Linear):
-            sublayer.forward = functools.partial(_linear, sublayer)
+            sublayer.forward = types.MethodType(_linear, sublayer)
         elif isinstance(sublayer, nn.Conv2D) and sublayer._data_format == "NCHW" and sublayer._padding_mode == "zeros":
-            sublayer.forward = functools.partial(_convolve, sublayer)
+            sublayer.forward = types.MethodType(_convolve, sublayer)
 
 
 def _linear(layer, x, scale=None):

@@ -131,9 +131,6 @@ class StableDiffusionTrainer(Trainer):
             grad_clip=clip,
             **options,
         )
-        gradients_first = clip or args.world_size > 1 or args.recompute or self.do_grad_scaling
-        if isinstance(self.optimizer, CancellableAdamW) and not gradients_first:
-            self.optimizer.move_in_backward()
         return self.optimizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint=None):
@@ -201,15 +198,15 @@ class StableDiffusionTrainer(Trainer):
             asked = time.perf_counter()
             batch = self._next_batch(batches)
             waited += time.perf_counter() - asked
-            last = number == accumulation - 1
-            with self._no_sync(model, last):
-                outputs = self.forward(model, batch)
-                total = total + outputs["loss"].detach().astype("float32")
-                if last:
-                    agreed, cancel = self.begin_last_pass(total, signals.received is not None)
-                self.backward(outputs["loss"])
+            with self._no_sync(model, last=number == accumulation - 1):
+                outputs = self.training_step(model, batch)
+            total = total + outputs["loss"].detach().astype("float32")
             micro_batches.append((outputs["sample_loss"], outputs["timestep"], batch.get("place")))
         self._reduce_gradients(model)
+        agreed = paddle.stack([total.reshape([]), paddle.full([], float(signals.received is not None))])
+        if self.args.world_size > 1:
+            paddle.distributed.all_reduce(agreed)
+        cancel = paddle.logical_not(paddle.isfinite(agreed[0])).reshape([1])
         self._move_weights(cancel)
         self.state.global_step += 1
         self.samples_seen += self._micro_samples * accumulation
@@ -220,32 +217,14 @@ class StableDiffusionTrainer(Trainer):
             self.ema.update(self.state.global_step, masters, cancel)
         self.records.add(self.state.global_step, agreed, micro_batches, time.perf_counter() - begin, waited)
 
-    def forward(self, model, batch):
-        """The model's dict of one micro-batch; its loss is its share of the step's."""
+    def training_step(self, model, inputs):
+        """Forward and backward of one micro-batch; its share of the gradients is added up. Returns the model's dict."""
         with self.autocast_smart_context_manager():
-            outputs = model(**batch)
-        outputs["loss"] = outputs["loss"] / self.args.gradient_accumulation_steps
-        return outputs
-
-    def begin_last_pass(self, total, stop=False):
-        """Agree over the ranks before the last backward pass of a step, in which weights may move.
-
-        Returns the sums of `total`, this rank's loss, and `stop` as float32 [2], and bool [1]: the step is to be left
-        out.
-        """
-        agreed = paddle.stack([total.reshape([]), paddle.full([], float(stop))])
-        if self.args.world_size > 1:
-            paddle.distributed.all_reduce(agreed)
-        cancel = paddle.logical_not(paddle.isfinite(agreed[0])).reshape([1])
-        optimizer = innermost(self.optimizer)
-        if isinstance(optimizer, CancellableAdamW):
-            optimizer.cancel = cancel
-            optimizer.begin_last_pass()
-        return agreed, cancel
-
-    def backward(self, loss):
-        """Add a micro-batch's share to the gradients."""
+            outputs = model(**inputs)
+        loss = outputs["loss"] / self.args.gradient_accumulation_steps
+        outputs["loss"] = loss
         (self.scaler.scale(loss) if self.do_grad_scaling else loss).backward()
+        return outputs
 
     def _next_batch(self, batches):
         try:
@@ -276,7 +255,10 @@ class StableDiffusionTrainer(Trainer):
             fused_allreduce_gradients(list(model.parameters()), None)
 
     def _move_weights(self, cancel):
-        if not isinstance(innermost(self.optimizer), CancellableAdamW) and bool(cancel):
+        optimizer = innermost(self.optimizer)
+        if isinstance(optimizer, CancellableAdamW):
+            optimizer.cancel = cancel
+        elif bool(cancel):
             self.optimizer.clear_grad()
             return
         if self.do_grad_scaling:
