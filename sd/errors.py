@@ -1,5 +1,6 @@
 """The two ways in which a script ends badly, each with one line for the person at the terminal."""
 
+import contextlib
 import sys
 
 
@@ -24,3 +25,25 @@ def run_script(main):
 def _report(error, code):
     print(f"error: {error}", file=sys.stderr, flush=True)
     return code
+
+
+@contextlib.contextmanager
+def training_told_plainly():
+    """Make one clear line of what Paddle raises, wherever the trainer stands, for lost data workers and full memory."""
+    try:
+        yield
+    except (SystemError, RuntimeError, MemoryError) as error:
+        text = str(error)
+        if isinstance(error, RunError):
+            raise
+        if "DataLoader" in text:
+            raise RunError(
+                "a data worker was killed, most often because memory ran out; fewer --dataloader_num_workers or a "
+                "smaller --buffer_size need less, and the same command goes on from the last checkpoint"
+            ) from error
+        if isinstance(error, MemoryError) or "ResourceExhausted" in text or "out of memory" in text.lower():
+            raise RunError(
+                "memory ran out; a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, or "
+                "--recompute, needs less, and the same command goes on from the last checkpoint"
+            ) from error
+        raise

@@ -1,6 +1,11 @@
-"""AdamW for this trainer: a step that the device itself can cancel, and its state under the weights' own names."""
+"""AdamW for this trainer: a step that the device itself can cancel, taken in the backward pass where nothing speaks
+against it, and its state under the weights' own names."""
 
+import functools
+
+import paddle
 from paddle import _C_ops
+from paddle.base import framework
 from paddle.optimizer import AdamW
 
 MOMENTS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
@@ -13,6 +18,35 @@ class CancellableAdamW(AdamW):
     """
 
     cancel = None
+    _moves_in_backward = _is_last_pass = False
+
+    def move_in_backward(self):
+        """Move a weight when its gradient is whole, and free the gradient, so that they are never held all at once.
+
+        From then on call `begin_last_pass` before the last backward pass of each step. Not with clipping, loss scaling
+        or gradients to be reduced over ranks, all of which want the gradients first.
+        """
+        self._moves_in_backward = True
+        for parameter in held_parameters(self):
+            parameter._register_backward_hook(functools.partial(self._move, parameter))
+
+    def begin_last_pass(self):
+        """Gradients of the backward pass that follows complete those of the step; `cancel` is known."""
+        self._is_last_pass = self._moves_in_backward
+        if self._is_last_pass:
+            self._create_optimization_pass([])  # makes the tensor of the learning rate
+
+    def _move(self, parameter):
+        if self._is_last_pass:
+            with paddle.no_grad():
+                self._create_accumulators(framework.default_main_program().global_block(), [parameter])
+                self._append_optimize_op(None, (parameter, parameter.grad))
+            parameter.clear_gradient(False)
+
+    def step(self):
+        """Move the weights that have not moved in the backward pass."""
+        self._is_last_pass = False
+        super().step()
 
     def _append_optimize_op(self, block, param_and_grad):
         if isinstance(param_and_grad, dict):

@@ -17,7 +17,7 @@ from sd import callbacks as sd_callbacks
 from sd.cpu_layers import speed_up
 from sd.data.dataset import raise_if_failed, worker_init_fn
 from sd.ema import EMA
-from sd.errors import RunError
+from sd.errors import RunError, training_told_plainly
 from sd.optimizer import CancellableAdamW, innermost
 from sd.saving import load_models, load_optimizer, save_checkpoint
 from sd.signals import StopSignals
@@ -131,6 +131,9 @@ class StableDiffusionTrainer(Trainer):
             grad_clip=clip,
             **options,
         )
+        gradients_first = clip or args.world_size > 1 or args.recompute or self.do_grad_scaling
+        if isinstance(self.optimizer, CancellableAdamW) and not gradients_first:
+            self.optimizer.move_in_backward()
         return self.optimizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint=None):
@@ -160,7 +163,7 @@ class StableDiffusionTrainer(Trainer):
     ):
         self._begin(max_steps, train_dataloader, resume_from_checkpoint)
         batches = iter(train_dataloader)  # before the signals: workers are not to inherit their handlers
-        with StopSignals() as signals, _told_plainly():
+        with StopSignals() as signals, training_told_plainly():
             while self.state.global_step < max_steps:
                 self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
                 self._take_step(model, batches, signals)
@@ -198,15 +201,15 @@ class StableDiffusionTrainer(Trainer):
             asked = time.perf_counter()
             batch = self._next_batch(batches)
             waited += time.perf_counter() - asked
-            with self._no_sync(model, last=number == accumulation - 1):
-                outputs = self.training_step(model, batch)
-            total = total + outputs["loss"].detach().astype("float32")
+            last = number == accumulation - 1
+            with self._no_sync(model, last):
+                outputs = self.forward(model, batch)
+                total = total + outputs["loss"].detach().astype("float32")
+                if last:
+                    agreed, cancel = self.begin_last_pass(total, signals.received is not None)
+                self.backward(outputs["loss"])
             micro_batches.append((outputs["sample_loss"], outputs["timestep"], batch.get("place")))
         self._reduce_gradients(model)
-        agreed = paddle.stack([total.reshape([]), paddle.full([], float(signals.received is not None))])
-        if self.args.world_size > 1:
-            paddle.distributed.all_reduce(agreed)
-        cancel = paddle.logical_not(paddle.isfinite(agreed[0])).reshape([1])
         self._move_weights(cancel)
         self.state.global_step += 1
         self.samples_seen += self._micro_samples * accumulation
@@ -217,14 +220,32 @@ class StableDiffusionTrainer(Trainer):
             self.ema.update(self.state.global_step, masters, cancel)
         self.records.add(self.state.global_step, agreed, micro_batches, time.perf_counter() - begin, waited)
 
-    def training_step(self, model, inputs):
-        """Forward and backward of one micro-batch; its share of the gradients is added up. Returns the model's dict."""
+    def forward(self, model, batch):
+        """The model's dict of one micro-batch; its loss is its share of the step's."""
         with self.autocast_smart_context_manager():
-            outputs = model(**inputs)
-        loss = outputs["loss"] / self.args.gradient_accumulation_steps
-        outputs["loss"] = loss
-        (self.scaler.scale(loss) if self.do_grad_scaling else loss).backward()
+            outputs = model(**batch)
+        outputs["loss"] = outputs["loss"] / self.args.gradient_accumulation_steps
         return outputs
+
+    def begin_last_pass(self, total, stop=False):
+        """Agree over the ranks before the last backward pass of a step, in which weights may move.
+
+        Returns the sums of `total`, this rank's loss, and `stop` as float32 [2], and bool [1]: the step is to be left
+        out.
+        """
+        agreed = paddle.stack([total.reshape([]), paddle.full([], float(stop))])
+        if self.args.world_size > 1:
+            paddle.distributed.all_reduce(agreed)
+        cancel = paddle.logical_not(paddle.isfinite(agreed[0])).reshape([1])
+        optimizer = innermost(self.optimizer)
+        if isinstance(optimizer, CancellableAdamW):
+            optimizer.cancel = cancel
+            optimizer.begin_last_pass()
+        return agreed, cancel
+
+    def backward(self, loss):
+        """Add a micro-batch's share to the gradients."""
+        (self.scaler.scale(loss) if self.do_grad_scaling else loss).backward()
 
     def _next_batch(self, batches):
         try:
@@ -255,10 +276,7 @@ class StableDiffusionTrainer(Trainer):
             fused_allreduce_gradients(list(model.parameters()), None)
 
     def _move_weights(self, cancel):
-        optimizer = innermost(self.optimizer)
-        if isinstance(optimizer, CancellableAdamW):
-            optimizer.cancel = cancel
-        elif bool(cancel):
+        if not isinstance(innermost(self.optimizer), CancellableAdamW) and bool(cancel):
             self.optimizer.clear_grad()
             return
         if self.do_grad_scaling:
@@ -326,25 +344,3 @@ class StableDiffusionTrainer(Trainer):
     def log(self, logs, **kwargs):
         """Hand a dict of scalars to the callbacks."""
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs, **kwargs)
-
-
-@contextlib.contextmanager
-def _told_plainly():
-    """Make one clear line of what Paddle raises, wherever the trainer stands, for lost data workers and full memory."""
-    try:
-        yield
-    except (SystemError, RuntimeError, MemoryError) as error:
-        text = str(error)
-        if isinstance(error, RunError):
-            raise
-        if "DataLoader" in text:
-            raise RunError(
-                "a data worker was killed, most often because memory ran out; fewer --dataloader_num_workers or a "
-                "smaller --buffer_size need less, and the same command goes on from the last checkpoint"
-            ) from error
-        if isinstance(error, MemoryError) or "ResourceExhausted" in text or "out of memory" in text.lower():
-            raise RunError(
-                "memory ran out; a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, or "
-                "--recompute, needs less, and the same command goes on from the last checkpoint"
-            ) from error
-        raise

@@ -52,6 +52,29 @@ def test_a_cancelled_step_leaves_weights_and_moments(batches):
     assert np.array_equal(weights(disturbed[0]), weights(undisturbed[0]))
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+def test_moving_in_the_backward_pass_gives_the_same_weights_and_holds_no_gradient(batches, passes):
+    held, moved = make(CancellableAdamW), make(CancellableAdamW)
+    moved[1].move_in_backward()
+    for layer, optimizer in (held, moved):
+        scheduler = paddle.optimizer.lr.ExponentialDecay(1e-2, 0.5)
+        optimizer.set_lr_scheduler(scheduler)
+        for number, batch in enumerate(batches):
+            last = (number + 1) % passes == 0
+            if last:
+                optimizer.cancel = paddle.to_tensor([number == 3])
+                optimizer.begin_last_pass()
+            (layer(paddle.to_tensor(batch)) ** 2).mean().backward()
+            if last and optimizer is moved[1]:
+                assert all(parameter.grad is None for parameter in layer.parameters())
+            if last:
+                optimizer.step()
+                optimizer.clear_grad()
+                scheduler.step()
+    assert np.array_equal(weights(held[0]), weights(moved[0]))
+    assert not np.array_equal(weights(moved[0]), weights(make(CancellableAdamW)[0]))
+
+
 def test_state_goes_to_another_process_names(batches):
     layer, optimizer = make(CancellableAdamW)
     take_steps(layer, optimizer, batches[:3])
