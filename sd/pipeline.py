@@ -7,6 +7,7 @@ matrix products round differently in other shapes.
 
 import contextlib
 import functools
+import math
 
 import numpy as np
 import paddle
@@ -101,7 +102,7 @@ def stream_images(
     Raises InputError for a size, a guidance scale or a number of steps that does not fit.
     """
     check_size(vae, height, width)
-    if guidance_scale < 1:
+    if not 1 <= guidance_scale < math.inf:
         raise InputError(f"guidance_scale={guidance_scale}; expected at least 1, which is no guidance")
     if not 1 <= num_inference_steps <= scheduler.config.num_train_timesteps:
         steps = scheduler.config.num_train_timesteps

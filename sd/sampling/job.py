@@ -89,11 +89,8 @@ def draw(models, jobs, settings, weights_id=None, quiet=False, on_step=None):
             write_png(job.path, image, job.prompt, told | {"seed": job.seed})
 
 
-def warn_of_cut_prompts(tokenizer, prompts):
+def warn_of_cut_prompts(tokenizer, prompts, say=print):
     """Say of each prompt that is too long for the model what of it is not seen."""
     for number, prompt in enumerate(dict.fromkeys(prompts), start=1):
         if cut := cut_text(tokenizer, prompt):
-            print(
-                f"prompt {number} is longer than the model's {tokenizer.model_max_length} tokens; cut off: {cut!r}",
-                flush=True,
-            )
+            say(f"prompt {number} is longer than the model's {tokenizer.model_max_length} tokens; cut off: {cut!r}")

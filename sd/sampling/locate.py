@@ -8,6 +8,7 @@ from pathlib import Path
 from sd.checkpoint import list_checkpoints, newest_whole_checkpoint
 from sd.errors import InputError
 
+PUBLISHED = "CompVis/stable-diffusion-v1-4"
 _SOURCES = ("pretrained_model_name_or_path", "vae_name_or_path", "text_encoder_name_or_path", "tokenizer_name")
 
 
@@ -39,6 +40,25 @@ def find_unet(name):
     if not path.exists() and "checkpoint-" not in str(name) and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+){1,2}", str(name)):
         return Location(str(name))
     raise InputError(f"{name}: no UNet there; {_what_there_is(path)}")
+
+
+def list_choices(checkpoint=None, output_dir=None):
+    """What a person may choose from: {label: name for `find_unet`}, the newest checkpoint first.
+
+    output_dir: a run's folder, whose checkpoints are listed as they are now, none if it has not saved one yet.
+    checkpoint: one model alone, unless it is such a folder; None is the published Stable Diffusion.
+    Raises InputError if there is no such thing.
+    """
+    if output_dir is None and checkpoint is not None and list_checkpoints(checkpoint):
+        output_dir = checkpoint
+    if output_dir is not None:
+        if not Path(output_dir).is_dir():
+            raise InputError(f"output_dir={str(output_dir)!r}: no such folder; {_what_there_is(Path(output_dir))}")
+        return {folder.name: str(folder) for folder in reversed(list_checkpoints(output_dir))}
+    if checkpoint is None:
+        return {PUBLISHED: f"{PUBLISHED}/unet"}
+    place = find_unet(checkpoint)
+    return {place.label: place.folder}
 
 
 def _what_there_is(path):

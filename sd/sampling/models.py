@@ -15,10 +15,9 @@ from sd.errors import InputError
 from sd.loading import load_part
 from sd.model import check_parts
 from sd.pipeline import SCHEDULERS, make_scheduler, vae_factor
-from sd.sampling.locate import find_unet, run_settings
+from sd.sampling.locate import PUBLISHED, find_unet, run_settings
 from sd.weights import read_config
 
-PUBLISHED = "CompVis/stable-diffusion-v1-4"
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # Settings of a sampler that are the sampler's own affair, not the training's.
 _SAMPLERS_OWN = ("clip_sample", "set_alpha_to_one", "steps_offset")
