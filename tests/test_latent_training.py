@@ -21,8 +21,9 @@ STEPS = 50
 class CacheWorkshop(Workshop):
     """A workshop whose data is cached too: `caches` by whether they hold the text."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, change=lambda models: None):
         super().__init__(folder)
+        change(self.folder / "models")
         self.model_args = SDModelArguments(pretrained_model_name_or_path=str(self.folder / "models"))
         self.caches = {text: self.cache(f"cache{text}", crop="centre", cache_text=text) for text in (False, True)}
 
