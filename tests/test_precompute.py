@@ -10,7 +10,7 @@ import pytest
 
 from sd.data.filelist import read_file_list
 from sd.data.moments import decode_payload, find_manifest
-from sd.data.part import PartWriter
+from sd.data.part import PartError, PartWriter
 from sd.data.record import encode_captions_row, encode_row
 from sd.data.sample import centre_crop, decode_image
 from sd.errors import InputError, RunError
@@ -203,9 +203,26 @@ def test_a_vae_that_answers_nonsense_ends_the_run_early(tmp_path, monkeypatch):
     monkeypatch.setattr(models.encoders, "encode_posterior", nonsense)
     monkeypatch.setattr(run, "_HOPELESS_ROWS", 4)
     source = make_shapes(tmp_path / "in", [4, 4])
-    with pytest.raises(RunError, match=r"none of the first 4 rows .*part-000000\.gz: row 1: moments"):
+    with pytest.raises(RunError, match=r"none of the first 4 rows .*part-000000\.gz the first was row 1: moments"):
         precompute(options(source, tmp_path / "out"))
     assert len(list((tmp_path / "out/latents").glob("*.gz"))) == 1
+
+
+def test_what_fails_on_the_way_ends_with_one_line(tmp_path, monkeypatch):
+    source = make_shapes(tmp_path / "in", [2, 2])
+
+    def fails(error, says):
+        def write(task, *rest):
+            raise error
+
+        with monkeypatch.context() as patch, pytest.raises(RunError, match=says):
+            patch.setattr(run, "write_part", write)
+            precompute(options(source, tmp_path / "out"))
+
+    fails(MemoryError("\n\nOut of memory error on GPU 0\n"), "^Out of memory error on GPU 0; lower --batch_size")
+    fails(PartError("in/part-1.gz: no such part"), "^in/part-1.gz: no such part; the same command goes on")
+    fails(KeyboardInterrupt(), "^stopped; the same command goes on")
+    fails(OSError(28, "No space left", "out/x"), "^out/x: No space left; mend that")
 
 
 def test_a_part_that_is_gone_is_reported_and_the_others_keep_their_numbers(tmp_path):

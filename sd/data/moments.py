@@ -16,6 +16,7 @@ from sd.errors import InputError
 KIND = "moments"
 CROPS = ("random", "centre")
 VERSION = 1
+_EXPONENT = np.uint16(0x7C00)  # all ones in what is infinite or no number
 # A source may have grown and its caches may lie apart; these say where the rows come from, not what is in them.
 _NOT_SETTINGS = ("id", "source", "num_rows", "num_bad", "empty_state", "path")
 
@@ -49,7 +50,7 @@ def _check(tensors):
         dimensions = 4 if name == "moments" else 3
         if tensor.dtype != np.float16 or tensor.ndim != dimensions or 0 in tensor.shape:
             raise RowError(f"{name}: {tensor.dtype} {list(tensor.shape)}, expected float16 of {dimensions} dimensions")
-        if not np.isfinite(tensor).all():
+        if (tensor.view(np.uint16) & _EXPONENT == _EXPONENT).any():  # a tenth of the time of np.isfinite
             raise RowError(f"{name}: not finite")
     if tensors["moments"].shape[1] % 2:
         raise RowError(f"moments: {tensors['moments'].shape[1]} channels, expected mean and log-variance of each")

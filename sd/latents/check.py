@@ -5,6 +5,7 @@ shall not hide itself.
 """
 
 import io
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,7 @@ class Comparison:
     """A row's picture, that of its cached latents, and what is wrong with them, "" if nothing. uint8 [H,W,3]."""
 
     name: str
+    caption: str
     image: np.ndarray
     shown: np.ndarray
     vae_error: float  # root mean square, in levels of 255, of the VAE's own picture
@@ -95,8 +97,7 @@ def _spread(tasks, manifest, count):
 def _read(path, row, options):
     """(Record of a row, its part's index)."""
     index = load_index(path)
-    reader = LocalCopies(options.data_cache_bytes).open(path, index)
-    with reader:
+    with closing(LocalCopies(options.data_cache_bytes).open(path, index)) as reader:
         return decode_row(reader.read(row)), index
 
 
@@ -120,7 +121,7 @@ def _compare(task, row, variant, encoders):
         moments, states = decode_payload(cached.image)
         cached_mean, cached_logvar = np.split(moments[variant].astype(np.float32), 2)
     except (RowError, IndexError) as error:
-        return Comparison(name, image, np.full_like(image, 128), vae_error, str(error))
+        return Comparison(name, source.captions[0], image, np.full_like(image, 128), vae_error, str(error))
     shown = _decoded(vae, cached_mean)
     wrong = [
         _told("the picture", deviation(shown, direct), _PICTURE_LEVELS + _PICTURE_SHARE * vae_error, "levels"),
@@ -133,7 +134,7 @@ def _compare(task, row, variant, encoders):
         direct_states = encoders.text_states(source.captions)
         share = deviation(states, direct_states) / (direct_states.std() + 1e-6)
         wrong.append(_told("the text states", share, _TEXT_SHARE, "of their deviation"))
-    return Comparison(name, image, shown, vae_error, ", ".join(filter(None, wrong)))
+    return Comparison(name, source.captions[0], image, shown, vae_error, ", ".join(filter(None, wrong)))
 
 
 def _told(what, difference, limit, unit):
@@ -157,6 +158,7 @@ def _sheet(found):
         [[comparison.image, comparison.shown, difference(comparison)] for comparison in found],
         row_labels=[comparison.line for comparison in found],
         column_labels=["image", "from the cache", "difference x 4"],
+        captions=[[comparison.caption, "", ""] for comparison in found],
     )
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")

@@ -21,8 +21,8 @@ def chunks_of(task, options):
 def write_part(task, decoded, encoders, manifest, progress):
     """Write the cached part of a Task from its Decoded chunks.
 
-    progress(rows): called as rows are done. Returns (rows written, rows rejected, the first one's reason). Raises
-    OSError for an output that cannot be written.
+    progress(rows): called as rows are done. Returns (good rows, bad rows, [report of the first bad one]); what is too
+    small is neither. Raises OSError for an output that cannot be written.
     """
     resolution = manifest.resolution
     index, _ = usable_rows(task, resolution)
@@ -58,7 +58,8 @@ def write_part(task, decoded, encoders, manifest, progress):
             "source": task.checksum,
             "rejected": rejected,
         }
-    return index.num_rows, len(rejected), rejected[0] if rejected else None
+    bad = [row for row in rejected if row["outcome"] == BAD]
+    return index.num_rows - len(rejected), len(bad), bad[:1]
 
 
 def _encoded(decoded, encoders):

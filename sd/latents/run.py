@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from sd.data import storage
+from sd.data.index import PartError
 from sd.data.process import run_local, stopped_by_signals
 from sd.data.ray_engine import run_on_ray
 from sd.errors import RunError
@@ -47,6 +48,9 @@ def precompute(options):
             todo = unfinished(plan.tasks, manifest, options)
             if len(todo) < len(plan.tasks):
                 tqdm.write(f"{len(plan.tasks) - len(todo)} of {len(plan.tasks)} parts are there already", sys.stderr)
+            if todo and options.overwrite:  # first what would lead a training run to parts of two kinds
+                lists = storage.join(options.output_path, LIST_FOLDER)
+                storage.remove(storage.join(lists, f"{options.output_name}.filelist.list"))
             claims = Claims(part_folder(options))
             with closing(claims):
                 if todo and options.engine == "ray":
@@ -60,6 +64,11 @@ def precompute(options):
             return done
     except KeyboardInterrupt:
         raise RunError("stopped; the same command goes on from the finished parts") from None
+    except PartError as error:
+        raise RunError(f"{error}; the same command goes on from the finished parts") from error
+    except MemoryError as error:  # Paddle's, of a GPU's too
+        told = (str(error).strip().splitlines() or ["out of memory"])[-1]
+        raise RunError(f"{told}; lower --batch_size, and the same command goes on") from error
     except storage.failures() as error:
         place = getattr(error, "filename", None) or options.output_path
         reason = getattr(error, "strerror", None) or error
@@ -73,7 +82,7 @@ class Progress:
         # In a log file, where each update is a line, one in half a minute is enough.
         interval = 0.5 if sys.stderr.isatty() else 30
         self._bar = tqdm(total=total, desc="caching latents", unit=" images", mininterval=interval, disable=rank() > 0)
-        self._num_rows, self._num_good = 0, 0
+        self._num_good, self._num_bad = 0, 0
 
     def __enter__(self):
         return self
@@ -88,14 +97,16 @@ class Progress:
         """So many images more than was thought."""
         self._bar.total += num_images
 
-    def judge(self, task, num_rows, num_rejected, first):
-        """Take a part's outcome. Raises RunError when many rows are through and none of them was good."""
-        self._num_rows += num_rows
-        self._num_good += num_rows - num_rejected
-        if not self._num_good and self._num_rows >= _HOPELESS_ROWS:
+    def judge(self, task, num_good, num_bad, first_bad):
+        """Take a part's outcome. Raises RunError when many rows were bad and none good."""
+        self._num_good += num_good
+        self._num_bad += num_bad
+        if not self._num_good and self._num_bad >= _HOPELESS_ROWS:
+            (row,) = first_bad
             raise RunError(
-                f"none of the first {self._num_rows} rows could be cached; the first of {task.source}: row "
-                f"{first['row']}: {first['reason']}; mend the input or the models"
+                f"none of the first {self._num_bad} rows could be cached; of {task.source} the first was row "
+                f"{row['row']}: {row['reason']} {row['detail']}".rstrip()
+                + "; mend the input or the models"
             )
 
 
