@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,11 @@ from sd.data.sample import centre_crop, decode_image
 from sd.errors import InputError, RunError
 from sd.latents import models, run
 from sd.latents.claims import Claims
+from sd.latents.decode import decode_chunk
 from sd.latents.hashes import weights_hash
 from sd.latents.options import CacheOptions
+from sd.latents.part import chunks_of
+from sd.latents.plan import make_plan
 from sd.latents.run import precompute
 from sd.model import StableDiffusionModel
 from tests.data_maker import write_lists
@@ -37,7 +41,7 @@ def mixed(tmp_path):
     with PartWriter(parts[1]) as part:
         for number in range(6, 9):
             caption, image = shape(number)
-            captions = (caption, "another") if number == 7 else (caption,)
+            captions = (caption, "a longer one " * 20) if number == 7 else (caption,)
             part.add(encode_captions_row(captions, image), SIDE, SIDE)
     return write_lists(tmp_path / "in", (1.0, parts))
 
@@ -51,7 +55,11 @@ def test_every_row_keeps_its_place_and_has_one_outcome(mixed, tmp_path):
     assert first.kind == "moments" and first.widths.tolist() == first.heights.tolist() == [32, 0, 0, 16, 32, 32]
     assert {row: record.captions for row, record in rows.items()} == {n: (shape(n)[0],) for n in (0, 4, 5)}
     _, rows = read_records(source.parts[1])
-    assert [rows[row].captions for row in range(3)] == [(shape(6)[0],), (shape(7)[0], "another"), (shape(8)[0],)]
+    assert [rows[row].captions for row in range(3)] == [
+        (shape(6)[0],),
+        (shape(7)[0], "a longer one " * 20),
+        (shape(8)[0],),
+    ]
     rejected = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
     part = f"{tmp_path}/in/part-0.gz"
     assert [(row["part"], row["row"], row["outcome"]) for row in rejected] == [
@@ -113,6 +121,17 @@ def test_variants_are_crops_each_followed_by_its_mirror_image(tmp_path, monkeypa
 
 
 posterior = models.encoders.encode_posterior
+
+
+def test_threads_that_decode_one_part_do_not_read_each_other_s_rows(tmp_path):
+    source = make_shapes(tmp_path / "in", [200])
+    flags = options(source, tmp_path / "out")
+    (task,) = make_plan(flags).tasks
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            decoded = list(pool.map(lambda chunk: decode_chunk(chunk, flags), chunks_of(task, flags)))
+            assert [bad for chunk in decoded for bad in chunk.bad.values()] == []
+    assert [caption for chunk in decoded for (caption,) in chunk.captions] == [shape(n)[0] for n in range(200)]
 
 
 def test_several_sources_keep_their_weights_and_repeats(tmp_path):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from threading import get_ident
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -39,7 +40,7 @@ def decode_chunk(chunk, options):
     decoded, crops = Decoded(chunk), []
     for row in chunk.rows:
         try:
-            reader, key = _opened(chunk.path, chunk.checksum, options.data_cache_bytes)
+            reader, key = _opened(chunk.path, chunk.checksum, options.data_cache_bytes, get_ident())
             record = decode_row(reader.read(row))
             crops.append(crop_record(record, key, row, options))
         except RowError as error:
@@ -73,9 +74,12 @@ def crop_record(record, part_key, row, options):
     return np.stack([random_crop(pixels, options.resolution, options.interpolation, draw) for draw in draws])
 
 
-@lru_cache(maxsize=4)
-def _opened(path, checksum, cache_bytes):
-    """(PartReader, key of the part's bytes) of a source part; the few last ones stay open while they are the same."""
+@lru_cache(maxsize=32)
+def _opened(path, checksum, cache_bytes, thread):
+    """(PartReader, key of the part's bytes) of a source part, for one thread, since a file has one place to read at.
+
+    The last ones stay open.
+    """
     try:
         index = load_index(path)
         return LocalCopies(cache_bytes).open(path, index), part_key(index)
