@@ -99,6 +99,15 @@ def test_fifty_steps_from_the_cache_are_fifty_steps_from_images(workshop, logged
     assert set(cache["models"][0].deferred) == ({"vae", "text_encoder"} if text else {"vae"})
 
 
+def test_images_may_validate_a_run_from_the_cache_and_load_what_they_need(workshop, logged):
+    workshop.from_cache("from_images", "--eval_file_list", workshop.file_list, "--eval_steps", 2)
+    assert logged["models"][0].deferred == {}
+    of_images = list(logged["eval"])
+    workshop.from_cache("from_latents", "--eval_file_list", workshop.caches[False], "--eval_steps", 2)
+    for before, after in zip(of_images, logged["eval"][2:], strict=True):
+        assert before == pytest.approx(after, abs=1e-3)
+
+
 def test_resume_is_exact(workshop):
     flags = ["--use_ema", "--save_steps", 3, "--max_steps", 6, "--dataloader_num_workers", 2]
     whole = workshop.from_cache("whole", *flags)

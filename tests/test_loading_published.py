@@ -18,6 +18,7 @@ from tests.tiny import RESOLUTION, make_tiny_repository
 PROGRAM = """
 import numpy as np
 from sd.arguments import SDModelArguments
+from sd.loading import DeferredPart
 from sd.model import StableDiffusionModel
 import sys
 local, resolution = sys.argv[1], int(sys.argv[2])
@@ -31,6 +32,12 @@ assert len(expected) > 300
 for key, value in by_name.state_dict().items():
     np.testing.assert_array_equal(value.numpy(), expected.pop(key).numpy(), err_msg=key)
 assert not expected
+for part in ("vae", "text_encoder"):
+    deferred = DeferredPart(part, name, part)
+    whole = getattr(by_folder, part)
+    assert deferred.num_parameters == sum(parameter.size for parameter in whole.parameters()) > 0
+    assert dict(whole.config.items()).items() <= deferred.config.items() if part == "vae" else (
+        whole.config.to_dict() == deferred.config.to_dict())
 assert by_name.tokenize("a cat").tolist() == by_folder.tokenize("a cat").tolist()
 """
 
