@@ -29,7 +29,7 @@ from bench.real_size import make_input  # noqa: E402
 
 SIZES = {
     "tiny": {"resolution": 32, "batch": 32, "length": 16, "workers": 1, "warm": 20, "steps": 60},
-    "full": {"resolution": 256, "batch": 1, "length": 77, "workers": 1, "warm": 2, "steps": 4},
+    "full": {"resolution": 256, "batch": 1, "length": 77, "workers": 1, "warm": 1, "steps": 4},
 }
 OURS, PLAIN, TORCH = "ours", "the reference's method", "diffusers on PyTorch"
 STEP = re.compile(r"step (\d+)/\d+ \| loss")
@@ -49,7 +49,7 @@ def prepare(folder, size, cached):
     else:
         models, unet = folder / "models", ROOT / "sd/unet_config.json"
         run("bench/real_size.py", "--folder", models, "--make_only")
-        jsonl = make_input(folder / "input", count=64)
+        jsonl = make_input(folder / "input", count=16)
     run("create_pretraining_data.py", "--input_path", jsonl, "--output_path", folder / "packed", "--save_gzip_file")
     paths = {"models": models, "unet": unet, "jsonl": jsonl}
     paths["list"] = folder / "packed/filelist/custom_dataset.filelist.list"

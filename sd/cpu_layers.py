@@ -1,6 +1,6 @@
 """What makes the same layers faster on a CPU, where Paddle adds a bias and sums its gradient element by element."""
 
-import types
+import functools
 
 import paddle
 import paddle.nn.functional as F
@@ -18,21 +18,29 @@ def speed_up(layer):
         if getattr(sublayer, "bias", None) is None or getattr(sublayer, "lora_layer", None) is not None:
             continue
         if isinstance(sublayer, nn.Linear):
-            sublayer.forward = types.MethodType(_linear, sublayer)
+            sublayer.__class__ = _with(_FastLinear, type(sublayer))
         elif isinstance(sublayer, nn.Conv2D) and sublayer._data_format == "NCHW" and sublayer._padding_mode == "zeros":
-            sublayer.forward = types.MethodType(_convolve, sublayer)
+            sublayer.__class__ = _with(_FastConvolution, type(sublayer))
 
 
-def _linear(layer, x, scale=None):
-    y = paddle.matmul(x, layer.weight)
-    width = y.shape[-1]
-    rows = paddle.ones([y.size // width, 1], dtype=y.dtype)
-    return y + paddle.matmul(rows, layer.bias.reshape([1, width])).reshape(y.shape)
+@functools.cache
+def _with(faster, layer_class):
+    """layer_class with the forward of `faster`. (A forward put on the layer itself is not what to_static expects.)"""
+    return layer_class if issubclass(layer_class, faster) else type(layer_class.__name__, (faster, layer_class), {})
 
 
-def _convolve(layer, x, scale=None):
-    y = F.conv2d(x, layer.weight, None, layer._stride, layer._padding, layer._dilation, layer._groups)
-    batch_size, channels, height, width = y.shape
-    plane = paddle.matmul(layer.bias.reshape([channels, 1]), paddle.ones([1, height * width], dtype=y.dtype))
-    images = paddle.matmul(paddle.ones([batch_size, 1], dtype=y.dtype), plane.reshape([1, -1]))
-    return y + images.reshape(y.shape)
+class _FastLinear:
+    def forward(self, x, scale=None):
+        y = paddle.matmul(x, self.weight)
+        width = y.shape[-1]
+        rows = paddle.ones([y.size // width, 1], dtype=y.dtype)
+        return y + paddle.matmul(rows, self.bias.reshape([1, width])).reshape(y.shape)
+
+
+class _FastConvolution:
+    def forward(self, x, scale=None):
+        y = F.conv2d(x, self.weight, None, self._stride, self._padding, self._dilation, self._groups)
+        batch_size, channels, height, width = y.shape
+        plane = paddle.matmul(self.bias.reshape([channels, 1]), paddle.ones([1, height * width], dtype=y.dtype))
+        images = paddle.matmul(paddle.ones([batch_size, 1], dtype=y.dtype), plane.reshape([1, -1]))
+        return y + images.reshape(y.shape)

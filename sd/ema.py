@@ -32,7 +32,7 @@ class EMA:
         else:
             share = 1.0 - self.decay_now()
             self.updates += 1
-        share = paddle.to_tensor(share, dtype="float32")
+        share = paddle.full([], share, dtype="float32")  # to_tensor would copy it, and wait for the device
         if cancel is not None:
             share = paddle.where(cancel.reshape([]), paddle.zeros_like(share), share)
         for name, parameter in self.layer.named_parameters():
