@@ -48,7 +48,7 @@ def test_a_step_copies_nothing_between_host_and_device(workshop, monkeypatch, in
 
 
 def test_a_step_calls_few_operators(workshop, monkeypatch, in_step):
-    """Calls from Python, those of the backward pass left out: 1,753, of which 1,200 add biases faster, and two a weight."""
+    """Calls from Python, without the backward pass: 1,753, 1,200 of which make biases cheaper, and two a weight."""
     calls = []
     for name, operator in list(vars(paddle._C_ops).items()):
         if callable(operator) and not name.startswith("_"):
