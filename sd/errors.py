@@ -1,6 +1,9 @@
 """The two ways in which a script ends badly, each with one line for the person at the terminal."""
 
 import contextlib
+import os
+import select
+import signal
 import sys
 
 
@@ -13,13 +16,35 @@ class RunError(RuntimeError):
 
 
 def run_script(main):
-    """Call `main()` and leave the process: exit code 0, 2 after an `InputError`, 1 after a `RunError`."""
+    """Call `main()` and leave the process: exit code 0, 2 after an `InputError`, 1 after a `RunError`.
+
+    Where nobody reads the output any more (`--help | head -1`), it ends without a word, as other programs do.
+    """
+    code = 0
     try:
-        main()
-    except InputError as error:
-        sys.exit(_report(error, 2))
-    except RunError as error:
-        sys.exit(_report(error, 1))
+        try:
+            main()
+        except InputError as error:
+            code = _report(error, 2)
+        except RunError as error:
+            code = _report(error, 1)
+        finally:
+            if sys.stdout:  # None if it was closed before the start
+                sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        code = code or 128 + signal.SIGPIPE
+    if code:
+        sys.exit(code)
+
+
+def _nobody_reads():
+    """Whether standard output is a pipe whose reader has gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _report(error, code):

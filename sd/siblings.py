@@ -49,21 +49,33 @@ def _ranks_here(training_args):
 
 def watch(own, others):
     """Wait until `own` (process id) is done or gone, or one of `others` (rank -> process id) has died."""
-    gone = select.poll()
-    mine = os.pidfd_open(own)  # readable once the process has ended
-    ranks = {os.pidfd_open(pid): rank for rank, pid in others.items()}
-    for descriptor in (0, mine, *ranks):
-        gone.register(descriptor, select.POLLIN)
-    ended = {descriptor for descriptor, _ in gone.poll()}
-    if 0 in ended and os.read(0, 4):
+    mine = _handle(own)
+    if mine is None:
         return
-    ended |= {descriptor for descriptor, _ in gone.poll(0)}
-    for descriptor in ended & ranks.keys():
-        rank = ranks[descriptor]
+    handles = {rank: _handle(pid) for rank, pid in others.items()}
+    dead = {rank for rank, handle in handles.items() if handle is None}
+    if not dead:
+        gone = select.poll()
+        for descriptor in (0, mine, *handles.values()):
+            gone.register(descriptor, select.POLLIN)
+        ended = {descriptor for descriptor, _ in gone.poll()}
+        if 0 in ended and os.read(0, 4):
+            return
+        ended |= {descriptor for descriptor, _ in gone.poll(0)}
+        dead = {rank for rank, handle in handles.items() if handle in ended}
+    for rank in sorted(dead):
         told = f"error: rank {rank} (process {others[rank]}) died; the last lines of its log may say why\n"
         os.write(2, told.encode())
-    if ended & ranks.keys() and not select.select([mine], [], [], _PATIENCE_SECONDS)[0]:
+    if dead and not select.select([mine], [], [], _PATIENCE_SECONDS)[0]:
         os.kill(own, signal.SIGKILL)
+
+
+def _handle(pid):
+    """A descriptor that is readable once the process has ended, or None if it has ended already."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
 
 
 if __name__ == "__main__":
