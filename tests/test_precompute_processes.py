@@ -76,6 +76,8 @@ def test_kill_9_loses_no_finished_part_and_the_same_command_ends_with_the_same_b
     assert whole(out) == whole(alone)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_sigterm_ends_with_one_line(data, tmp_path):
     process = start([sys.executable, *flags_of(data[0], tmp_path / "out")])
     wait_for_parts(tmp_path / "out", 1, process)
@@ -133,6 +135,8 @@ def test_a_rank_killed_under_the_launcher_loses_no_finished_part(data, tmp_path)
     assert whole(out) == whole(alone)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_full_disk_ends_with_one_line_and_no_partial_part(data, tmp_path):
     source, alone = data
     disk = tmp_path / "disk"

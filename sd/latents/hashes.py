@@ -20,7 +20,8 @@ def weights_hash(part, name, subfolder=None):
     """SHA-256 over names, dtypes, shapes and bytes of a model's tensors, ordered by name; of a tokenizer's vocabulary.
 
     part, name, subfolder: as `sd.loading.load_part` takes them. A local folder's file is read in pieces; a published
-    model is loaded, hashed and freed. Raises InputError if it cannot be had.
+    model is loaded, hashed and freed. The same weights in the file of another library, under other names, have another
+    hash. Raises InputError if it cannot be had.
     """
     if part == "tokenizer":
         return _hash_tokenizer(load_part(part, name, subfolder))
@@ -42,6 +43,8 @@ def _hash_file(path):
     try:
         with path.open("rb") as file:
             (num_bytes,) = struct.unpack("<Q", file.read(8))
+            if num_bytes > path.stat().st_size:
+                raise ValueError("cut")
             tensors = json.loads(file.read(num_bytes))
             tensors.pop("__metadata__", None)
             for key, tensor in sorted(tensors.items()):
