@@ -104,9 +104,12 @@ def stream_images(
     check_size(vae, height, width)
     if not 1 <= guidance_scale < math.inf:
         raise InputError(f"guidance_scale={guidance_scale}; expected at least 1, which is no guidance")
-    if not 1 <= num_inference_steps <= scheduler.config.num_train_timesteps:
-        steps = scheduler.config.num_train_timesteps
-        raise InputError(f"num_inference_steps={num_inference_steps}; expected 1 to {steps}")
+    # The offset is added to every timestep, and none may pass the last one of training.
+    most = scheduler.config.num_train_timesteps - scheduler.config.get(
+        "steps_offset", 0
+    )
+    if not 1 <= num_inference_steps <= most:
+        raise InputError(f"num_inference_steps={num_inference_steps}; expected 1 to {most}")
     shape = (unet.config.in_channels, height // vae_factor(vae), width // vae_factor(vae))
     batch_size = batch_size or default_batch_size(unet, vae, height, width)
     states = functools.lru_cache(maxsize=256)(functools.partial(encode_prompt, text_encoder, tokenizer))

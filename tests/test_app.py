@@ -92,7 +92,7 @@ def test_a_cut_prompt_is_told(engine):
         ({"guidance_scale": float("inf")}, "guidance_scale=inf; expected at least 1"),
         ({"guidance_scale": float("nan")}, "guidance_scale=nan; expected at least 1"),
         ({"num_inference_steps": 2.5}, "num_inference_steps=2.5; expected a whole number"),
-        ({"num_inference_steps": 0}, "num_inference_steps=0; expected 1 to 1000"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0; expected 1 to 999"),
         ({"num_inference_steps": float("inf")}, "num_inference_steps=inf; expected a whole number"),
         ({"seed": None}, "seed=None; expected a whole number"),
         ({"seed": -1}, "seed=-1; expected at least 0"),

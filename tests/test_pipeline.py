@@ -167,8 +167,8 @@ def test_cut_text_is_what_the_model_does_not_see(models):
         ({"height": 30}, "height=30 does not fit the VAE, which halves to 1/4; try 32"),
         ({"width": 0}, "width=0 does not fit the VAE, which halves to 1/4; try 4"),
         ({"guidance_scale": 0.5}, "guidance_scale=0.5; expected at least 1"),
-        ({"num_inference_steps": 1001}, "num_inference_steps=1001; expected 1 to 1000"),
-        ({"num_inference_steps": 0}, "num_inference_steps=0; expected 1 to 1000"),
+        ({"num_inference_steps": 1000}, "num_inference_steps=1000; expected 1 to 999"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0; expected 1 to 999"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(models, change, message):

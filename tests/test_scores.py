@@ -14,6 +14,7 @@ from bench.torch_scores import make_features, make_pictures, make_weight
 from sd.errors import InputError
 from sd.sampling.inception import Inception, load_inception
 from sd.sampling.scores import Moments, clip_scores, frechet_distance
+from tests.test_torch_file import Saver
 
 RECORDED = json.loads((Path(__file__).parent / "fixtures" / "torch_scores.json").read_text())
 
@@ -85,6 +86,27 @@ def test_inception_agrees_with_the_pytorch_port(inception_weights, tmp_path):
     assert np.linalg.norm(features, axis=1) == pytest.approx(RECORDED["inception_norms"], rel=1e-4)
     wanted = np.array(RECORDED["inception_features"])
     assert np.abs(features[:, ::64] - wanted).max() < 1e-3 * wanted.max()
+
+
+def test_the_published_file_is_read_as_it_is(inception_weights, tmp_path, monkeypatch):
+    """pt_inception-2015-12-05-6726825d.pth: torchvision's names, a classifier of 1008, counters of batches.
+
+    The trunk has the weights of torchvision's Inception-v3: 27,161,264 without 3,326,696 of the side classifier and
+    2,049,000 of the last layer.
+    """
+    trunk = {name: value for name, value in inception_weights.items() if not name.startswith("fc.")}
+    assert sum(value.size for name, value in trunk.items() if "running" not in name) == 21_785_568
+    assert sum(name.endswith("conv.weight") for name in trunk) == 94
+    counters = {name.replace("running_var", "num_batches_tracked"): np.zeros(1, np.int64) for name in trunk}
+    path = tmp_path / "pt_inception-2015-12-05-6726825d.pth"
+    Saver(monkeypatch).archive(
+        path, inception_weights | {n: v for n, v in counters.items() if n.endswith("num_batches_tracked")}
+    )
+    found = load_inception(path).state_dict()
+    assert len(found) == len(trunk) == 94 * 5
+    last = "Mixed_7c.branch3x3dbl_3b"
+    assert np.array_equal(found[f"{last}.conv.weight"], trunk[f"{last}.conv.weight"])
+    assert np.array_equal(found[f"{last}.bn._variance"], trunk[f"{last}.bn.running_var"])
 
 
 def test_other_weights_are_no_inception(inception_weights, tmp_path):

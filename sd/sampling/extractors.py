@@ -16,7 +16,7 @@ _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.2613
 
 
 class InceptionFeatures:
-    """FID's own features. path: a safetensors file with the weights of the PyTorch port, or a folder that holds one."""
+    """FID's own features. path: the PyTorch port's weights, its own .pth file or a .safetensors one."""
 
     def __init__(self, path):
         self.name, self.width = "inception-v3", FEATURES
@@ -66,9 +66,9 @@ class ClipFeatures:
 
 
 def load_fid_extractor(source):
-    """Inception from a safetensors file, or a CLIP's picture features. Raises InputError if it is neither."""
+    """Inception from a file of weights, or a CLIP's picture features. Raises InputError if it is neither."""
     path = Path(source)
-    if path.suffix == ".safetensors":
+    if path.suffix in (".safetensors", ".pth", ".pt"):
         return InceptionFeatures(path)
     return load_clip(source)
 

@@ -4,6 +4,8 @@ Names of weights are those of the PyTorch port that published FID figures are co
 the ImageNet network of the same name: average pools leave the padding out, and the last block pools by maximum.
 """
 
+from pathlib import Path
+
 import numpy as np
 import paddle
 from paddle import nn
@@ -11,6 +13,7 @@ from paddle.nn import functional as F
 from safetensors import SafetensorError, safe_open
 
 from sd.errors import InputError
+from sd.sampling.torch_file import read_torch_file
 
 FEATURES = 2048
 SIDE = 299
@@ -160,23 +163,34 @@ class Inception(nn.Layer):
 
 
 def load_inception(path):
-    """Inception with the weights of a safetensors file that has the PyTorch port's names. Raises InputError."""
+    """Inception with the weights of a file that has the PyTorch port's names: its own .pth, or .safetensors.
+
+    Raises InputError if it is no such file.
+    """
     model = Inception()
     wanted = model.state_dict()
-    try:
-        with safe_open(str(path), framework="np") as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping)
-                if any(part in name for part in _IGNORED):
-                    continue
-                stem, _, last = name.rpartition(".")
-                target = wanted.pop(f"{stem}.{_STATISTICS.get(last, last)}", None)
-                value = file.get_tensor(name)
-                if target is None or list(target.shape) != list(value.shape):
-                    raise InputError(f"{path}: {name} {list(value.shape)} is no weight of FID's Inception-v3")
-                target.set_value(value.astype(np.float32))
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: unreadable weights ({error})") from error
+    for name, value in _read_weights(path):
+        if any(part in name for part in _IGNORED):
+            continue
+        stem, _, last = name.rpartition(".")
+        target = wanted.pop(f"{stem}.{_STATISTICS.get(last, last)}", None)
+        if target is None or list(target.shape) != list(value.shape):
+            raise InputError(f"{path}: {name} {list(value.shape)} is no weight of FID's Inception-v3")
+        target.set_value(value.astype(np.float32))
     if wanted:
         raise InputError(f"{path}: lacks {len(wanted)} weights of FID's Inception-v3 (first: {min(wanted)})")
     model.eval()
     return model
+
+
+def _read_weights(path):
+    """(name, array) of every weight in a file."""
+    if Path(path).suffix != ".safetensors":
+        yield from read_torch_file(path).items()
+        return
+    try:
+        with safe_open(str(path), framework="np") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                yield name, file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: unreadable weights ({error})") from error

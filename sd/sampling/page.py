@@ -12,13 +12,15 @@ import sys
 import tempfile
 
 _HERE = tempfile.mkdtemp(prefix="sd-app-")
-# Read when Gradio is imported.
+_PROXY_FREE = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "", "127.0.0.1", "localhost"]
+# Read when Gradio is imported. It asks its own address whether it is up, which a proxy must not answer.
 os.environ |= {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_SHARE": "False",
     "GRADIO_TEMP_DIR": _HERE,
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "no_proxy": ",".join(filter(None, _PROXY_FREE)),
 }
 
 import gradio as gr  # noqa: E402
@@ -86,7 +88,7 @@ def build(drawer, title):
                 negative = gr.Textbox(label="Negative prompt", placeholder="what guidance leads away from")
                 with gr.Row():
                     guidance = gr.Number(7.5, label="Guidance scale", info="1 is none", min_width=100)
-                    steps = gr.Number(50, label="Steps", info="1 to 1000", min_width=100)
+                    steps = gr.Number(50, label="Steps", info="1 to 999", min_width=100)
                     sampler = gr.Dropdown(_SAMPLERS, label="Sampler", info="auto: as trained", min_width=100)
                 with gr.Row():
                     seed = gr.Number(42, label="Seed", info="of the first", min_width=100)
@@ -131,10 +133,8 @@ def main():
                 quiet=True, show_error=True, footer_links=[], allowed_paths=[told["output"]], prevent_thread_lock=True,
                 theme=_THEME, css=_CSS, enable_monitoring=False, run_history=False,
             )  # fmt: skip
-        except OSError as error:
-            raise InputError(
-                f"port={told['port']} on {told['host']} cannot be used; choose another ({error})"
-            ) from None
+        except (OSError, ValueError):  # its messages name settings of Gradio's that are not ours
+            raise InputError(f"port={told['port']} at {told['host']} cannot be used; choose another --port") from None
         print(f"web page: {page.local_url} (Ctrl-C ends it)", flush=True)
         page.block_thread()
     finally:
