@@ -47,7 +47,12 @@ def streaming_rate(folder, workers, batches=48):
         str(folder / "a.filelist.list"), tokenize, resolution=RESOLUTION, batch_size=BATCH, num_workers=workers
     )
     loader = paddle.io.DataLoader(
-        data, BATCH, collate_fn=collate, num_workers=workers, worker_init_fn=worker_init_fn, use_shared_memory=False
+        data,
+        batch_size=BATCH,
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=worker_init_fn,
+        use_shared_memory=False,
     )
     batch = iter(loader)
     for _ in range(4 * workers):
@@ -109,6 +114,7 @@ def compare(rounds):
         for _ in range(rounds):
             for name, way in ways.items():
                 rates[name].append(way())
+                print(f"  {name}: {rates[name][-1]:.4g}", file=sys.stderr, flush=True)
     print("\n| work | images/s | to the first of its kind |\n| --- | --- | --- |")
     for name, found in rates.items():
         base = next(rates[other] for other in rates if other.split(",")[0] == name.split(",")[0])

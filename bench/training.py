@@ -49,7 +49,7 @@ def prepare(folder, size, cached):
     else:
         models, unet = folder / "models", ROOT / "sd/unet_config.json"
         run("bench/real_size.py", "--folder", models, "--make_only")
-        jsonl = make_input(folder / "input", count=16)
+        jsonl = make_input(folder / "input", count=8)
     run("create_pretraining_data.py", "--input_path", jsonl, "--output_path", folder / "packed", "--save_gzip_file")
     paths = {"models": models, "unet": unet, "jsonl": jsonl}
     paths["list"] = folder / "packed/filelist/custom_dataset.filelist.list"
