@@ -10,6 +10,7 @@ without data workers. What reading costs is measured by itself, beside each.
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -27,6 +28,7 @@ from sd import runtime  # noqa: E402
 runtime.prepare()
 
 from bench.real_size import make_input, run  # noqa: E402
+from sd.data.process import die_with_parent  # noqa: E402
 
 SMALL_UNET = {
     "sample_size": 32,
@@ -57,7 +59,8 @@ def measure(name, file_list, folder, args):
     command += ["--per_device_train_batch_size", args.batch_size, "--max_steps", args.steps + WARM_UP]
     command += ["--logging_steps", 1, "--save_strategy", "no", "--max_grad_norm", -1, "--seed", 23]
     command += ["--report_to", "none", "--disable_tqdm", True, "--dataloader_num_workers", 0, "--learning_rate", 1e-4]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    ends_too = partial(die_with_parent, os.getpid())  # a run of minutes is not to outlive a measurement that was ended
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, preexec_fn=ends_too)
     steps = LINE.findall(done.stdout + done.stderr)
     if done.returncode or len(steps) < args.steps:
         sys.exit(f"{name}: exit code {done.returncode}\n{done.stderr[-3000:]}")
