@@ -12,7 +12,7 @@ import pytest
 import app
 from sd.errors import InputError
 from sd.sampling import run
-from sd.sampling.client import Drawer, Visitors, caption, follow, status
+from sd.sampling.client import Drawer, Visitors, caption, details, follow, status
 from sd.sampling.engine import CancelledError, Engine, Server, check_request
 from sd.sampling.files import read_png_text
 from sd.sampling.locate import list_choices
@@ -55,7 +55,7 @@ def test_pictures_are_those_of_eval_to_the_byte(engine, output_dir, tmp_path):
     wanted = [tmp_path / "eval" / f"0-a-red-circle-{seed}.png" for seed in (42, 43)]
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in wanted]
     assert told[0] == {"note": "loading checkpoint-10 raw"}
-    assert [news["progress"] for news in told if "progress" in news] == [(1.0, 2), (2.0, 2)]
+    assert told[1] == {"progress": (1.0, 2)}
     assert [news["settings"] for news in told if "settings" in news] == [read_png_text(path)[1] for path in paths]
 
 
@@ -162,8 +162,11 @@ def test_the_server_lists_draws_cancels_and_survives(output_dir, tmp_path, capfd
 
 
 def test_a_cancelled_drawing_keeps_its_finished_pictures(engine, tmp_path):
+    pictures = []
+
     def tell(**news):
-        if "progress" in news and news["progress"][0] > 8.5:
+        pictures.extend(news.get("picture", "").split())
+        if len(pictures) == 8 and "picture" not in news:
             raise CancelledError
 
     with pytest.raises(CancelledError):
@@ -242,6 +245,7 @@ def test_answers_become_pictures_and_a_line():
     assert states[4][1] == status("cut off: '<b>'; 1 picture drawn")
     told = caption(states[3][0][0])
     assert told == "checkpoint-5, seed 3, guidance 2, 9 steps ddim, 24 x 32, without 'blue': red"
+    assert details(states[3][0][0]) == {"file": "new.png", "prompt": "red", **settings}
     assert list(follow([{"end": "error", "message": "seed=-1"}], [], "")) == [(None, status("seed=-1", "error"))]
     assert next(follow([{"end": "cancelled"}], [], ""))[1] == status("cancelled, 0 pictures drawn")
 

@@ -1,6 +1,7 @@
 """`eval.py --metrics`: scores that follow from the pictures on disk, go on after a stop, and tell right from wrong."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +10,12 @@ import pytest
 from PIL import Image
 
 from demo.shapes import ALL_LABELS, caption_of, example
-from sd.errors import InputError
+from sd.errors import InputError, RunError
 from sd.sampling.extractors import load_clip, load_fid_extractor
 from sd.sampling.files import read_pixels, read_png_text
 from sd.sampling.metrics import apply_preset, measure
 from sd.sampling.reference import reference_statistics
-from sd.sampling.report import table, verdict
+from sd.sampling.report import table, verdict, write_report
 from sd.sampling.scores import clip_scores, frechet_distance
 from tests.tiny import make_tiny_repository
 
@@ -81,6 +82,16 @@ def test_report_files(measured):
     assert Image.open(output / "curve.png").size > (300, 200) and any((output / "visualdl").iterdir())
 
 
+def test_a_full_disk_leaves_the_table(measured, tmp_path, monkeypatch, capsys):
+    def full(self, *arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(RunError, match=r"metrics.json not written: the disk is full; free some space and run the same"):
+        write_report(measured[1], tmp_path)
+    assert "guidance scale" in capsys.readouterr().out and list(tmp_path.iterdir()) == []
+
+
 def test_an_interrupted_run_goes_on_to_the_same_scores(workshop, measured, tmp_path):
     _, report = measured
     run(workshop, tmp_path / "o", num_prompts=7, guidance_scales=[1.0])
@@ -143,6 +154,14 @@ def test_reference_statistics_are_kept_and_fit(workshop, tmp_path):
     assert (tmp_path / "kept.npz").stat().st_mtime_ns == stamp
     reference_statistics(workshop / "real", clip, 24, tmp_path / "kept.npz")
     assert (tmp_path / "kept.npz").stat().st_mtime_ns != stamp
+    stamp = (tmp_path / "kept.npz").stat().st_mtime_ns
+    more = tmp_path / "more"
+    shutil.copytree(workshop / "real", more)
+    reference_statistics(more, clip, 24, tmp_path / "kept.npz")
+    shutil.copy(more / "00.png", more / "copy.png")  # one picture more: other statistics
+    other, _ = reference_statistics(more, clip, 24, tmp_path / "kept.npz")
+    assert (tmp_path / "kept.npz").stat().st_mtime_ns != stamp and not np.array_equal(other, mean)
+    assert not list(tmp_path.glob(".*"))
     np.savez(tmp_path / "other.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(InputError, match=f"statistics of 3 features, clip tiny_clip has {clip.width}"):
         reference_statistics(tmp_path / "other.npz", clip, 32, tmp_path / "k")

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 _KEPT_PICTURES = 100
 
@@ -133,6 +134,11 @@ def caption(picture):
     if settings["negative_prompt"]:
         words.append(f"without {settings['negative_prompt']!r}")
     return f"{', '.join(words)}: {picture['prompt']}"
+
+
+def details(picture):
+    """All that is known of a picture, for people."""
+    return {"file": Path(picture["path"]).name, "prompt": picture["prompt"], **picture["settings"]}
 
 
 def status(text, kind="info"):

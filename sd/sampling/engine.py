@@ -10,6 +10,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from contextlib import suppress
 from functools import partial
@@ -25,6 +26,7 @@ from sd.logs import import_quietly
 from sd.sampling.locate import list_choices
 
 MOST_PICTURES, LARGEST_SIDE = 16, 2048
+_SECONDS_BETWEEN_NEWS = 0.25  # a browser shows no more, and what it is slow to show would come late
 _WHOLE = ("num_inference_steps", "seed", "num_images", "height", "width")
 
 
@@ -52,8 +54,9 @@ class Engine:
 
         request: model (a label of `choices`), weights (`raw` or `ema`), prompt, negative_prompt, guidance_scale,
         num_inference_steps, seed, num_images, height, width, scheduler; None leaves the last three to the model.
-        tell(**news): called with note=text, progress=(pictures, of how many), and picture=path, settings=dict.
-        What it raises ends the drawing; finished pictures stay. Raises InputError or RunError for the rest.
+        tell(**news): called with note=text, progress=(pictures, of how many), picture=path and settings=dict, and
+        after every other step without news. What it raises ends the drawing; finished pictures stay.
+        Raises InputError or RunError for the rest.
         """
         from sd.sampling.files import read_png_text
         from sd.sampling.job import draw, settings_from, warn_of_cut_prompts
@@ -63,12 +66,16 @@ class Engine:
         settings = settings_from(asked, models, device)
         warn_of_cut_prompts(models.tokenizer, [asked.prompt], lambda text: tell(note=text))
         jobs = self._jobs(asked, settings)
-        done = 0.0
+        done, told_at = 0.0, 0.0
 
         def step(share):
-            nonlocal done
+            nonlocal done, told_at
             done += share
-            tell(progress=(round(done, 3), len(jobs)))
+            if time.monotonic() - told_at < _SECONDS_BETWEEN_NEWS:
+                tell()
+            else:
+                told_at = time.monotonic()
+                tell(progress=(round(done, 3), len(jobs)))
 
         for start in range(0, len(jobs), settings.batch_size):
             batch = jobs[start : start + settings.batch_size]
@@ -182,7 +189,8 @@ class Server:
     def _tell(self, job, **news):
         if job in self._cancelled:
             raise CancelledError
-        self._answer({"job": job, **news})
+        if news:
+            self._answer({"job": job, **news})
 
     def _do(self, job, act):
         try:

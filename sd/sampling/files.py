@@ -1,5 +1,6 @@
 """Pictures as PNG files that tell how they were made, each there whole or not at all."""
 
+import contextlib
 import errno
 import json
 import os
@@ -35,12 +36,22 @@ def write_png(path, image, prompt=None, settings=None):
         text.add_itxt("prompt", prompt)
     if settings is not None:
         text.add_itxt("settings", json.dumps(settings, ensure_ascii=False))
+    with written(path) as aside, aside.open("wb") as file:
+        image.save(file, "png", pnginfo=text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def written(path):
+    """Within the context a name beside `path`, which takes its place in the end, so that no half file bears the name.
+
+    Raises RunError if the disk is full or not writable.
+    """
+    path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("wb") as file:
-            image.save(file, "png", pnginfo=text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield aside
         aside.replace(path)
     except OSError as error:
         aside.unlink(missing_ok=True)

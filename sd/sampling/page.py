@@ -26,7 +26,7 @@ os.environ |= {
 import gradio as gr  # noqa: E402
 
 from sd.errors import InputError, run_script  # noqa: E402
-from sd.sampling.client import Drawer, Visitors, caption, follow, status  # noqa: E402
+from sd.sampling.client import Drawer, Visitors, caption, details, follow, status  # noqa: E402
 
 _FONTS = ["system-ui", "sans-serif"]
 _THEME = gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"])
@@ -64,10 +64,15 @@ def build(drawer, title):
             if pictures is None:
                 yield gr.skip(), gr.skip(), gr.skip(), line
             else:
-                yield pictures, [(picture["path"], caption(picture)) for picture in pictures], pictures[0], line
+                yield (
+                    pictures,
+                    [(picture["path"], caption(picture)) for picture in pictures],
+                    details(pictures[0]),
+                    line,
+                )
 
     def choose(shown, chosen: gr.SelectData):
-        return shown[chosen.index]
+        return details(shown[chosen.index])
 
     def end():
         return gr.Button(interactive=True), gr.Button(interactive=False)
@@ -105,15 +110,15 @@ def build(drawer, title):
                     label="Pictures, the newest first", columns=4, height=420, object_fit="contain", format="png",
                     buttons=["download", "fullscreen"], interactive=False, elem_id="gallery",
                 )  # fmt: skip
-                details = gr.JSON(label="Settings of the newest picture, or of the one clicked on", elem_id="settings")
+                facts = gr.JSON(label="Settings of the newest picture, or of the one clicked on", elem_id="settings")
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
         asked = [shown, model, weights, prompt, negative, guidance, steps, seed, count, width, height, sampler]
         page.load(list_models, None, [model, line], concurrency_id="list", **quiet)
         refresh.click(list_models, model, [model, line], concurrency_id="list", **quiet)
         gr.on([go.click, prompt.submit], begin, None, [line, go, cancel], queue=False, **quiet).then(
-            draw, asked, [shown, gallery, details, line], concurrency_id="draw", concurrency_limit=1, **quiet
+            draw, asked, [shown, gallery, facts, line], concurrency_id="draw", concurrency_limit=1, **quiet
         ).then(end, None, [go, cancel], queue=False, **quiet)
-        gallery.select(choose, shown, details, queue=False, **quiet)
+        gallery.select(choose, shown, facts, queue=False, **quiet)
         cancel.click(give_up, queue=False, **quiet)
         page.unload(give_up)
     return page

@@ -1,5 +1,6 @@
 """What FID compares with: mean and covariance of the features of real pictures, from a file or computed and kept."""
 
+import io
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sd.data.record import RowError
 from sd.data.sample import centre_crop, decode_image
 from sd.data.stream import raise_if_failed
 from sd.errors import InputError
+from sd.sampling.files import written
 from sd.sampling.scores import Moments
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -25,12 +27,12 @@ def reference_statistics(source, extractor, resolution, keep):
     to the file `keep` and taken from there next time. Raises InputError for what does not fit the extractor.
     """
     path = Path(source)
-    identity = {"source": str(path), "extractor": extractor.name, "resolution": resolution}
     if path.suffix == ".npz":
         return _read(path, extractor, None)
+    pictures, count = _pictures(path, resolution)
+    identity = {"source": str(path), "pictures": count, "extractor": extractor.name, "resolution": resolution}
     if keep.is_file() and (found := _read(keep, extractor, identity)):
         return found
-    pictures, count = _pictures(path, resolution)
     moments = Moments(extractor.width)
     with tqdm(total=count, desc="reference", unit="picture") as bar:
         batch = []
@@ -44,8 +46,10 @@ def reference_statistics(source, extractor, resolution, keep):
             moments.add(extractor.embed_images(batch))
             bar.update(len(batch))
     mean, covariance = moments.mean_and_covariance()
-    with keep.open("wb") as file:
-        np.savez(file, mu=mean, sigma=covariance, identity=json.dumps(identity), count=moments.count)
+    whole = io.BytesIO()  # a zip file that meets a full disk complains once more when it is collected
+    with written(keep) as aside:
+        np.savez(whole, mu=mean, sigma=covariance, identity=json.dumps(identity), count=moments.count)
+        aside.write_bytes(whole.getvalue())
     return mean, covariance
 
 

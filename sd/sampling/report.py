@@ -3,6 +3,8 @@
 import json
 import re
 
+from sd.sampling.files import written
+
 _HEADINGS = ("guidance scale", "FID", "CLIP score")
 
 
@@ -31,16 +33,16 @@ def verdict(report):
 
 def write_report(report, output):
     """Print the table and write metrics.json, curve.png and VisualDL's log into the folder `output`."""
-    aside = output / "metrics.json.tmp"
-    aside.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(output / "metrics.json")
-    _log(report, output / "visualdl")
-    if all(result["fid"] is not None and result["clip_score"] is not None for result in report["results"]):
-        _curve(report, output / "curve.png")
     print(f"{report['model']}, {report['pictures']} pictures for each guidance scale")
-    print(table(report))
+    print(table(report))  # first of all: a full disk does not take it away
     if line := verdict(report):
         print(line)
+    with written(output / "metrics.json") as aside:
+        aside.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if all(result["fid"] is not None and result["clip_score"] is not None for result in report["results"]):
+        with written(output / "curve.png") as aside:
+            _curve(report, aside)
+    _log(report, output / "visualdl")
     print(f"scores: {output / 'metrics.json'}")
 
 
@@ -73,4 +75,4 @@ def _curve(report, path):
     axes.set(xlabel="CLIP score (higher is better)", ylabel="FID (lower is better)")
     axes.set_title(f"{report['model']}, {report['pictures']} pictures, by guidance scale")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, format="png", dpi=120)
