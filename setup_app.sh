@@ -8,7 +8,7 @@ python=${PYTHON:-.venv/bin/python}
 [ -x "$python" ] || python=python3
 echo "== installing requirements-app.txt into .venv-app (about 360 MB, once)"
 if "$python" -m venv .venv-app &&
-    .venv-app/bin/python -m pip install --disable-pip-version-check --progress-bar "${PIP_BAR:-on}" \
+    .venv-app/bin/python -m pip install --disable-pip-version-check -q \
         -r requirements-app.txt; then
     rm -f .venv-app/installed-*
     touch "$stamp"

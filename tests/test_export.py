@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from sd.command_line import parse_arguments
 from sd.errors import InputError, RunError
 from sd.pipeline import draw_images
 from sd.sampling.export import export_pipeline
 from sd.sampling.models import load_models
 from tests.checkpoints import make_output_dir
 from tests.tiny import make_tiny_repository
+from tests.training_harness import Workshop, weights
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +70,25 @@ def test_a_full_disk_leaves_nothing_half_written(models, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="No space left on device; free space"):
         export_pipeline(models, tmp_path / "pipeline", "diffusers")
     assert list(tmp_path.iterdir()) == []
+
+
+def trained_from(workshop, name, pretrained, unet=None):
+    """The UNet's weights after two steps; unet=None leaves the flag out, so that the pretrained model's is used."""
+    from sd.training import train
+
+    words = workshop.flags(name, "--max_steps", 2, "--pretrained_model_name_or_path", pretrained)
+    place = words.index("--unet_name_or_path")
+    words[place : place + 2] = ["--unet_name_or_path", str(unet)] if unet else []
+    train(*parse_arguments(words, environ={}))
+    return weights(workshop.folder / name / "checkpoint-2")
+
+
+def test_a_folder_in_diffusers_layout_trains_here(tmp_path):
+    """By either flag, and to the very weights that the same models in Paddle's layout are trained to."""
+    workshop = Workshop(tmp_path)
+    models = tmp_path / "models"
+    folder = export_pipeline(load_models(pretrained_model=str(models)), tmp_path / "pytorch", "diffusers")
+    wanted = trained_from(workshop, "wanted", models)
+    assert not np.array_equal(wanted, weights(models, "unet/diffusion_paddle_model.safetensors"))
+    assert np.array_equal(trained_from(workshop, "whole", folder), wanted)
+    assert np.array_equal(trained_from(workshop, "unet", models, folder / "unet"), wanted)
