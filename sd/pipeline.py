@@ -105,9 +105,7 @@ def stream_images(
     if not 1 <= guidance_scale < math.inf:
         raise InputError(f"guidance_scale={guidance_scale}; expected at least 1, which is no guidance")
     # The offset is added to every timestep, and none may pass the last one of training.
-    most = scheduler.config.num_train_timesteps - scheduler.config.get(
-        "steps_offset", 0
-    )
+    most = scheduler.config.num_train_timesteps - scheduler.config.get("steps_offset", 0)
     if not 1 <= num_inference_steps <= most:
         raise InputError(f"num_inference_steps={num_inference_steps}; expected 1 to {most}")
     shape = (unet.config.in_channels, height // vae_factor(vae), width // vae_factor(vae))

@@ -33,7 +33,9 @@ def test_every_flag_of_training_is_in_the_readme_with_its_default(name):
 
 
 @pytest.mark.parametrize("name", READMES)
-@pytest.mark.parametrize("script", ["create_pretraining_data.py", "eval.py", "export.py"])
+@pytest.mark.parametrize(
+    "script", ["create_pretraining_data.py", "precompute_latents.py", "eval.py", "export.py", "app.py"]
+)
 def test_every_flag_of_the_other_scripts_is_in_the_readme(name, script):
     flags = flags_of(script)
     assert len(flags) >= 5

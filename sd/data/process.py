@@ -51,7 +51,8 @@ def run_local(function, tasks, num_workers):
             process.kill()
         if isinstance(error, BrokenProcessPool):
             raise RunError(
-                "a worker was killed, most likely for want of memory; use fewer --num_workers, the same command goes on"
+                "a worker was killed, most likely for want of memory; use fewer processes (--num_workers, "
+                "--processes), the same command goes on"
             ) from error
         raise
     finally:
