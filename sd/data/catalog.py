@@ -133,7 +133,7 @@ class Catalog:
         if not self.num_usable:
             raise InputError(
                 f"{self.file_list}: none of {self.num_rows} rows has a short side of {self.resolution} px or more; "
-                "lower --resolution or pack larger images"
+                "lower the resolution or pack larger images"
             )
 
 
