@@ -36,6 +36,8 @@ def test_an_export_draws_the_same_pictures(models, tmp_path, layout):
     assert again.tokenizer.model_max_length == 20 and again.sampler == "ddim"
     assert again.scheduler().config.prediction_type == "v_prediction"
     assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len({path.stat().st_mode for path in files}) == 1 and len(files) >= 8  # whoever reads one reads all
 
 
 def test_the_diffusers_layout_is_pytorchs(models, tmp_path):

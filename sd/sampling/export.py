@@ -37,6 +37,8 @@ def export_pipeline(models, output, layout, scheduler=None):
     try:
         shutil.rmtree(aside, ignore_errors=True)
         pipeline.save_pretrained(str(aside), safe_serialization=True, to_diffusers=layout == "diffusers")
+        for weights in aside.rglob("*.safetensors"):  # which safetensors lets its owner alone read
+            shutil.copymode(aside / "model_index.json", weights)
         if output.exists():
             output.rmdir()
         aside.rename(output)

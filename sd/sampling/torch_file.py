@@ -6,6 +6,7 @@ writes them as safetensors. Both layouts of `torch.save` are read: the zip archi
 """
 
 import pickle
+import shutil
 import sys
 import zipfile
 from collections import OrderedDict
@@ -127,6 +128,7 @@ def main():
     weights = {name: np.ascontiguousarray(value) for name, value in read_torch_file(source).items()}
     aside = target.with_name(f".{target.name}.tmp")
     save_file(weights, aside, metadata={"format": "pt"})
+    shutil.copymode(source, aside)  # safetensors lets its owner alone read it
     aside.replace(target)
     print(f"{len(weights)} weights: {target}")
 
