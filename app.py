@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sd import versions
 from sd.errors import InputError, run_script
+from sd.sampling.flags import add_model_flags
 
 ROOT = Path(__file__).resolve().parent
 PAGE_PYTHON = ROOT / ".venv-app" / "bin" / "python"
@@ -26,14 +27,7 @@ def parse_arguments(arguments=None):
     add("--output", default="app_output", metavar="DIR", help="folder for the pictures (default: %(default)s)")
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets others in (default: %(default)s)")
     add("--port", type=int, default=7860, help="port to listen at (default: %(default)s)")
-    add(
-        "--pretrained_model",
-        metavar="NAME",
-        help="folder or published name of what is not named below (default: what the checkpoint's run used)",
-    )
-    add("--text_encoder", metavar="NAME", help="the text encoder alone (default: the checkpoint's, if it was trained)")
-    add("--vae", metavar="NAME", help="the VAE alone")
-    add("--tokenizer", metavar="NAME", help="the tokenizer alone")
+    add_model_flags(add)
     add("--dtype", default="fp32", help="fp32 or, on a GPU, fp16 or bf16 (default: %(default)s)")
     add("--device", help="cpu, gpu or gpu:N (default: a GPU if there is one)")
     return parser.parse_args(arguments)

@@ -5,6 +5,7 @@ import argparse
 from sd import runtime, versions
 from sd.errors import run_script
 from sd.logs import import_quietly
+from sd.sampling.flags import add_model_flags
 
 
 def parse_arguments(arguments=None):
@@ -16,14 +17,7 @@ def parse_arguments(arguments=None):
     add("--format", default="ppdiffusers", help="ppdiffusers or diffusers (default: %(default)s)")
     add("--variant", help="`ema` for the moving average of the UNet's weights (default: the weights themselves)")
     add("--scheduler", help="ddim, pndm, lms, euler, heun or dpm (default: ddim)")
-    add(
-        "--pretrained_model",
-        metavar="NAME",
-        help="folder or published name of what is not named below (default: what the checkpoint's run used)",
-    )
-    add("--text_encoder", metavar="NAME", help="the text encoder alone (default: the checkpoint's, if it was trained)")
-    add("--vae", metavar="NAME", help="the VAE alone")
-    add("--tokenizer", metavar="NAME", help="the tokenizer alone")
+    add_model_flags(add)
     return parser.parse_args(arguments)
 
 

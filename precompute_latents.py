@@ -1,11 +1,10 @@
 """Compute the VAE's moments, and with --cache_text the text encoder's states, of a file list once, for training."""
 
 import argparse
-import os
 
 from sd import runtime, versions
 from sd.data.moments import CROPS
-from sd.data.process import die_with_parent
+from sd.data.process import die_with_launcher
 from sd.errors import run_script
 from sd.latents.options import ENGINES, CacheOptions
 from sd.logs import import_quietly, set_up_logging
@@ -85,8 +84,7 @@ def parse_arguments(argv=None):
 def main():
     """Read the flags, set the machine up, cache, check."""
     options = parse_arguments()
-    if "PADDLE_TRAINER_ID" in os.environ:  # a launcher that is killed leaves nobody behind
-        die_with_parent(os.getppid())
+    die_with_launcher()
     versions.check()
     runtime.prepare()
     set_up_logging()

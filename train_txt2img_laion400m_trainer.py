@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from sd import runtime, versions
-from sd.data.process import die_with_parent
+from sd.data.process import die_with_launcher
 from sd.errors import run_script
 from sd.flags_help import training_help
 from sd.logs import import_quietly, set_up_logging
@@ -17,8 +17,7 @@ def main():
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(training_help(f"python {Path(__file__).name}"))
         return
-    if "PADDLE_TRAINER_ID" in os.environ:  # a launcher that is killed leaves nobody behind
-        die_with_parent(os.getppid())
+    die_with_launcher()
     runtime.prepare()
     versions.check()
     set_up_logging()

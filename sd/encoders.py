@@ -3,6 +3,8 @@
 import numpy as np
 import paddle
 
+from sd.errors import InputError
+
 
 def encode_posterior(vae, pixel_values):
     """The VAE's posterior of pictures, in float32 whatever the training computes in.
@@ -12,6 +14,26 @@ def encode_posterior(vae, pixel_values):
     """
     with paddle.amp.auto_cast(enable=False):
         return vae.encode(pixel_values.astype("float32") / 127.5 - 1.0).latent_dist
+
+
+def check_text(tokenizer, config, max_length):
+    """Raise InputError unless a tokenizer's ids, `max_length` of them, fit the text encoder of this configuration."""
+    if max_length > config.max_position_embeddings:
+        raise InputError(
+            f"--model_max_length {max_length}: the text encoder has positions for {config.max_position_embeddings} "
+            "tokens; use at most that"
+        )
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, the text encoder knows {config.vocab_size}; "
+            "use the tokenizer that belongs to the text encoder"
+        )
+
+
+def tokenize(tokenizer, texts, max_length):
+    """Token ids cut or padded to `max_length`: int64 [L] of one text, [n,L] of a list. NumPy only, for data workers."""
+    encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=max_length)
+    return np.array(encoded["input_ids"], np.int64)
 
 
 def causal_mask(length):

@@ -114,10 +114,7 @@ class StableDiffusionModel(nn.Layer):
 
     def tokenize(self, caption):
         """Token ids of one caption, cut or padded to model_max_length: int64 [L]. NumPy only, for the data workers."""
-        encoded = self.tokenizer(
-            caption, padding="max_length", truncation=True, max_length=self.model_args.model_max_length
-        )
-        return np.array(encoded["input_ids"], dtype=np.int64)
+        return encoders.tokenize(self.tokenizer, caption, self.model_args.model_max_length)
 
     @paddle.no_grad()
     def encode_images(self, pixel_values, posterior_noise):
@@ -219,13 +216,4 @@ def check_parts(model):
                 f"{name}={unet[name]} of the UNet, but the VAE's latents have {channels} channels; "
                 f"use a UNet configuration with {name} {channels}"
             )
-    if model.model_args.model_max_length > text.max_position_embeddings:
-        raise InputError(
-            f"--model_max_length {model.model_args.model_max_length}: the text encoder has positions for "
-            f"{text.max_position_embeddings} tokens; use at most that"
-        )
-    if len(model.tokenizer) > text.vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(model.tokenizer)} tokens, the text encoder knows {text.vocab_size}; "
-            "use the tokenizer that belongs to the text encoder"
-        )
+    encoders.check_text(model.tokenizer, text, model.model_args.model_max_length)

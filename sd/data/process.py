@@ -24,6 +24,12 @@ def die_with_parent(parent):
         os._exit(1)
 
 
+def die_with_launcher():
+    """In a rank of paddle.distributed.launch: a launcher that is killed leaves nobody behind."""
+    if "PADDLE_TRAINER_ID" in os.environ:
+        die_with_parent(os.getppid())
+
+
 def _start_worker(parent):
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides

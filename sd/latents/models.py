@@ -29,21 +29,8 @@ class Encoders:
         if options.cache_text:
             self.text_encoder = load_part("text_encoder", *part_source(options, "text_encoder"))
             self.tokenizer = load_part("tokenizer", *part_source(options, "tokenizer"))
-            self._check_text()
+            encoders.check_text(self.tokenizer, self.text_encoder.config, options.model_max_length)
             self._mask = paddle.to_tensor(encoders.causal_mask(options.model_max_length))
-
-    def _check_text(self):
-        config, length = self.text_encoder.config, self.options.model_max_length
-        if length > config.max_position_embeddings:
-            raise InputError(
-                f"--model_max_length {length}: the text encoder has positions for {config.max_position_embeddings} "
-                "tokens; use at most that"
-            )
-        if len(self.tokenizer) > config.vocab_size:
-            raise InputError(
-                f"the tokenizer has {len(self.tokenizer)} tokens, the text encoder knows {config.vocab_size}; "
-                "use the tokenizer that belongs to the text encoder"
-            )
 
     def manifest(self, **source):
         """The Manifest of what these encoders and options make. source: its fields on where the rows come from."""
@@ -107,10 +94,7 @@ class Encoders:
         return paddle.concat([posterior.mean, logvar], axis=1).astype("float16")
 
     def _tokenize(self, captions):
-        encoded = self.tokenizer(
-            captions, padding="max_length", truncation=True, max_length=self.options.model_max_length
-        )
-        return np.array(encoded["input_ids"], np.int64)
+        return encoders.tokenize(self.tokenizer, captions, self.options.model_max_length)
 
     def _states(self, ids):
         return encoders.encode_text(self.text_encoder, paddle.to_tensor(ids), self._mask).astype("float16")

@@ -1,0 +1,13 @@
+"""Flags that several of the drawing scripts take."""
+
+
+def add_model_flags(add):
+    """Add what names the parts beside the UNet, by the parser's `add_argument`."""
+    add(
+        "--pretrained_model",
+        metavar="NAME",
+        help="folder or published name of what is not named below (default: what the checkpoint's run used)",
+    )
+    add("--text_encoder", metavar="NAME", help="the text encoder alone (default: the checkpoint's, if it was trained)")
+    add("--vae", metavar="NAME", help="the VAE alone")
+    add("--tokenizer", metavar="NAME", help="the tokenizer alone")
