@@ -1,46 +1,95 @@
-"""What makes the same layers faster on a CPU, where Paddle adds a bias and sums its gradient element by element."""
+"""What makes the same layers faster on a CPU, where Paddle's own use one core and sum gradients element by element."""
 
+import ctypes
 import functools
+import os
+from pathlib import Path
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
+from ppdiffusers.models.activations import GEGLU
+
+from sd import cpu_ops, onednn
 
 
 def speed_up(layer):
-    """Let the convolutions and linear layers in `layer` add their biases by matrix products, and copy transposed
-    tensors at once: Paddle's views of them, made for GPUs, are copied by every operation that follows.
+    """Let the layers in `layer` compute by sd.cpu_ops, transposed tensors be copied at once (Paddle's views of them,
+    made for GPUs, are copied by every operation that follows), and Paddle's own loops use as many threads as MKL.
 
-    Weights, their names and, to rounding, the results stay. Measured by bench/training.py.
+    Weights, their names and, to rounding, the results stay. Only for what stays out of a static graph, which holds
+    Paddle's operators alone. Measured by bench/training.py.
     """
     paddle.set_flags({"FLAGS_use_stride_kernel": False})
+    use_threads_of_mkl()
     for sublayer in layer.sublayers(include_self=True):
-        if getattr(sublayer, "bias", None) is None or getattr(sublayer, "lora_layer", None) is not None:
-            continue
-        if isinstance(sublayer, nn.Linear):
-            sublayer.__class__ = _with(_FastLinear, type(sublayer))
-        elif isinstance(sublayer, nn.Conv2D) and sublayer._data_format == "NCHW" and sublayer._padding_mode == "zeros":
-            sublayer.__class__ = _with(_FastConvolution, type(sublayer))
+        for layer_class, fits, faster in _FASTER:
+            if isinstance(sublayer, layer_class) and fits(sublayer) and getattr(sublayer, "lora_layer", None) is None:
+                sublayer.__class__ = _with(faster, type(sublayer))
+
+
+def use_threads_of_mkl():
+    """Give OpenMP the threads that MKL has from sd.runtime, unless the user has set OMP_NUM_THREADS to more than one.
+
+    (Paddle reads that variable, and sets it, when it is imported, and complains of any number but 1.)
+    """
+    library = Path(paddle.sysconfig.get_lib()) / "libiomp5.so"
+    if library.exists() and "MKL_NUM_THREADS" in os.environ and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        ctypes.CDLL(str(library)).omp_set_num_threads(int(os.environ["MKL_NUM_THREADS"]))
 
 
 @functools.cache
 def _with(faster, layer_class):
-    """layer_class with the forward of `faster`. (A forward put on the layer itself is not what to_static expects.)"""
+    """layer_class with the forward of `faster`, which the state dict and isinstance do not notice."""
     return layer_class if issubclass(layer_class, faster) else type(layer_class.__name__, (faster, layer_class), {})
+
+
+def _padding(convolution):
+    sides = convolution._padding
+    return (sides, sides) if isinstance(sides, int) else tuple(sides)
+
+
+def _is_simple_convolution(layer):
+    sides = _padding(layer)
+    simple = len(sides) == 2 and all(isinstance(side, int) for side in sides) and layer._padding_mode == "zeros"
+    return onednn.is_available() and simple and layer._data_format == "NCHW" and layer._groups == 1
+
+
+def _is_affine(layer):
+    rows = not isinstance(layer, nn.LayerNorm) or len(layer._normalized_shape) == 1
+    channels = not isinstance(layer, nn.GroupNorm) or layer._data_format == "NCHW"
+    return onednn.is_available() and rows and channels and layer.weight is not None and layer.bias is not None
 
 
 class _FastLinear:
     def forward(self, x, scale=None):
-        y = paddle.matmul(x, self.weight)
-        width = y.shape[-1]
-        rows = paddle.ones([y.size // width, 1], dtype=y.dtype)
-        return y + paddle.matmul(rows, self.bias.reshape([1, width])).reshape(y.shape)
+        return cpu_ops.linear(x, self.weight, self.bias)
 
 
 class _FastConvolution:
     def forward(self, x, scale=None):
-        y = F.conv2d(x, self.weight, None, self._stride, self._padding, self._dilation, self._groups)
-        batch_size, channels, height, width = y.shape
-        plane = paddle.matmul(self.bias.reshape([channels, 1]), paddle.ones([1, height * width], dtype=y.dtype))
-        images = paddle.matmul(paddle.ones([batch_size, 1], dtype=y.dtype), plane.reshape([1, -1]))
-        return y + images.reshape(y.shape)
+        sides = _padding(self)
+        return cpu_ops.convolution(x, self.weight, self.bias, self._stride, self._dilation, (sides, sides))
+
+
+class _FastLayerNorm:
+    def forward(self, x):
+        return cpu_ops.layer_norm(x, self.weight, self.bias, self._epsilon)
+
+
+class _FastGroupNorm:
+    def forward(self, x):
+        return cpu_ops.group_norm(x, self.weight, self.bias, self._num_groups, self._epsilon)
+
+
+class _FastGEGLU:
+    def forward(self, hidden_states, scale=1.0):
+        return cpu_ops.gated_gelu(self.proj(hidden_states))
+
+
+_FASTER = (
+    (nn.Linear, lambda layer: layer.bias is not None, _FastLinear),
+    (nn.Conv2D, _is_simple_convolution, _FastConvolution),
+    (nn.LayerNorm, _is_affine, _FastLayerNorm),
+    (nn.GroupNorm, _is_affine, _FastGroupNorm),
+    (GEGLU, lambda layer: onednn.is_available(), _FastGEGLU),
+)

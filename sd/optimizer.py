@@ -20,6 +20,10 @@ class CancellableAdamW(AdamW):
     cancel = None
     _moves_in_backward = _is_last_pass = False
 
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self._states = {}  # name of a weight -> (its moments and powers of beta, its master weight or None)
+
     def move_in_backward(self):
         """Move a weight when its gradient is whole, and free the gradient, so that they are never held all at once.
 
@@ -38,8 +42,9 @@ class CancellableAdamW(AdamW):
 
     def _move(self, parameter):
         if self._is_last_pass:
-            with paddle.no_grad():
+            if parameter.name not in self._states:
                 self._create_accumulators(framework.default_main_program().global_block(), [parameter])
+            with paddle.no_grad():
                 self._append_optimize_op(None, (parameter, parameter.grad))
             parameter.clear_gradient(False)
 
@@ -52,8 +57,7 @@ class CancellableAdamW(AdamW):
         if isinstance(param_and_grad, dict):
             param_and_grad = self._update_param_group(param_and_grad)
         param, grad = param_and_grad
-        moments = [self._get_accumulator_master(getattr(self, f"_{name}_str"), param) for name in _ACCUMULATORS]
-        master = self._master_weights[param.name] if self._has_master(param) else None
+        moments, master = self._states.get(param.name) or self._find_state(param)
         _C_ops.adamw_(
             param,
             grad,
@@ -77,6 +81,17 @@ class CancellableAdamW(AdamW):
             False,
             False,
         )
+
+    def _find_state(self, param):
+        moments = [self._get_accumulator_master(getattr(self, f"_{name}_str"), param) for name in _ACCUMULATORS]
+        master = self._master_weights[param.name] if self._has_master(param) else None
+        self._states[param.name] = moments, master
+        return moments, master
+
+    def set_state_dict(self, state_dict):
+        """As AdamW's; the tensors of the state may be others from here on."""
+        self._states.clear()
+        super().set_state_dict(state_dict)
 
     def _has_master(self, param):
         return self._multi_precision and self._is_dtype_fp16_or_bf16(param.dtype)

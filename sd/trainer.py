@@ -56,7 +56,7 @@ class StableDiffusionTrainer(Trainer):
         self.ema = None
         self.stop_signal = None
         if args.device == "cpu":
-            speed_up(model)
+            speed_up(model, traced=args.to_static)
         model.set_recompute(args.recompute)
         if args.enable_xformers_memory_efficient_attention:
             model.enable_efficient_attention()

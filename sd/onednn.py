@@ -1,0 +1,182 @@
+"""oneDNN's primitives on Paddle tensors: the library lies in Paddle's CPU wheel, whose dynamic mode never calls it.
+
+ctypes on the C API of oneDNN 3 (https://uxlfoundation.github.io/oneDNN, dnnl.h): float32 on a CPU, executed at once on
+the calling thread's OpenMP team. `Primitive` is all that a layer needs.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import paddle
+
+# dnnl_types.h: what an argument is to a primitive.
+SRC, SRC_1, DST, WEIGHTS, BIAS, MEAN, VARIANCE, SCALE, SHIFT = 1, 2, 17, 33, 41, 49, 50, 51, 52
+DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS, DIFF_SCALE, DIFF_SHIFT = 129, 145, 161, 169, 255, 256
+FORWARD, BACKWARD, BACKWARD_DATA = 64, 128, 160
+CONVOLUTION_DIRECT, GELU_ERF, MULTIPLY = 0x1, 0x31, 0x1FFF1
+USE_GLOBAL_STATISTICS, USE_SCALE, USE_SHIFT = 1, 2, 4
+_CPU, _IN_ORDER, _FLOAT32, _ANY_LAYOUT = 1, 1, 3, 1
+_QUERIES = {SRC: 129, DIFF_SRC: 130, WEIGHTS: 131, DIFF_WEIGHTS: 132, DST: 133, DIFF_DST: 134}
+_Handle = ctypes.c_void_p
+
+
+class _Version(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in ("major", "minor", "patch")]
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = [("index", ctypes.c_int), ("memory", _Handle)]
+
+
+@functools.cache
+def _library():
+    """The loaded library, or None where Paddle has none, or one of another major version."""
+    try:
+        library = ctypes.CDLL(str(Path(paddle.sysconfig.get_lib()) / "libdnnl.so.3"))
+    except OSError:
+        return None
+    library.dnnl_version.restype = ctypes.POINTER(_Version)
+    if library.dnnl_version().contents.major != 3:
+        return None
+    library.dnnl_primitive_desc_query_md.restype = _Handle
+    library.dnnl_primitive_desc_query_md.argtypes = [_Handle, ctypes.c_int, ctypes.c_int]
+    library.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
+    library.dnnl_memory_set_data_handle.argtypes = [_Handle, _Handle]
+    library.dnnl_primitive_execute.argtypes = [_Handle, _Handle, ctypes.c_int, ctypes.POINTER(_Argument)]
+    return library
+
+
+def is_available():
+    """Whether this Paddle has oneDNN beside it."""
+    return _library() is not None
+
+
+def _check(status, name):
+    if status:
+        raise RuntimeError(f"oneDNN's {name} failed with status {status}; ONEDNN_VERBOSE=all says why")
+
+
+def new(kind, *arguments):
+    """Call `dnnl_<kind>_create`, with its first argument left out. Returns the handle, which is never freed."""
+    handle = _Handle()
+    _check(getattr(_library(), f"dnnl_{kind}_create")(ctypes.byref(handle), *arguments), kind)
+    return handle
+
+
+@functools.cache
+def engine():
+    """The processor."""
+    return new("engine", _CPU, ctypes.c_size_t(0))
+
+
+@functools.cache
+def _stream():
+    return new("stream", engine(), _IN_ORDER)
+
+
+def integers(*values):
+    """An array of dimensions."""
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def plain(*shape):
+    """The layout of a contiguous float32 tensor."""
+    strides = [1]
+    for length in shape[:0:-1]:
+        strides.insert(0, strides[0] * length)
+    return strided(shape, strides)
+
+
+def strided(shape, strides):
+    """The layout of float32 numbers that lie `strides` numbers apart."""
+    return _described("memory_desc_create_with_strides", shape, integers(*strides))
+
+
+def any_layout(*shape):
+    """Float32 in whichever layout suits the primitive best."""
+    return _described("memory_desc_create_with_tag", shape, _ANY_LAYOUT)
+
+
+def _described(function, shape, layout):
+    handle = _Handle()
+    create = getattr(_library(), f"dnnl_{function}")
+    _check(create(ctypes.byref(handle), len(shape), integers(*shape), _FLOAT32, layout), function)
+    return handle
+
+
+def empty(shape):
+    """A float32 tensor whose values are not set; `paddle.empty` takes five times as long to call."""
+    return paddle._C_ops.empty(shape, paddle.float32, _PLACE)
+
+
+_PLACE = paddle.CPUPlace()
+_rooms = {}  # argument -> (bytes, pointer, tensor)
+
+
+def _room(argument, size):
+    """Pointer to `size` bytes for one argument in a layout of the library's own; the same for all primitives."""
+    if argument not in _rooms or _rooms[argument][0] < size:
+        tensor = empty([-(-size // 4)])
+        _rooms[argument] = size, tensor.data_ptr(), tensor
+    return _rooms[argument][1]
+
+
+class Primitive:
+    """A primitive that takes contiguous float32 tensors; what it wants in a layout of its own is copied on the way.
+
+    To be called from one thread at a time, since the copies of all primitives share their memory.
+
+    descriptor: handle of its primitive descriptor. tensors: {argument: layout of the tensor}. results: those arguments
+    that it writes.
+    """
+
+    def __init__(self, descriptor, tensors, results):
+        library = _library()
+        self._copies_in, self._copies_out, self._sizes, layouts = [], [], {}, dict(tensors)
+        for argument, given in tensors.items():
+            query = _QUERIES.get(argument)
+            wanted = _Handle(library.dnnl_primitive_desc_query_md(descriptor, query, 0)) if query else given
+            if library.dnnl_memory_desc_equal(wanted, given):
+                continue
+            layouts[argument] = wanted
+            self._sizes[argument] = library.dnnl_memory_desc_get_size(wanted)
+            source, target = (wanted, given) if argument in results else (given, wanted)
+            reorder = new("reorder_primitive_desc", source, engine(), target, engine(), None)
+            copies = self._copies_out if argument in results else self._copies_in
+            copies.append((argument, _Call(reorder, {SRC: source, DST: target})))
+        self._call = _Call(descriptor, layouts)
+
+    def __call__(self, tensors):
+        """tensors: {argument: Tensor, or the address of its numbers}, with those to be written among them."""
+        pointers = {
+            argument: tensor if isinstance(tensor, int) else tensor.data_ptr() for argument, tensor in tensors.items()
+        }
+        inner = pointers | {argument: _room(argument, size) for argument, size in self._sizes.items()}
+        for argument, reorder in self._copies_in:
+            reorder({SRC: pointers[argument], DST: inner[argument]})
+        self._call(inner)
+        for argument, reorder in self._copies_out:
+            reorder({SRC: inner[argument], DST: pointers[argument]})
+
+
+def reorder(source, target):
+    """A primitive that copies from one layout into another."""
+    descriptor = new("reorder_primitive_desc", source, engine(), target, engine(), None)
+    return Primitive(descriptor, {SRC: source, DST: target}, {DST})
+
+
+class _Call:
+    """A created primitive and the memory objects that it is called with."""
+
+    def __init__(self, descriptor, layouts):
+        self._primitive = new("primitive", descriptor)
+        self._memories = {index: new("memory", layout, engine(), None) for index, layout in layouts.items()}
+        self._arguments = (_Argument * len(layouts))(*self._memories.items())
+
+    def __call__(self, pointers):
+        library = _library()
+        for index, memory in self._memories.items():
+            _check(library.dnnl_memory_set_data_handle(memory, pointers[index]), "memory_set_data_handle")
+        status = library.dnnl_primitive_execute(self._primitive, _stream(), len(self._arguments), self._arguments)
+        _check(status, "primitive_execute")
