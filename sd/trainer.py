@@ -56,7 +56,9 @@ class StableDiffusionTrainer(Trainer):
         self.ema = None
         self.stop_signal = None
         if args.device == "cpu":
-            speed_up(model, traced=args.to_static)
+            for name, part in model.named_children():
+                if name != "unet" or not args.to_static:
+                    speed_up(part)
         model.set_recompute(args.recompute)
         if args.enable_xformers_memory_efficient_attention:
             model.enable_efficient_attention()
