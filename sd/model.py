@@ -16,6 +16,8 @@ from sd.loading import DeferredPart, load_part, part_source
 
 logger = logging.getLogger(__name__)
 
+KNOWN_CAPTIONS = 4096  # whose token ids a data worker keeps
+
 
 class StableDiffusionModel(nn.Layer):
     """A UNet to be trained between a frozen VAE and a text encoder that is frozen unless told otherwise.
@@ -33,7 +35,7 @@ class StableDiffusionModel(nn.Layer):
                 self.deferred[name] = part
             else:
                 setattr(self, name, part)
-        self.tokenizer, self.model_args = tokenizer, model_args
+        self.tokenizer, self.model_args, self._known_ids = tokenizer, model_args, {}
         self.vae_config, self.text_config = vae.config, text_encoder.config
         tokenizer.model_max_length = model_args.model_max_length  # what is drawn from the model is padded alike
         self.trained_parts = ("unet", "text_encoder") if model_args.train_text_encoder else ("unet",)
@@ -113,8 +115,15 @@ class StableDiffusionModel(nn.Layer):
         )
 
     def tokenize(self, caption):
-        """Token ids of one caption, cut or padded to model_max_length: int64 [L]. NumPy only, for the data workers."""
-        return encoders.tokenize(self.tokenizer, caption, self.model_args.model_max_length)
+        """Token ids of one caption, cut or padded to model_max_length: int64 [L]. NumPy only, for the data workers.
+
+        Captions that come again (the empty one, those of a small data set) are looked up.
+        """
+        if caption not in self._known_ids:
+            if len(self._known_ids) >= KNOWN_CAPTIONS:
+                self._known_ids.clear()
+            self._known_ids[caption] = encoders.tokenize(self.tokenizer, caption, self.model_args.model_max_length)
+        return self._known_ids[caption]
 
     @paddle.no_grad()
     def encode_images(self, pixel_values, posterior_noise):

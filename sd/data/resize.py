@@ -5,6 +5,8 @@ between) followed by `crop`, to within one level: here nothing is rounded betwee
 first where that shrinks more, which moves overshoot at hard edges by many levels; one order for all is kept here.
 """
 
+import functools
+
 import cv2
 import numpy as np
 
@@ -85,6 +87,7 @@ def resize_and_crop(pixels, size, left, top, resolution, interpolation="lanczos"
     return np.clip(crop, 0, 255, out=crop).astype(np.uint8)
 
 
+@functools.lru_cache(maxsize=128)
 def _weights(size, start, scale, resolution, kernel, support):
     """How output pixels are made of source pixels [first, last), in blocks: (output slice, source slice, matrix).
 
