@@ -112,7 +112,7 @@ class _Convolution(PyLayer):
             to_data({dnn.DIFF_SRC: x_grad, dnn.WEIGHTS: weight, dnn.DIFF_DST: y_grad})
         if not all(parameter.stop_gradient for parameter in (weight, *biases)):
             weight_grad = empty(weight.shape)
-            written = {dnn.DIFF_WEIGHTS: weight_grad} | {dnn.DIFF_BIAS: grad for grad in bias_grads}
+            written = dict(zip((dnn.DIFF_WEIGHTS, dnn.DIFF_BIAS), (weight_grad, *bias_grads), strict=False))
             to_weights({dnn.SRC: x, dnn.DIFF_DST: y_grad} | written)
         return _wanted((x_grad, weight_grad, *bias_grads), inputs)
 
@@ -241,9 +241,7 @@ def _gate_calls(rows, width):
     """(copy of a half out of the rows, copy into them, gelu, its backward, product)."""
     half, row = plain(rows, width), strided((rows, width), (2 * width, 1))
     unused = (ctypes.c_float(0.0), ctypes.c_float(0.0))
-    forward = dnn.new(
-        "eltwise_forward_primitive_desc", engine(), dnn.FORWARD, dnn.GELU_ERF, half, half, *unused, None
-    )
+    forward = dnn.new("eltwise_forward_primitive_desc", engine(), dnn.FORWARD, dnn.GELU_ERF, half, half, *unused, None)
     backward = dnn.new(
         "eltwise_backward_primitive_desc", engine(), dnn.GELU_ERF, half, half, half, *unused, forward, None
     )

@@ -1,11 +1,19 @@
 """Layers made faster for a CPU against Paddle's own: results, gradients, names of the weights."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import paddle
 import pytest
 from paddle import nn
+from ppdiffusers.models.activations import GEGLU
+from ppdiffusers.models.resnet import Downsample2D
 
+from sd import cpu_ops, onednn
 from sd.cpu_layers import speed_up
+from sd.loading import random_unet
 
 
 @pytest.fixture(autouse=True)
@@ -20,11 +28,24 @@ def stride_flag():
     ("make", "shape"),
     [
         (lambda: nn.Linear(6, 5), [4, 7, 6]),
-        (lambda: nn.Linear(6, 5), [3, 6]),
+        (lambda: nn.Linear(6, 5, bias_attr=False), [3, 6]),
         (lambda: nn.Conv2D(3, 5, 3, padding=1), [2, 3, 8, 6]),
+        (lambda: nn.Conv2D(3, 5, 3, padding=[1, 2], stride=2, dilation=2), [2, 3, 8, 6]),
         (lambda: nn.Conv2D(4, 6, 3, stride=2, dilation=2, groups=2, padding=2), [2, 4, 9, 9]),
         (lambda: nn.Conv2D(3, 5, 1, bias_attr=False), [2, 3, 4, 4]),
+        (lambda: nn.Conv2D(3, 5, 3, padding="same"), [2, 3, 4, 4]),
+        (lambda: nn.Conv2D(3, 5, 3, padding=[1, 0, 2, 1]), [2, 3, 6, 6]),
         (lambda: nn.Conv2D(3, 5, 3, padding=1, padding_mode="reflect"), [2, 3, 6, 6]),
+        (lambda: nn.Conv2D(3, 5, 3, padding=1, data_format="NHWC"), [2, 6, 6, 3]),
+        (lambda: nn.LayerNorm(6), [2, 5, 6]),
+        (lambda: nn.LayerNorm([5, 6]), [2, 5, 6]),
+        (lambda: nn.LayerNorm(6, bias_attr=False), [2, 5, 6]),
+        (lambda: nn.GroupNorm(2, 6), [2, 6, 4, 3]),
+        (lambda: nn.GroupNorm(2, 6, data_format="NHWC"), [2, 4, 3, 6]),
+        (lambda: GEGLU(6, 5), [2, 3, 6]),
+        (lambda: Downsample2D(4, use_conv=True, padding=0), [2, 4, 6, 8]),
+        (lambda: Downsample2D(4, use_conv=True, padding=1), [2, 4, 6, 8]),
+        (lambda: Downsample2D(4), [2, 4, 6, 8]),
     ],
 )
 def test_results_and_gradients_are_paddles(make, shape):
@@ -50,14 +71,46 @@ def test_results_and_gradients_are_paddles(make, shape):
     assert list(layer.state_dict()) == names
 
 
-def test_biases_of_the_unet_cost_no_broadcast_addition(monkeypatch):
-    """Paddle's slow path is an addition of two shapes; none is left in linear layers and convolutions."""
-    layer = nn.Sequential(nn.Conv2D(3, 4, 3), nn.Flatten(), nn.Linear(16, 5))
+def test_a_unet_computes_by_the_faster_operations_alone(monkeypatch):
+    """Every convolution, norm and gate, and each linear layer with a bias; Paddle's own would be the slow path."""
+    unet = random_unet("demo/unet_config.json")
+    wanted = [
+        layer
+        for layer in unet.sublayers()
+        if isinstance(layer, nn.Conv2D | nn.LayerNorm | nn.GroupNorm | GEGLU)
+        or (isinstance(layer, nn.Linear) and layer.bias is not None)
+    ]
+    speed_up(unet)
+    calls = []
+    for name in ("convolution", "linear", "layer_norm", "group_norm", "gated_gelu"):
+        operation = getattr(cpu_ops, name)
+        monkeypatch.setattr(cpu_ops, name, lambda *a, operation=operation: calls.append(operation) or operation(*a))
+    unet(paddle.randn([2, 4, 4, 4]), paddle.to_tensor([1, 2]), paddle.randn([2, 16, 64]))
+    assert len(calls) == len(wanted)
+
+
+def test_without_onednn_the_layers_are_paddles_own(monkeypatch):
+    monkeypatch.setattr(onednn, "is_available", lambda: False)
+    layer = nn.Sequential(nn.Conv2D(3, 4, 3), nn.GroupNorm(2, 4), nn.LayerNorm(4), GEGLU(4, 4))
     speed_up(layer)
-    shapes = []
-    add = paddle.Tensor.__add__
-    monkeypatch.setattr(
-        paddle.Tensor, "__add__", lambda self, other: shapes.append((self.shape, other.shape)) or add(self, other)
+    assert [type(sublayer) for sublayer in layer] == [nn.Conv2D, nn.GroupNorm, nn.LayerNorm, GEGLU]
+
+
+OPENMP = """
+import ctypes, paddle
+from sd.cpu_layers import use_threads_of_mkl
+use_threads_of_mkl()
+print(ctypes.CDLL(paddle.sysconfig.get_lib() + "/libiomp5.so").omp_get_max_threads())
+"""
+
+
+@pytest.mark.parametrize(
+    ("environ", "threads"),
+    [({"MKL_NUM_THREADS": "3"}, 3), ({}, 1), ({"MKL_NUM_THREADS": "3", "OMP_NUM_THREADS": "2"}, 2)],
+)
+def test_paddles_own_loops_have_the_threads_of_mkl(environ, threads):
+    clean = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    result = subprocess.run(
+        [sys.executable, "-c", OPENMP], capture_output=True, text=True, check=True, env=clean | environ
     )
-    layer(paddle.randn([2, 3, 4, 4]))
-    assert shapes == [([2, 4, 2, 2], [2, 4, 2, 2]), ([2, 5], [2, 5])]
+    assert int(result.stdout) == threads

@@ -12,10 +12,22 @@ SOURCES = sorted(ROOT.glob("sd/**/*.py")) + sorted(ROOT.glob("*.py"))
 
 # A module may import from its own layer and from those above it in this list.
 LAYERS = [
-    {"errors", "logs", "runtime", "signals", "versions"},
+    {"errors", "logs", "onednn", "runtime", "signals", "versions"},
     {"data", "diffusion"},
     {"arguments", "training_arguments", "command_line", "flags_help"},
-    {"cpu_layers", "ema", "encoders", "grid", "latents", "loading", "model", "optimizer", "pipeline", "weights"},
+    {
+        "cpu_layers",
+        "cpu_ops",
+        "ema",
+        "encoders",
+        "grid",
+        "latents",
+        "loading",
+        "model",
+        "optimizer",
+        "pipeline",
+        "weights",
+    },
     {"callbacks", "checkpoint", "previews", "runs", "saving", "siblings", "step_record", "validation"},
     {"sampling", "trainer"},
     {"training"},
