@@ -47,8 +47,11 @@ def test_a_step_copies_nothing_between_host_and_device(workshop, monkeypatch, in
     assert copies == []
 
 
-def test_a_step_calls_few_operators(workshop, monkeypatch, in_step):
-    """Calls from Python, without the backward pass: 1,753, 1,200 of which make biases cheaper, and two a weight."""
+@pytest.mark.parametrize(("layers", "most"), [("Paddle's", 1400), ("those for a CPU", 1600)])
+def test_a_step_calls_few_operators(workshop, monkeypatch, in_step, layers, most):
+    """Calls from Python, beside memory taken and two calls a weight. With Paddle's own layers, as on a GPU, the backward
+    pass is not among them; those for a CPU call it from Python too.
+    """
     calls = []
     for name, operator in list(vars(paddle._C_ops).items()):
         if callable(operator) and not name.startswith("_"):
@@ -59,13 +62,16 @@ def test_a_step_calls_few_operators(workshop, monkeypatch, in_step):
                 return operator(*args, **kwargs)
 
             monkeypatch.setattr(paddle._C_ops, name, counted)
-    workshop.train("calls", "--use_ema", "--max_steps", 1)
+    if layers == "Paddle's":
+        monkeypatch.setattr("sd.trainer.speed_up", lambda layer: None)
+    folder = f"calls_{most}"
+    workshop.train(folder, "--use_ema", "--max_steps", 1)
     first = len(calls)
-    workshop.train("calls", "--use_ema", "--max_steps", 2)
-    second = calls[first:]
-    num_weights = len(load_file(workshop.folder / "calls/checkpoint-2" / UNET))
+    workshop.train(folder, "--use_ema", "--max_steps", 2)
+    second = [name for name in calls[first:] if name != "empty"]
+    num_weights = len(load_file(workshop.folder / folder / "checkpoint-2" / UNET))
     assert second.count("adamw_") == second.count("lerp_") == num_weights
-    assert 500 < len(second) - 2 * num_weights <= 1800, {name: second.count(name) for name in sorted(set(second))}
+    assert 400 < len(second) - 2 * num_weights <= most, {name: second.count(name) for name in sorted(set(second))}
 
 
 @pytest.mark.slow

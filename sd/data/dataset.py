@@ -23,6 +23,7 @@ from sd.errors import InputError, RunError
 __all__ = ["EvalPairs", "TextImagePair", "collate", "raise_if_failed", "worker_init_fn"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NICENESS = 10  # of 19; a tenth of a core that another process wants
 _EVAL_ATTEMPTS = 100
 
 
@@ -215,12 +216,15 @@ def _sample_maker(catalog, tokenize, *, interpolation, **options):
 
 
 def worker_init_fn(worker_id):
-    """Make a DataLoader worker a good child: it dies with its parent, computes on one thread, and keeps its memory."""
+    """Make a DataLoader worker a good child: it dies with its parent, computes on one thread, keeps its memory, and
+    leaves a core to the trainer's threads when they want it, since a team of threads waits for its slowest.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         die_with_parent(parent.pid)
     # Ctrl-C goes to the whole foreground group; the trainer wants to write a checkpoint first.
     os.setpgid(0, 0)
+    os.nice(_NICENESS)
     threadpool_limits(1)
     if "fsspec.asyn" in sys.modules:  # its event loop stayed behind in the parent: whoever waits on it waits for ever
         sys.modules["fsspec.asyn"].reset_lock()

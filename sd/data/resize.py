@@ -87,7 +87,7 @@ def resize_and_crop(pixels, size, left, top, resolution, interpolation="lanczos"
     return np.clip(crop, 0, 255, out=crop).astype(np.uint8)
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=64)
 def _weights(size, start, scale, resolution, kernel, support):
     """How output pixels are made of source pixels [first, last), in blocks: (output slice, source slice, matrix).
 
@@ -108,5 +108,5 @@ def _weights(size, start, scale, resolution, kernel, support):
     for begin in range(0, resolution, _BLOCK):
         block = slice(begin, min(begin + _BLOCK, resolution))
         span = slice(low[begin] - first, high[block.stop - 1] - first)
-        blocks.append((block, span, dense[block, span]))
+        blocks.append((block, span, dense[block, span].copy()))  # a view would keep all of `dense` in the cache
     return blocks, first, last
