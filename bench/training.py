@@ -1,15 +1,17 @@
-"""Whole training, data and all, in images/s: our train.sh, the reference's method, Hugging Face diffusers on PyTorch.
+"""Whole training, data and all, in images/s and GiB: our train.sh, the reference's method, diffusers on PyTorch.
 
     KEEP=/tmp/torch_env python bench/training.py             the demo's model at 32 px, batch 32
     KEEP=/tmp/torch_env python bench/training.py --size full the UNet of Stable Diffusion at 256 px, batch 1
 
 Same model configurations, records, batch, number of data workers, min-SNR weight and AdamW; float32, no moving
 average, no recompute. The contenders take turns, each in a process of its own, which is ended after its last step. The
-rate is that of the wall clock from one log line to another, warm-up steps before the first of them.
+rate is that of the wall clock from one log line to another, warm-up steps before the first of them; memory is the
+peak of the largest process.
 KEEP names the folder in which bench/torch_env.sh makes, or finds, the environment with PyTorch.
 """
 
 import argparse
+import contextlib
 import os
 import re
 import signal
@@ -21,6 +23,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -90,8 +93,15 @@ def commands(paths, shape, cached, output):
     return found
 
 
-def images_per_second(command, changes, shape, log):
-    """Start a contender, time its log lines, and end it after the last one."""
+def peak_gib(process):
+    """The largest peak among a process and its children, which still run."""
+    family = [process, *psutil.Process(process.pid).children(recursive=True)]
+    peaks = [re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{one.pid}/status").read_text()) for one in family]
+    return max(int(peak[1]) for peak in peaks if peak) / 2**20
+
+
+def measure(command, changes, shape, log):
+    """Start a contender, time its log lines, and end it after the last one. Returns (images/s, peak in GiB)."""
     environment = {name: value for name, value in (os.environ | changes).items() if value is not None}
     process = subprocess.Popen(
         list(map(str, command)),
@@ -102,12 +112,14 @@ def images_per_second(command, changes, shape, log):
         text=True,
         start_new_session=True,
     )
-    times, lines = {}, []
+    times, lines, peak = {}, [], 0.0
     try:
         for line in process.stdout:
             lines.append(line)
             if found := STEP.search(line):
                 times[int(found[1])] = time.perf_counter()
+                with contextlib.suppress(psutil.NoSuchProcess, OSError):  # it may end after its last line
+                    peak = peak_gib(process)
                 if int(found[1]) == shape["steps"]:
                     break
     finally:
@@ -118,22 +130,23 @@ def images_per_second(command, changes, shape, log):
     if shape["steps"] not in times:
         sys.exit(f"{command[0]} {command[1]} ended before its last step:\n{''.join(lines[-15:])}")
     first = min(times)
-    return shape["batch"] * (shape["steps"] - first) / (times[shape["steps"]] - times[first])
+    return shape["batch"] * (shape["steps"] - first) / (times[shape["steps"]] - times[first]), peak
 
 
 def compare(folder, size, cached, rounds, shape, paths):
     """Let the contenders take turns and print one table row for each."""
-    rates = {}
+    rates, peaks = {}, {}
     for number in range(rounds):
         for name, (command, changes) in commands(paths, shape, cached, folder / "output").items():
-            rate = images_per_second(command, changes, shape, folder / "log.txt")
+            rate, peaks[name] = measure(command, changes, shape, folder / "log.txt")
             rates.setdefault(name, []).append(rate)
             print(f"  round {number + 1}, {name}: {rate:.4g} images/s", file=sys.stderr, flush=True)
     middle = {name: statistics.median(found) for name, found in rates.items()}
     for name, rate in middle.items():
         spread = "" if rounds == 1 else f" ({min(rates[name]):.4g} to {max(rates[name]):.4g})"
         source = "cached latents" if cached else "images"
-        print(f"| {size} | {source} | {name} | {rate:.4g}{spread} | {middle[OURS] / rate:.2f} |", flush=True)
+        times = middle[OURS] / rate
+        print(f"| {size} | {source} | {name} | {rate:.4g}{spread} | {times:.2f} | {peaks[name]:.1f} |", flush=True)
 
 
 def main():
@@ -148,7 +161,8 @@ def main():
         shape["steps"] = args.steps
     with tempfile.TemporaryDirectory() as temporary:
         paths = prepare(Path(temporary), args.size, args.source != "images")
-        print("| size | from | contender | images/s | ours is so many times as fast |\n| --- | --- | --- | --- | --- |")
+        print("| size | from | contender | images/s | ours is so many times as fast | peak, GiB |")
+        print("| --- | --- | --- | --- | --- | --- |", flush=True)
         for cached in {"images": (False,), "cached": (True,), "both": (False, True)}[args.source]:
             compare(Path(temporary), args.size, cached, args.rounds, shape, paths)
 
