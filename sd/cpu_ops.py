@@ -204,7 +204,7 @@ def _scale_calls(shape):
 
 
 class _GroupNorm(PyLayer):
-    """Groups normalised as the rows of a layer norm, then scaled by channel; oneDNN's own takes twenty times as long."""
+    """Groups normalised as the rows of a layer norm, then scaled by channel; oneDNN's own is twenty times slower."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, groups, epsilon):
