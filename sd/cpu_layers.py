@@ -56,6 +56,8 @@ def _is_simple_convolution(layer):
 
 
 def _is_affine(layer):
+    if type(layer).forward not in (nn.LayerNorm.forward, nn.GroupNorm.forward):
+        return False  # a norm of another kind
     rows = not isinstance(layer, nn.LayerNorm) or len(layer._normalized_shape) == 1
     channels = not isinstance(layer, nn.GroupNorm) or layer._data_format == "NCHW"
     return onednn.is_available() and rows and channels and layer.weight is not None and layer.bias is not None

@@ -89,6 +89,17 @@ def test_a_unet_computes_by_the_faster_operations_alone(monkeypatch):
     assert len(calls) == len(wanted)
 
 
+class OtherNorm(nn.LayerNorm):
+    def forward(self, x):
+        return x
+
+
+def test_a_norm_with_a_forward_of_its_own_keeps_it():
+    layer = OtherNorm(4)
+    speed_up(layer)
+    assert type(layer) is OtherNorm
+
+
 def test_without_onednn_the_layers_are_paddles_own(monkeypatch):
     monkeypatch.setattr(onednn, "is_available", lambda: False)
     layer = nn.Sequential(nn.Conv2D(3, 4, 3), nn.GroupNorm(2, 4), nn.LayerNorm(4), GEGLU(4, 4))
