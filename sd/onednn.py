@@ -142,9 +142,8 @@ class Primitive:
             layouts[argument] = wanted
             self._sizes[argument] = library.dnnl_memory_desc_get_size(wanted)
             source, target = (wanted, given) if argument in results else (given, wanted)
-            reorder = new("reorder_primitive_desc", source, engine(), target, engine(), None)
             copies = self._copies_out if argument in results else self._copies_in
-            copies.append((argument, _Call(reorder, {SRC: source, DST: target})))
+            copies.append((argument, _Call(_reorder_descriptor(source, target), {SRC: source, DST: target})))
         self._call = _Call(descriptor, layouts)
 
     def __call__(self, tensors):
@@ -153,17 +152,20 @@ class Primitive:
             argument: tensor if isinstance(tensor, int) else tensor.data_ptr() for argument, tensor in tensors.items()
         }
         inner = pointers | {argument: _room(argument, size) for argument, size in self._sizes.items()}
-        for argument, reorder in self._copies_in:
-            reorder({SRC: pointers[argument], DST: inner[argument]})
+        for argument, copy in self._copies_in:
+            copy({SRC: pointers[argument], DST: inner[argument]})
         self._call(inner)
-        for argument, reorder in self._copies_out:
-            reorder({SRC: inner[argument], DST: pointers[argument]})
+        for argument, copy in self._copies_out:
+            copy({SRC: inner[argument], DST: pointers[argument]})
 
 
 def reorder(source, target):
     """A primitive that copies from one layout into another."""
-    descriptor = new("reorder_primitive_desc", source, engine(), target, engine(), None)
-    return Primitive(descriptor, {SRC: source, DST: target}, {DST})
+    return Primitive(_reorder_descriptor(source, target), {SRC: source, DST: target}, {DST})
+
+
+def _reorder_descriptor(source, target):
+    return new("reorder_primitive_desc", source, engine(), target, engine(), None)
 
 
 class _Call:
