@@ -53,7 +53,7 @@ def paddle_step(prepared):
 
     unet = UNet2DConditionModel(**config())
     if prepared:
-        from sd.cpu_layers import speed_up
+        from sd.cpu.layers import speed_up
 
         speed_up(unet)
     optimizer_class = CancellableAdamW if prepared else paddle.optimizer.AdamW

@@ -23,6 +23,7 @@ class CancellableAdamW(AdamW):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self._states = {}  # name of a weight -> (its moments and powers of beta, its master weight or None)
+        self._rates = {}  # factor of a weight -> the tensor of its learning rate in this step
 
     def move_in_backward(self):
         """Move a weight when its gradient is whole, and free the gradient, so that they are never held all at once.
@@ -44,8 +45,7 @@ class CancellableAdamW(AdamW):
         if self._is_last_pass:
             if parameter.name not in self._states:
                 self._create_accumulators(framework.default_main_program().global_block(), [parameter])
-            with paddle.no_grad():
-                self._append_optimize_op(None, (parameter, parameter.grad))
+            self._append_optimize_op(None, (parameter, parameter.grad))
             parameter.clear_gradient(False)
 
     def step(self):
@@ -61,7 +61,7 @@ class CancellableAdamW(AdamW):
         _C_ops.adamw_(
             param,
             grad,
-            self._create_param_lr((param, grad)),
+            self._rate(param),
             moments[0],
             moments[1],
             None,
@@ -81,6 +81,17 @@ class CancellableAdamW(AdamW):
             False,
             False,
         )
+
+    def _create_global_learning_rate(self):
+        super()._create_global_learning_rate()
+        self._rates.clear()
+
+    def _rate(self, param):
+        factor = param.optimize_attr["learning_rate"]
+        if factor not in self._rates:
+            with paddle.no_grad():
+                self._rates[factor] = self._create_param_lr((param, None))
+        return self._rates[factor]
 
     def _find_state(self, param):
         moments = [self._get_accumulator_master(getattr(self, f"_{name}_str"), param) for name in _ACCUMULATORS]

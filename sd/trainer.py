@@ -14,7 +14,7 @@ from paddlenlp.trainer.trainer_callback import DefaultFlowCallback, TrainerState
 from paddlenlp.trainer.trainer_utils import TrainOutput, get_scheduler
 
 from sd import callbacks as sd_callbacks
-from sd.cpu_layers import speed_up
+from sd.cpu.layers import speed_up
 from sd.data.dataset import raise_if_failed, worker_init_fn
 from sd.ema import EMA
 from sd.errors import RunError, training_told_plainly

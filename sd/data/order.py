@@ -4,9 +4,11 @@ The samples of a run are numbered s = 0, 1, 2, ... over all ranks. Lanes are dea
 each lane walks through its own range of every pass, window by window. So a record's place follows from `s` alone.
 """
 
+import functools
 from collections import OrderedDict
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 from sd.errors import InputError
 
@@ -25,8 +27,24 @@ def rng(seed, purpose, *coordinates):
     Philox is counter based: streams with different coordinates do not overlap, and none has to be replayed.
     """
     words = [int(c) % 2**64 for c in coordinates] + [0] * (3 - len(coordinates))
-    key = np.array([int(seed) % 2**64, purpose], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, *words], np.uint64)))
+    counter = np.array([0, *words], np.uint64)
+    return np.random.Generator(np.random.Philox(_key(int(seed) % 2**64, purpose), counter=counter))
+
+
+class _Key(ISeedSequence):
+    """A key of Philox, as what it takes keys from. (Given a plain `key`, it draws a seed from the system all the same,
+    which takes longer than all the rest.)"""
+
+    def __init__(self, words):
+        self._words = np.array(words, np.uint64)
+
+    def generate_state(self, n_words, dtype=np.uint32):
+        return self._words
+
+
+@functools.lru_cache(maxsize=1024)
+def _key(seed, purpose):
+    return _Key((seed, purpose))
 
 
 def worker_samples(start, batch_size, rank, world_size, worker, num_workers):

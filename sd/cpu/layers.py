@@ -8,13 +8,14 @@ from pathlib import Path
 import paddle
 from paddle import nn
 from ppdiffusers.models.activations import GEGLU
-from ppdiffusers.models.resnet import Downsample2D
+from ppdiffusers.models.attention_processor import Attention, AttnProcessor
+from ppdiffusers.models.resnet import Downsample2D, ResnetBlock2D
 
-from sd import cpu_ops, onednn
+from sd.cpu import convolution, gates, norms, onednn, products
 
 
 def speed_up(layer):
-    """Let the layers in `layer` compute by sd.cpu_ops, transposed tensors be copied at once (Paddle's views of them,
+    """Let the layers in `layer` compute by sd.cpu, transposed tensors be copied at once (Paddle's views of them,
     made for GPUs, are copied by every operation that follows), and Paddle's own loops use as many threads as MKL.
 
     Weights, their names and, to rounding, the results stay. Only for what stays out of a static graph, which holds
@@ -65,13 +66,13 @@ def _is_affine(layer):
 
 class _FastLinear:
     def forward(self, x, scale=None):
-        return cpu_ops.linear(x, self.weight, self.bias)
+        return products.linear(x, self.weight, self.bias)
 
 
 class _FastConvolution:
     def forward(self, x, scale=None):
         sides = _padding(self)
-        return cpu_ops.convolution(x, self.weight, self.bias, self._stride, self._dilation, (sides, sides))
+        return convolution.convolution(x, self.weight, self.bias, self._stride, self._dilation, (sides, sides))
 
 
 def _pads_one_side(layer):
@@ -83,22 +84,60 @@ class _FastDownsample:
     def forward(self, hidden_states, scale=1.0):
         conv = self.conv
         one_side = ((0, 0), (1, 1))
-        return cpu_ops.convolution(hidden_states, conv.weight, conv.bias, conv._stride, conv._dilation, one_side)
+        return convolution.convolution(hidden_states, conv.weight, conv.bias, conv._stride, conv._dilation, one_side)
 
 
 class _FastLayerNorm:
     def forward(self, x):
-        return cpu_ops.layer_norm(x, self.weight, self.bias, self._epsilon)
+        return norms.layer_norm(x, self.weight, self.bias, self._epsilon)
 
 
 class _FastGroupNorm:
     def forward(self, x):
-        return cpu_ops.group_norm(x, self.weight, self.bias, self._num_groups, self._epsilon)
+        return norms.group_norm(x, self.weight, self.bias, self._num_groups, self._epsilon)
 
 
 class _FastGEGLU:
     def forward(self, hidden_states, scale=1.0):
-        return cpu_ops.gated_gelu(self.proj(hidden_states))
+        return gates.gated_gelu(self.proj(hidden_states))
+
+
+def _is_simple_block(layer):
+    """Norm, SiLU and convolution, twice, with the time added in between."""
+    simple = layer.upsample is None and layer.downsample is None and layer.time_embedding_norm == "default"
+    silu = isinstance(layer.nonlinearity, nn.Silu) and not layer.skip_time_act
+    return simple and silu and _is_affine(layer.norm1) and _is_affine(layer.norm2)
+
+
+def _norm_and_silu(norm, x):
+    return norms.group_norm(x, norm.weight, norm.bias, norm._num_groups, norm._epsilon, True)
+
+
+class _FastResnetBlock:
+    def forward(self, input_tensor, temb, scale=1.0):
+        hidden = self.conv1(_norm_and_silu(self.norm1, input_tensor))
+        if self.time_emb_proj is not None:
+            hidden = hidden + self.time_emb_proj(self.nonlinearity(temb)).unsqueeze([2, 3])
+        hidden = self.conv2(self.dropout(_norm_and_silu(self.norm2, hidden)))
+        shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        return (shortcut + hidden) / self.output_scale_factor
+
+
+def _is_plain_attention(layer):
+    """As in a UNet's transformer: neither norms nor residuals of its own, nothing in float32 while the rest is not."""
+    others = (layer.group_norm, layer.spatial_norm, layer.norm_cross, layer.added_kv_proj_dim, layer.context_pre_only)
+    plain = all(other is None for other in others) and not (layer.upcast_attention or layer.upcast_softmax)
+    return onednn.is_available() and plain and not layer.residual_connection and layer.rescale_output_factor == 1.0
+
+
+class _FastAttention:
+    def forward(self, hidden_states, encoder_hidden_states=None, attention_mask=None, **options):
+        if type(self.processor) is not AttnProcessor or attention_mask is not None or hidden_states.ndim != 3:
+            return super().forward(hidden_states, encoder_hidden_states, attention_mask, **options)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = self.to_q(hidden_states), self.to_k(context), self.to_v(context)
+        projection, dropout = self.to_out
+        return dropout(projection(products.attention(query, key, value, self.heads, self.scale)))
 
 
 _FASTER = (
@@ -107,5 +146,7 @@ _FASTER = (
     (Downsample2D, _pads_one_side, _FastDownsample),
     (nn.LayerNorm, _is_affine, _FastLayerNorm),
     (nn.GroupNorm, _is_affine, _FastGroupNorm),
+    (ResnetBlock2D, _is_simple_block, _FastResnetBlock),
+    (Attention, _is_plain_attention, _FastAttention),
     (GEGLU, lambda layer: onednn.is_available(), _FastGEGLU),
 )

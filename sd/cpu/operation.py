@@ -1,0 +1,30 @@
+"""What the operations share. Each gives what Paddle's operation of that name gives, to rounding, in less time on a CPU:
+float32, contiguous tensors. Most are primitives of oneDNN; a primitive is made once for each shape.
+"""
+
+import functools
+
+import paddle
+
+
+def take(ctx):
+    """What `forward` left in `ctx.kept`, given up here, so that its memory is free as the backward pass goes on."""
+    kept, ctx.kept = ctx.kept, None
+    return kept
+
+
+def wanted(gradients, tensors):
+    """What a backward returns: None for each tensor that takes no gradient."""
+    return tuple(None if tensor.stop_gradient else grad for grad, tensor in zip(gradients, tensors, strict=True))
+
+
+@functools.cache
+def ones(length):
+    """float32 [length], for all to read."""
+    return paddle.ones([length])
+
+
+@functools.cache
+def zeros(length):
+    """float32 [length], for all to read."""
+    return paddle.zeros([length])

@@ -1,0 +1,102 @@
+"""Matrix products with their gradients: linear layers by Paddle's MKL, attention by oneDNN."""
+
+import functools
+import math
+
+from paddle import _C_ops
+from paddle.autograd import PyLayer
+
+from sd.cpu import onednn as dnn
+from sd.cpu.onednn import Primitive, empty, engine, plain, strided
+from sd.cpu.operation import ones, take, wanted
+
+
+def linear(x, weight, bias):
+    """x: [...,C]; weight: [C,O]; bias: [O]. The bias is added, and its gradient summed, by a matrix product."""
+    return _Linear.apply(x, weight, bias)
+
+
+def attention(query, key, value, heads, scale):
+    """softmax(scale * query @ key^T) @ value for each head (https://arxiv.org/abs/1706.03762, 3.2).
+
+    query: [B,N,heads*D]; key, value: [B,M,heads*D]. Returns [B,N,heads*D].
+    """
+    return _Attention.apply(query, key, value, heads, scale)
+
+
+class _Linear(PyLayer):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.kept = (x, weight, bias)
+        ctx.rows = math.prod(x.shape[:-1])
+        y = _C_ops.addmm(bias, _C_ops.reshape(x, [ctx.rows, weight.shape[0]]), weight, 1.0, 1.0)
+        return _C_ops.reshape(y, [*x.shape[:-1], weight.shape[1]])
+
+    @staticmethod
+    def backward(ctx, y_grad):
+        x, weight, bias = take(ctx)
+        x_grad = weight_grad = bias_grad = None
+        if not x.stop_gradient:
+            x_grad = _C_ops.matmul(y_grad, weight, False, True)
+        y_grad = _C_ops.reshape(y_grad, [ctx.rows, weight.shape[1]])
+        if not weight.stop_gradient:
+            weight_grad = _C_ops.matmul(_C_ops.reshape(x, [ctx.rows, weight.shape[0]]), y_grad, True, False)
+        if not bias.stop_gradient:
+            sums = _C_ops.matmul(_C_ops.reshape(ones(ctx.rows), [1, ctx.rows]), y_grad, False, False)
+            bias_grad = _C_ops.reshape(sums, bias.shape)
+        return x_grad, weight_grad, bias_grad
+
+
+def _product(left, right, result):
+    descriptor = dnn.new("matmul_primitive_desc", engine(), left, right, None, result, None)
+    return Primitive(descriptor, {dnn.SRC: left, dnn.WEIGHTS: right, dnn.DST: result}, {dnn.DST})
+
+
+@functools.cache
+def _attention_calls(batch, queries, keys, heads, width):
+    """(query @ key^T, softmax, share @ key, share^T @ query); the heads are read where they lie, side by side."""
+
+    def by_head(rows):
+        return strided((batch, heads, rows, width), (rows * heads * width, width, heads * width, 1))
+
+    query, key, share = by_head(queries), by_head(keys), plain(batch, heads, queries, keys)
+    key_turned = strided((batch, heads, width, keys), (keys * heads * width, width, 1, heads * width))
+    share_turned = strided((batch, heads, keys, queries), (heads * queries * keys, queries * keys, 1, keys))
+    softmax = dnn.new("softmax_forward_primitive_desc", engine(), dnn.FORWARD, dnn.SOFTMAX, share, share, 3, None)
+    return (
+        _product(query, key_turned, share),
+        Primitive(softmax, {dnn.SRC: share, dnn.DST: share}, {dnn.DST}),
+        _product(share, key, query),
+        _product(share_turned, query, key),
+    )
+
+
+class _Attention(PyLayer):
+    @staticmethod
+    def forward(ctx, query, key, value, heads, scale):
+        inputs = query, key, value
+        query, key, value = (tensor.contiguous() for tensor in inputs)
+        (batch, queries, channels), keys = query.shape, key.shape[1]
+        ctx.calls = compare, softmax, gather, _ = _attention_calls(batch, queries, keys, heads, channels // heads)
+        query = _C_ops.scale(query, scale, 0.0, True)
+        share, y = empty([batch, heads, queries, keys]), empty(query.shape)
+        compare({dnn.SRC: query, dnn.WEIGHTS: key, dnn.DST: share})
+        softmax({dnn.SRC: share, dnn.DST: share})
+        gather({dnn.SRC: share, dnn.WEIGHTS: value, dnn.DST: y})
+        ctx.kept, ctx.scale = (inputs, query, key, value, share), scale
+        return y
+
+    @staticmethod
+    def backward(ctx, y_grad):
+        inputs, query, key, value, share = take(ctx)
+        compare, _, gather, gather_turned = ctx.calls
+        y_grad = y_grad.contiguous()
+        query_grad, key_grad, value_grad = found = [empty(tensor.shape) for tensor in inputs]
+        share_grad = empty(share.shape)
+        gather_turned({dnn.SRC: share, dnn.WEIGHTS: y_grad, dnn.DST: value_grad})
+        compare({dnn.SRC: y_grad, dnn.WEIGHTS: value, dnn.DST: share_grad})
+        score_grad = _C_ops.softmax_grad(share, share_grad, -1)  # oneDNN's takes ten times as long on AVX2
+        gather({dnn.SRC: score_grad, dnn.WEIGHTS: key, dnn.DST: query_grad})
+        gather_turned({dnn.SRC: score_grad, dnn.WEIGHTS: query, dnn.DST: key_grad})
+        found[0] = _C_ops.scale(query_grad, ctx.scale, 0.0, True)
+        return wanted(found, inputs)
