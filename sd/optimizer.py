@@ -8,6 +8,7 @@ from paddle import _C_ops
 from paddle.base import framework
 from paddle.optimizer import AdamW
 
+LARGE = 2**18  # numbers of a weight whose gradient is worth freeing at once
 MOMENTS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
 
 
@@ -26,14 +27,15 @@ class CancellableAdamW(AdamW):
         self._rates = {}  # factor of a weight -> the tensor of its learning rate in this step
 
     def move_in_backward(self):
-        """Move a weight when its gradient is whole, and free the gradient, so that they are never held all at once.
+        """Move a large weight when its gradient is whole, and free that, so that they are never held all at once.
 
         From then on call `begin_last_pass` before the last backward pass of each step. Not with clipping, loss scaling
         or gradients to be reduced over ranks, all of which want the gradients first.
         """
         self._moves_in_backward = True
         for parameter in held_parameters(self):
-            parameter._register_backward_hook(functools.partial(self._move, parameter))
+            if parameter.size >= LARGE:
+                parameter._register_backward_hook(functools.partial(self._move, parameter))
 
     def begin_last_pass(self):
         """Gradients of the backward pass that follows complete those of the step; `cancel` is known."""

@@ -7,7 +7,7 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from sd import cpu_ops, onednn
+from sd.cpu import convolution, gates, norms, onednn, products
 
 needs_onednn = pytest.mark.skipif(not onednn.is_available(), reason="this Paddle has no oneDNN beside it")
 
@@ -54,10 +54,9 @@ CONVOLUTIONS = [
 def paddles_convolution(stride, dilation, padding):
     (top, left), (bottom, right) = padding
 
-    def convolution(x, weight, bias=None):
-        return F.conv2d(F.pad(x, [left, right, top, bottom]), weight, bias, stride, 0, dilation)
-
-    return convolution
+    return lambda x, weight, bias=None: F.conv2d(
+        F.pad(x, [left, right, top, bottom]), weight, bias, stride, 0, dilation
+    )
 
 
 @needs_onednn
@@ -65,20 +64,20 @@ def paddles_convolution(stride, dilation, padding):
 @pytest.mark.parametrize(("x", "weight", "stride", "dilation", "padding"), CONVOLUTIONS)
 def test_convolution(x, weight, stride, dilation, padding, frozen):
     theirs = paddles_convolution(stride, dilation, padding)
-    check(lambda *t: cpu_ops.convolution(*t, stride, dilation, padding), theirs, [x, weight, weight[:1]], frozen)
+    check(lambda *t: convolution.convolution(*t, stride, dilation, padding), theirs, [x, weight, weight[:1]], frozen)
 
 
 @needs_onednn
 @pytest.mark.parametrize(("x", "weight", "stride", "dilation", "padding"), CONVOLUTIONS)
 def test_convolution_without_bias(x, weight, stride, dilation, padding):
     theirs = paddles_convolution(stride, dilation, padding)
-    check(lambda *t: cpu_ops.convolution(*t, None, stride, dilation, padding), theirs, [x, weight])
+    check(lambda *t: convolution.convolution(*t, None, stride, dilation, padding), theirs, [x, weight])
 
 
 @pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,)])
 @pytest.mark.parametrize("shape", [[4, 7, 6], [3, 6], [2, 2, 3, 6]])
 def test_linear(shape, frozen):
-    check(cpu_ops.linear, F.linear, [shape, [6, 5], [5]], frozen)
+    check(products.linear, F.linear, [shape, [6, 5], [5]], frozen)
 
 
 @needs_onednn
@@ -86,7 +85,7 @@ def test_linear(shape, frozen):
 @pytest.mark.parametrize("shape", [[4, 7, 20], [3, 20]])
 def test_layer_norm(shape, frozen):
     theirs = lambda x, weight, bias: F.layer_norm(x, [20], weight, bias, 1e-5)  # noqa: E731
-    check(lambda *t: cpu_ops.layer_norm(*t, 1e-5), theirs, [shape, [20], [20]], frozen)
+    check(lambda *t: norms.layer_norm(*t, 1e-5), theirs, [shape, [20], [20]], frozen)
 
 
 @needs_onednn
@@ -96,7 +95,47 @@ def test_layer_norm(shape, frozen):
 )
 def test_group_norm(shape, groups, frozen):
     theirs = lambda x, weight, bias: F.group_norm(x, groups, 1e-6, weight, bias)  # noqa: E731
-    check(lambda *t: cpu_ops.group_norm(*t, groups, 1e-6), theirs, [shape, shape[1:2], shape[1:2]], frozen)
+    check(lambda *t: norms.group_norm(*t, groups, 1e-6), theirs, [shape, shape[1:2], shape[1:2]], frozen)
+
+
+@needs_onednn
+@pytest.mark.parametrize("frozen", [(), (0,), (1, 2)])
+@pytest.mark.parametrize(("shape", "groups"), [([2, 12, 5, 3], 4), ([3, 8, 4, 4], 8)])
+def test_group_norm_and_silu(shape, groups, frozen):
+    theirs = lambda x, weight, bias: F.silu(F.group_norm(x, groups, 1e-6, weight, bias))  # noqa: E731
+    check(lambda *t: norms.group_norm(*t, groups, 1e-6, True), theirs, [shape, shape[1:2], shape[1:2]], frozen)
+
+
+def paddles_attention(heads, scale):
+    """By the definition: the heads apart, one product after another."""
+
+    def apart(x):
+        return x.reshape([x.shape[0], x.shape[1], heads, -1]).transpose([0, 2, 1, 3])
+
+    def attention(query, key, value):
+        shares = F.softmax(paddle.matmul(apart(query), apart(key), transpose_y=True) * scale, axis=-1)
+        return paddle.matmul(shares, apart(value)).transpose([0, 2, 1, 3]).reshape(query.shape)
+
+    return attention
+
+
+@needs_onednn
+@pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,), (1, 2)])
+@pytest.mark.parametrize(
+    ("batch", "queries", "keys", "heads", "width", "scale"),
+    [(3, 5, 7, 2, 6, 0.4), (2, 16, 16, 4, 8, 8**-0.5), (1, 1, 3, 1, 5, 2.0), (1, 40, 77, 8, 40, 40**-0.5)],
+)
+def test_attention(batch, queries, keys, heads, width, scale, frozen):
+    shapes = [[batch, queries, heads * width], *([batch, keys, heads * width],) * 2]
+    check(lambda *t: products.attention(*t, heads, scale), paddles_attention(heads, scale), shapes, frozen)
+
+
+@needs_onednn
+def test_attention_to_far_apart_scores_has_no_overflow():
+    query = paddle.full([1, 1, 4], 1e4)
+    key = paddle.to_tensor([[[1e4] * 4, [-1e4] * 4]])
+    value = paddle.to_tensor([[[1.0] * 4, [2.0] * 4]])
+    assert products.attention(query, key, value, 1, 1.0).tolist() == [[[1.0] * 4]]
 
 
 def paddles_gated_gelu(x):
@@ -107,7 +146,7 @@ def paddles_gated_gelu(x):
 @needs_onednn
 @pytest.mark.parametrize("shape", [[2, 5, 12], [7, 2], [1, 3, 4, 64]])
 def test_gated_gelu(shape):
-    check(cpu_ops.gated_gelu, paddles_gated_gelu, [shape])
+    check(gates.gated_gelu, paddles_gated_gelu, [shape])
 
 
 @needs_onednn
@@ -119,11 +158,11 @@ def test_tensors_that_are_views_are_read_as_what_they_show():
     try:
         view = paddle.randn([8, 6, 3, 2]).transpose([3, 2, 0, 1])
         weight = paddle.randn([4, 3, 3, 3])
-        ours = cpu_ops.convolution(view, weight, None, (1, 1), (1, 1), ((1, 1), (1, 1)))
+        ours = convolution.convolution(view, weight, None, (1, 1), (1, 1), ((1, 1), (1, 1)))
         np.testing.assert_allclose(ours.numpy(), F.conv2d(view, weight, padding=1).numpy(), atol=1e-4)
         wide = paddle.randn([20, 6]).transpose([1, 0])
         scale = paddle.randn([20])
-        ours = cpu_ops.layer_norm(wide, scale, scale, 1e-5)
+        ours = norms.layer_norm(wide, scale, scale, 1e-5)
         np.testing.assert_allclose(ours.numpy(), F.layer_norm(wide, [20], scale, scale).numpy(), atol=1e-5)
     finally:
         paddle.set_flags(before)
@@ -136,18 +175,18 @@ def test_results_repeat_to_the_last_bit():
     tensors = [paddle.randn(shape) for shape in ([8, 32, 8, 8], [64, 32, 3, 3], [64])]
     for tensor in tensors:
         tensor.stop_gradient = False
-    convolution = lambda *t: cpu_ops.convolution(*t, (1, 1), (1, 1), ((1, 1), (1, 1)))  # noqa: E731
+    operation = lambda *t: convolution.convolution(*t, (1, 1), (1, 1), ((1, 1), (1, 1)))  # noqa: E731
     weight = paddle.randn([8, 64, 8, 8])
-    first = run(convolution, tensors, weight)
+    first = run(operation, tensors, weight)
     for _ in range(3):
-        for again, before in zip(run(convolution, tensors, weight), first, strict=True):
+        for again, before in zip(run(operation, tensors, weight), first, strict=True):
             assert np.array_equal(again, before)
 
 
 @needs_onednn
 def test_what_the_library_refuses_is_named():
     with pytest.raises(RuntimeError, match=r"oneDNN's convolution_forward_primitive_desc failed with status \d"):
-        cpu_ops.convolution(
+        convolution.convolution(
             paddle.ones([1, 3, 4, 4]), paddle.ones([2, 4, 3, 3]), None, (1, 1), (1, 1), ((0, 0), (0, 0))
         )
 
@@ -159,7 +198,7 @@ def test_the_backward_pass_gives_up_what_the_forward_kept():
     x.stop_gradient = False
     hidden = x * 2.0
     watched = weakref.ref(hidden)
-    y = cpu_ops.layer_norm(hidden, paddle.ones([16]), paddle.zeros([16]), 1e-5)
+    y = norms.layer_norm(hidden, paddle.ones([16]), paddle.zeros([16]), 1e-5)
     del hidden
     assert watched() is not None
     y.sum().backward()

@@ -12,12 +12,11 @@ SOURCES = sorted(ROOT.glob("sd/**/*.py")) + sorted(ROOT.glob("*.py"))
 
 # A module may import from its own layer and from those above it in this list.
 LAYERS = [
-    {"errors", "logs", "onednn", "runtime", "signals", "versions"},
+    {"errors", "logs", "runtime", "signals", "versions"},
     {"data", "diffusion"},
     {"arguments", "training_arguments", "command_line", "flags_help"},
     {
-        "cpu_layers",
-        "cpu_ops",
+        "cpu",
         "ema",
         "encoders",
         "grid",

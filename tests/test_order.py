@@ -216,6 +216,14 @@ def test_replacements_stay_in_the_window_first_and_are_the_same_for_every_world(
         assert len(found) > len(window) and set(found) <= set(all_places(counts))
 
 
+@pytest.mark.parametrize("seed", [0, 23, 2**64 - 1, -5])
+def test_a_stream_is_philox_of_its_coordinates(seed):
+    """What NumPy documents, and so what another program can draw again."""
+    key, counter = np.array([seed % 2**64, 7], np.uint64), np.array([0, 5, 2**40, 9], np.uint64)
+    expected = np.random.Generator(np.random.Philox(key=key, counter=counter))
+    assert np.array_equal(rng(seed, 7, 5, 2**40, 9).integers(2**62, size=20), expected.integers(2**62, size=20))
+
+
 def test_random_streams_of_neighbouring_coordinates_are_unrelated():
     streams = [rng(seed, purpose, a, b) for seed in (0, 1) for purpose in (1, 2) for a in (0, 1) for b in (0, 1)]
     draws = np.stack([stream.standard_normal(2000) for stream in streams])

@@ -151,6 +151,9 @@ class Primitive:
         pointers = {
             argument: tensor if isinstance(tensor, int) else tensor.data_ptr() for argument, tensor in tensors.items()
         }
+        if not self._sizes:
+            self._call(pointers)
+            return
         inner = pointers | {argument: _room(argument, size) for argument, size in self._sizes.items()}
         for argument, copy in self._copies_in:
             copy({SRC: pointers[argument], DST: inner[argument]})
@@ -173,12 +176,13 @@ class _Call:
 
     def __init__(self, descriptor, layouts):
         self._primitive = new("primitive", descriptor)
-        self._memories = {index: new("memory", layout, engine(), None) for index, layout in layouts.items()}
-        self._arguments = (_Argument * len(layouts))(*self._memories.items())
+        memories = {index: new("memory", layout, engine(), None) for index, layout in layouts.items()}
+        self._arguments = (_Argument * len(layouts))(*memories.items())
+        self._memories = list(memories.items())
+        self._point, self._execute = _library().dnnl_memory_set_data_handle, _library().dnnl_primitive_execute
 
     def __call__(self, pointers):
-        library = _library()
-        for index, memory in self._memories.items():
-            _check(library.dnnl_memory_set_data_handle(memory, pointers[index]), "memory_set_data_handle")
-        status = library.dnnl_primitive_execute(self._primitive, _stream(), len(self._arguments), self._arguments)
+        for index, memory in self._memories:
+            self._point(memory, pointers[index])  # which cannot fail for memory of this process
+        status = self._execute(self._primitive, _stream(), len(self._arguments), self._arguments)
         _check(status, "primitive_execute")
