@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from bench.real_size import make_input  # noqa: E402
 
 SIZES = {
-    "tiny": {"resolution": 32, "batch": 32, "length": 16, "workers": 1, "warm": 20, "steps": 60},
+    "tiny": {"resolution": 32, "batch": 32, "length": 16, "workers": 1, "warm": 20, "steps": 200},
     "full": {"resolution": 256, "batch": 1, "length": 77, "workers": 1, "warm": 1, "steps": 4},
 }
 OURS, PLAIN, TORCH = "ours", "the reference's method", "diffusers on PyTorch"

@@ -115,6 +115,8 @@ def _norm_and_silu(norm, x):
 
 class _FastResnetBlock:
     def forward(self, input_tensor, temb, scale=1.0):
+        if scale != 1.0:  # LoRA's
+            return super().forward(input_tensor, temb, scale)
         hidden = self.conv1(_norm_and_silu(self.norm1, input_tensor))
         if self.time_emb_proj is not None:
             hidden = hidden + self.time_emb_proj(self.nonlinearity(temb)).unsqueeze([2, 3])
@@ -132,7 +134,8 @@ def _is_plain_attention(layer):
 
 class _FastAttention:
     def forward(self, hidden_states, encoder_hidden_states=None, attention_mask=None, **options):
-        if type(self.processor) is not AttnProcessor or attention_mask is not None or hidden_states.ndim != 3:
+        known = type(self.processor) is AttnProcessor and attention_mask is None and not options
+        if not known or hidden_states.ndim != 3:
             return super().forward(hidden_states, encoder_hidden_states, attention_mask, **options)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = self.to_q(hidden_states), self.to_k(context), self.to_v(context)
