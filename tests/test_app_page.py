@@ -94,13 +94,19 @@ def browser(app):
         chromium.close()
 
 
+def open_app(page, app):
+    """Go to the page and wait for its list of checkpoints: drawn before it has come, there is none to draw from."""
+    page.goto(app.url)
+    page.locator("#status p").filter(has_text="to choose from").wait_for()
+    page.get_by_label("Steps").fill("2")
+
+
 @pytest.fixture
 def page(app, browser):
     page = browser.new_page()
     asked = []
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(app.url)
-    page.get_by_label("Steps").fill("2")
+    open_app(page, app)
     yield page
     page.close()
     assert [url for url in asked if not url.startswith((app.url, "data:", "blob:"))] == []
@@ -166,8 +172,7 @@ def test_a_drawing_is_cancelled_and_another_waits_for_its_turn(app, page, browse
     page.get_by_role("button", name="Draw").click()
     page.locator("#status p").filter(has_text="of 4 pictures").wait_for(timeout=60_000)
     other = browser.new_page()
-    other.goto(app.url)
-    other.get_by_label("Steps").fill("2")
+    open_app(other, app)
     other.get_by_label("Prompt", exact=True).fill("another")
     other.get_by_role("button", name="Draw").click()
     other.locator("#status p").filter(has_text="waiting for its turn").wait_for()

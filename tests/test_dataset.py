@@ -1,7 +1,6 @@
 """TextImagePair through real DataLoader workers: coverage, equality, resume, worlds that change, no orphans."""
 
 import itertools
-import os
 import signal
 import subprocess
 import sys
@@ -301,17 +300,26 @@ def test_defect_05_two_ranks_of_two_workers_run_ten_times_of_ten(file_list):
     assert [rank.returncode for rank in ranks] == [0, 0]
 
 
+OWN_MEMORY = """
+import os, sys, psutil
+from tests.test_dataset import DataLoader, collate, dataset, worker_init_fn
+data = dataset(sys.argv[1], buffer_size=1000, lanes=1, batch_size=8, deal_size=8, resolution=32)
+loader = iter(DataLoader(data, batch_size=8, num_workers=1, collate_fn=collate, worker_init_fn=worker_init_fn))
+for _ in range(125):
+    next(loader)
+print(max(child.memory_full_info().uss for child in psutil.Process().children()), flush=True)
+os._exit(0)
+"""
+
+
 @pytest.mark.defect(13)
 def test_defect_13_a_window_of_a_thousand_records_costs_a_worker_under_150_mb(tmp_path):
+    """In a process of its own: a worker also counts the pages of its parent's heap that it writes on."""
     image = jpeg(0, 295, 295)
     assert 78_000 < len(image) < 90_000
     write_part(tmp_path / "part-000000.gz", 0, 1000, image=lambda seed: image)
     name = write_lists(tmp_path, (1, [tmp_path / "part-000000.gz"]))
-    data = dataset(name, buffer_size=1000, lanes=1, batch_size=8, deal_size=8, resolution=32)
-    loader = iter(DataLoader(data, batch_size=8, num_workers=1, collate_fn=collate, worker_init_fn=worker_init_fn))
-    own = 0
-    for _ in range(125):
-        next(loader)
-    for child in psutil.Process(os.getpid()).children():
-        own = max(own, child.memory_full_info().uss)
-    assert 0 < own < 150e6, own
+    command = [sys.executable, "-c", OWN_MEMORY, str(name)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert 0 < int(result.stdout) < 150e6
