@@ -47,7 +47,7 @@ def stride_flag():
         (lambda: Downsample2D(4, use_conv=True, padding=0), [2, 4, 6, 8]),
         (lambda: Downsample2D(4, use_conv=True, padding=1), [2, 4, 6, 8]),
         (lambda: Downsample2D(4), [2, 4, 6, 8]),
-        (lambda: ResnetBlock2D(in_channels=4, out_channels=8, groups=2, temb_channels=None), [2, 4, 6, 8]),
+        (lambda: ResnetBlock2D(in_channels=4, out_channels=8, groups=2, temb_channels=None), [1, 4, 2, 3]),
         (lambda: ResnetBlock2D(in_channels=4, groups=2, temb_channels=None, output_scale_factor=2.0), [2, 4, 6, 8]),
         (lambda: ResnetBlock2D(in_channels=4, groups=2, temb_channels=None, down=True), [2, 4, 6, 8]),
         (lambda: ResnetBlock2D(in_channels=4, groups=2, temb_channels=None, non_linearity="gelu"), [2, 4, 6, 8]),
@@ -77,7 +77,7 @@ def test_results_and_gradients_are_paddles(make, shape):
     plain, names = run(), list(layer.state_dict())
     speed_up(layer)
     for ours, wanted in zip(run(), plain, strict=True):
-        np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(wanted).max()))
+        np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5)
     assert list(layer.state_dict()) == names
 
 

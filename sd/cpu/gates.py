@@ -41,10 +41,10 @@ class _GatedGELU(PyLayer):
         x = x.contiguous()
         *outer, double = ctx.shape = x.shape
         shape = [math.prod(outer), double // 2]
-        take, _, gelu, _, multiply = ctx.calls = _gate_calls(*shape)
+        pick, _, gelu, _, multiply = ctx.calls = _gate_calls(*shape)
         ctx.kept = straight, gate = empty(shape), empty(shape)
-        take({dnn.SRC: x, dnn.DST: straight})
-        take({dnn.SRC: x.data_ptr() + 4 * shape[1], dnn.DST: gate})
+        pick({dnn.SRC: x, dnn.DST: straight})
+        pick({dnn.SRC: x.data_ptr() + 4 * shape[1], dnn.DST: gate})
         y = empty([*outer, shape[1]])
         gelu({dnn.SRC: gate, dnn.DST: y})
         multiply({dnn.SRC: y, dnn.SRC_1: straight, dnn.DST: y})
