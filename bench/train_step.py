@@ -1,6 +1,6 @@
 """The training step under a table of settings: images/s, model FLOP utilisation, peak memory. One command fills it:
 
-    python bench/train_step.py --device gpu                           256 px, as it stands in the README
+    python bench/train_step.py --device gpu                           256 px, the table of docs/gpu.md
     python bench/train_step.py --device gpu --resolution 512 --batch 16
     python bench/train_step.py --device cpu --size tiny               whichever settings a CPU has
 

@@ -1,4 +1,4 @@
-"""The READMEs name every flag of our own, in both languages, and link only to what is there."""
+"""The documentation: links and anchors lead somewhere, every flag is listed, both READMEs hold the same things."""
 
 import dataclasses
 import re
@@ -13,6 +13,7 @@ from sd.training_arguments import SDTrainingArguments
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ["README.md", "README_zh.md"]
+PAGES = [*READMES, "bench/README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 
 
 def flags_of(script):
@@ -20,9 +21,8 @@ def flags_of(script):
     return set(re.findall(r"^ +(--\w+)", told.stdout, re.MULTILINE))
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_every_flag_of_training_is_in_the_readme_with_its_default(name):
-    text = (ROOT / name).read_text()
+def test_every_flag_of_training_is_documented_with_its_default():
+    text = (ROOT / "docs/flags.md").read_text()
     own = [field for group in (SDModelArguments, SDDataArguments) for field in dataclasses.fields(group)]
     own += [f for f in dataclasses.fields(SDTrainingArguments) if f.name in SDTrainingArguments.__annotations__]
     assert len(own) > 30
@@ -32,26 +32,65 @@ def test_every_flag_of_training_is_in_the_readme_with_its_default(name):
         assert f"| `--{field.name}` | {shown} |" in text, field.name
 
 
-@pytest.mark.parametrize("name", READMES)
 @pytest.mark.parametrize(
     "script", ["create_pretraining_data.py", "precompute_latents.py", "eval.py", "export.py", "app.py"]
 )
-def test_every_flag_of_the_other_scripts_is_in_the_readme(name, script):
+def test_every_flag_of_the_other_scripts_is_documented(script):
     flags = flags_of(script)
     assert len(flags) >= 5
-    assert {flag for flag in flags if flag not in (ROOT / name).read_text()} == {"--help"} & flags
+    assert {flag for flag in flags if flag not in (ROOT / "docs/flags.md").read_text()} == {"--help"} & flags
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_links_lead_somewhere_and_no_figure_is_open(name):
-    text = (ROOT / name).read_text()
-    links = re.findall(r"\]\(([^)#]+)\)", text)
-    assert "docs/quickstart.png" in links
-    assert [link for link in links if not link.startswith("http") and not (ROOT / link).exists()] == []
+def anchors_of(path):
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_anchors_lead_somewhere_and_no_figure_is_open(name):
+    page = ROOT / name
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        if link.startswith("http"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file) if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors_of(target), link
     assert "@@" not in text
 
 
-def test_both_languages_hold_the_same_commands_and_flags():
+@pytest.mark.parametrize("name", PAGES)
+def test_pictures_have_a_text_for_those_who_do_not_see_them(name):
+    assert re.findall(r"!\[\s*\]\([^)]*\)", (ROOT / name).read_text()) == []
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_front_page_stays_short(name):
+    assert len((ROOT / name).read_text().splitlines()) <= 220
+
+
+def test_every_page_is_reached_from_the_front_page():
+    front = (ROOT / "README.md").read_text()
+    assert [page for page in PAGES if page.startswith("docs/") and f"({page})" not in front] == []
+
+
+def test_both_languages_hold_the_same_sections_commands_links_and_flags():
     english, chinese = ((ROOT / name).read_text() for name in READMES)
-    for pattern in (r"--\w+", r"python [\w./]+\.py", r"`[\w./]+\.(?:py|sh|json|txt|png)`"):
+    assert len(re.findall(r"^## ", english, re.MULTILINE)) == len(re.findall(r"^## ", chinese, re.MULTILINE)) > 9
+    for pattern in (
+        r"--\w+",
+        r"python [\w./]+\.py",
+        r"`[\w./]+\.(?:py|sh|json|txt|png)`",
+        r"\]\((?!README|#)([^)]+)\)",
+    ):
         assert set(re.findall(pattern, english)) == set(re.findall(pattern, chinese))
+    assert commands_of(english) == commands_of(chinese)
+
+
+def commands_of(text):
+    """The lines of the fenced sh blocks, without their comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [re.sub(r"\s+#.*", "", line).rstrip() for block in blocks for line in block.splitlines()]
