@@ -30,7 +30,7 @@ those of paddlenlp's `TrainingArguments`: `--fp16`, `--bf16`, `--fp16_opt_level`
 `--resume_from_checkpoint`, `--overwrite_output_dir`, `--max_steps`, `--lr_scheduler_type`, `--warmup_steps`, `--seed`,
 `--dataloader_num_workers`, `--logging_steps`, `--recompute`, `--to_static`, `--sharding stage1`, ...; `--help`
 lists all. `python -m sd.doctor` takes the flags of training. The environment's `FLAG_USE_EMA`, `FLAG_RECOMPUTE`,
-`FLAG_XFORMERS`, `FLAG_TO_STATIC` and `FLAG_BENCHMARK` turn on their flags, and the log names each; a flag on the command
+`FLAG_XFORMERS`, `FLAG_TO_STATIC` and `FLAG_BENCHMARK` turn on their flags, and the log names each; the command
 line wins.
 """
 
