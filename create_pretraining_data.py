@@ -1,46 +1,7 @@
 """Pack captioned images into parts for training: JSONL, webdataset or parquet in, parts and file lists out."""
 
-import argparse
-
-from sd.data.pack_options import ENGINES, INPUT_FORMATS, VERIFY, PackOptions
-from sd.data.packer import pack
+from sd.commands.pack import main
 from sd.errors import run_script
-
-
-def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--input_path", required=True, help="JSONL, one object a line; or shards, see --input_format")
-    add("--output_path", required=True, help="folder for parts, file lists and report")
-    add("--output_name", default="custom_dataset", help="name of the file list")
-    add("--caption_key", default="caption", help="key of the caption")
-    add("--image_key", default="image", help="key of the image's path, relative to the JSONL's folder")
-    add("--per_part_file_num", type=int, default=1000, help="input rows a part")
-    add("--save_gzip_file", action="store_true", help="gzip the parts")
-    add("--num_repeat", type=int, default=1, help="how often the file list names every part")
-    add("--num_workers", type=int, help="processes on this machine (default: the cores)")
-    add("--input_format", choices=INPUT_FORMATS, default="jsonl", help="what --input_path holds")
-    add("--verify", choices=VERIFY, default="header", help="open each image, decode it whole, or neither")
-    add("--min_size", type=int, default=0, help="leave out images with a shorter short side")
-    add("--max_aspect_ratio", type=float, help="leave out images that are longer than this times their short side")
-    add("--min_caption_length", type=int, default=0, help="leave out captions with fewer characters")
-    add("--resize", type=int, metavar="SHORT_SIDE", help="shrink larger images to this short side, as JPEG")
-    add("--quality", type=int, default=95, help="JPEG quality for --resize")
-    add("--max_bad_fraction", type=float, default=0.05, help="fail if a larger share of the rows is bad")
-    add("--allow_outside", action="store_true", help="follow image paths out of the JSONL's folder")
-    add("--max_pixels", type=int, default=PackOptions.max_pixels, help="refuse larger images")
-    add("--overwrite", action="store_true", help="remove the parts of an earlier run instead of going on from them")
-    add("--engine", choices=ENGINES, default="local", help="this machine, or a Ray cluster")
-    add("--ray_address", help="address of the Ray cluster (default: start one here)")
-    return PackOptions(**vars(parser.parse_args(argv)))
-
-
-def main():
-    file_list, report = pack(parse_arguments())
-    outcomes = ", ".join(f"{count} {name}" for name, count in report["outcomes"].items())
-    print(f"{report['rows']} rows into {report['parts']} parts: {outcomes}")
-    print(f"train with --file_list {file_list}")
-
 
 if __name__ == "__main__":
     run_script(main)

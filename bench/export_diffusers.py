@@ -27,9 +27,9 @@ def write(folder, checkpoint):
     import paddle
     from ppdiffusers import UNet2DConditionModel
 
-    from sd.pipeline import denoise, draw_images, encode_prompt, initial_noise, vae_factor
     from sd.sampling.export import export_pipeline
     from sd.sampling.models import load_models
+    from sd.sampling.pipeline import denoise, draw_images, encode_prompt, initial_noise, vae_factor
 
     if checkpoint is None:
         paddle.seed(0)

@@ -49,7 +49,7 @@ def paddle_step(prepared):
     import paddle
     from ppdiffusers import UNet2DConditionModel
 
-    from sd.optimizer import CancellableAdamW
+    from sd.training.optimizer import CancellableAdamW
 
     unet = UNet2DConditionModel(**config())
     if prepared:

@@ -41,7 +41,7 @@ def streaming_rate(folder, workers, batches=48):
     import paddle
 
     from bench.streaming import BATCH, RESOLUTION, tokenize
-    from sd.data.dataset import TextImagePair, collate, worker_init_fn
+    from sd.data.streaming.dataset import TextImagePair, collate, worker_init_fn
 
     data = TextImagePair(
         str(folder / "a.filelist.list"), tokenize, resolution=RESOLUTION, batch_size=BATCH, num_workers=workers
@@ -124,7 +124,7 @@ def compare(rounds):
 
 def simulate(parts=400_000, rows=1000, ranks=1024, workers=8, batch=2):
     """The order of 400 M records for 1,024 ranks: what it costs, and that a step's samples are all different."""
-    from sd.data.order import Order, worker_samples
+    from sd.data.streaming.order import Order, worker_samples
 
     tracemalloc.start()
     begin = time.process_time()

@@ -28,7 +28,7 @@ from sd import runtime  # noqa: E402
 runtime.prepare()
 
 from bench.real_size import make_input, run  # noqa: E402
-from sd.data.process import die_with_parent  # noqa: E402
+from sd.processes.pool import die_with_parent  # noqa: E402
 
 SMALL_UNET = {
     "sample_size": 32,
@@ -69,9 +69,9 @@ def measure(name, file_list, folder, args):
 
 def reading_seconds(file_list, models, resolution, samples=1000):
     """Processor seconds that one sample costs: read, decoded, chosen, drawn and collated."""
-    from sd.data.dataset import TextImagePair, collate
+    from sd.data.streaming.dataset import TextImagePair, collate
     from sd.diffusion.draws import draw
-    from sd.loading import load_part
+    from sd.models.loading import load_part
 
     tokenizer = load_part("tokenizer", str(models), "tokenizer")
 

@@ -24,9 +24,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sd.data import packer  # noqa: E402
-from sd.data.pack_options import PackOptions  # noqa: E402
-from sd.data.pack_part import PartResult  # noqa: E402
+from sd.data.packing import packer  # noqa: E402
+from sd.data.packing.options import PackOptions  # noqa: E402
+from sd.data.packing.part import PartResult  # noqa: E402
 
 
 def make_photo(rng):

@@ -22,9 +22,9 @@ import numpy as np  # noqa: E402
 
 from bench.operations import TEXT_LENGTH, part_macs, step_flops  # noqa: E402
 from bench.real_size import TEXT_CONFIG, VAE_CONFIG  # noqa: E402
-from sd.data.moments import KIND, encode_payload  # noqa: E402
-from sd.data.part import PartWriter  # noqa: E402
-from sd.data.record import encode_row  # noqa: E402
+from sd.data.parts.moments import KIND, encode_payload  # noqa: E402
+from sd.data.parts.part import PartWriter  # noqa: E402
+from sd.data.parts.record import encode_row  # noqa: E402
 
 BATCH = 2048
 # The steps of the v1-1 to v1-4 checkpoints, from their model cards: name, side in pixels, steps.

@@ -24,9 +24,9 @@ import_quietly()
 
 import numpy as np  # noqa: E402
 
-from sd.loading import random_unet  # noqa: E402
-from sd.pipeline import default_batch_size, draw_images, make_scheduler, vae_factor  # noqa: E402
+from sd.models.loading import random_unet  # noqa: E402
 from sd.sampling.models import load_models  # noqa: E402
+from sd.sampling.pipeline import default_batch_size, draw_images, make_scheduler, vae_factor  # noqa: E402
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 COUNT, STEPS, REPEATS = 16, 10, 3
@@ -37,7 +37,7 @@ def load(checkpoint):
     if checkpoint:
         models = load_models(checkpoint)
         return models.unet, models.vae, models.text_encoder, models.tokenizer, models.side
-    from sd.loading import load_part
+    from sd.models.loading import load_part
 
     unet = random_unet(DEMO / "unet_config.json")
     for parameter in unet.conv_out.parameters():  # zero to begin with, and would hide every difference

@@ -33,12 +33,12 @@ from threadpoolctl import threadpool_limits
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # in place of bench/, where this file would hide the package `streaming`
 
-from sd.data.dataset import TextImagePair, collate  # noqa: E402
-from sd.data.order import Order  # noqa: E402
-from sd.data.part import PartWriter  # noqa: E402
-from sd.data.record import encode_row  # noqa: E402
-from sd.data.resize import resize_and_crop, shown_size  # noqa: E402
-from sd.data.sample import decode_image, short_side  # noqa: E402
+from sd.data.images.resize import resize_and_crop, shown_size  # noqa: E402
+from sd.data.parts.part import PartWriter  # noqa: E402
+from sd.data.parts.record import encode_row  # noqa: E402
+from sd.data.streaming.dataset import TextImagePair, collate  # noqa: E402
+from sd.data.streaming.order import Order  # noqa: E402
+from sd.data.streaming.sample import decode_image, short_side  # noqa: E402
 
 RESOLUTION, BATCH = 256, 32
 
@@ -241,7 +241,7 @@ def compare_resizing(jpegs, rounds):
         size, left, top = crop_of(image)
         return resize_and_crop(np.asarray(image), size, left, top, RESOLUTION).transpose(1, 2, 0)
 
-    ways = {"Pillow, whole, then crop": whole, "Pillow, `box=`": boxed, "sd.data.resize": ours}
+    ways = {"Pillow, whole, then crop": whole, "Pillow, `box=`": boxed, "sd.data.images.resize": ours}
     best = best_seconds({n: lambda w=w: [w(image) for image in images] for n, w in ways.items()}, rounds)
     print("\n| resize to 284 and crop 256, Lanczos | images/s per core | largest difference |\n| --- | --- | --- |")
     for name, way in ways.items():

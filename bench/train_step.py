@@ -63,9 +63,9 @@ def model_of(size, setting):
     from ppdiffusers.transformers import CLIPTextConfig, CLIPTextModel
 
     from bench.real_size import TEXT_CONFIG, VAE_CONFIG
-    from sd.arguments import SDModelArguments
-    from sd.loading import random_unet
-    from sd.model import StableDiffusionModel
+    from sd.diffusion.model import StableDiffusionModel
+    from sd.flags.arguments import SDModelArguments
+    from sd.models.loading import random_unet
 
     unet, vae, text, length = ROOT / "sd/unet_config.json", VAE_CONFIG, TEXT_CONFIG, 77
     if size == "tiny":
@@ -120,8 +120,8 @@ def measure(args, setting):
     import_quietly()
     import paddle
 
-    from sd.command_line import parse_arguments
-    from sd.trainer import StableDiffusionTrainer
+    from sd.flags.command_line import parse_arguments
+    from sd.training.trainer import StableDiffusionTrainer
 
     batch = args.batch * setting.get("batch_times", 1)
     flags = {key: value for key, value in setting.items() if key not in OURS}

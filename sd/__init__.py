@@ -3,13 +3,13 @@
 import importlib
 
 _HOME = {
-    "SDModelArguments": "sd.arguments",
-    "SDDataArguments": "sd.arguments",
-    "SDTrainingArguments": "sd.arguments",
-    "StableDiffusionModel": "sd.model",
-    "StableDiffusionTrainer": "sd.trainer",
-    "TextImagePair": "sd.data.dataset",
-    "worker_init_fn": "sd.data.dataset",
+    "SDModelArguments": "sd.flags.arguments",
+    "SDDataArguments": "sd.flags.arguments",
+    "SDTrainingArguments": "sd.flags.arguments",
+    "StableDiffusionModel": "sd.diffusion.model",
+    "StableDiffusionTrainer": "sd.training.trainer",
+    "TextImagePair": "sd.data.streaming.dataset",
+    "worker_init_fn": "sd.data.streaming.dataset",
 }
 
 __all__ = list(_HOME)

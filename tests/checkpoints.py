@@ -4,7 +4,7 @@ import json
 
 from safetensors.numpy import load_file
 
-from sd.checkpoint import CheckpointWriter
+from sd.runs.checkpoint import CheckpointWriter
 
 
 def save_checkpoint(repository, output_dir, step, ema=False):

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sd.data.part import PartWriter
-from sd.data.record import encode_row
+from sd.data.parts.part import PartWriter
+from sd.data.parts.record import encode_row
 
 SIDE = 40
 

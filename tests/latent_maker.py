@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from demo.shapes import caption_of, example
-from sd.data.part import PartReader, PartWriter, load_index
-from sd.data.record import decode_row, encode_row
+from sd.data.parts.part import PartReader, PartWriter, load_index
+from sd.data.parts.record import decode_row, encode_row
 from sd.latents.options import CacheOptions
 from tests.data_maker import write_lists
 

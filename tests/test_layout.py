@@ -12,32 +12,22 @@ SOURCES = sorted(ROOT.glob("sd/**/*.py")) + sorted(ROOT.glob("*.py"))
 
 # A module may import from its own layer and from those above it in this list.
 LAYERS = [
-    {"errors", "logs", "runtime", "signals", "versions"},
-    {"data", "diffusion"},
-    {"arguments", "training_arguments", "command_line", "flags_help"},
-    {
-        "cpu",
-        "ema",
-        "encoders",
-        "grid",
-        "latents",
-        "loading",
-        "model",
-        "optimizer",
-        "pipeline",
-        "weights",
-    },
-    {"callbacks", "checkpoint", "previews", "runs", "saving", "siblings", "step_record", "validation"},
-    {"sampling", "trainer"},
+    {"errors", "logs", "runtime", "versions"},
+    {"flags", "processes"},
+    {"data", "models", "cpu"},
+    {"diffusion"},
+    {"runs"},
+    {"sampling"},
+    {"latents", "metrics", "web"},
     {"training"},
-    {"doctor"},
+    {"commands", "doctor"},
 ]
 PADDLE_FREE = [
-    "sd.data.packer",
-    "sd.data.order",
-    "sd.data.sample",
-    "sd.data.moments",
-    "sd.data.part",
+    "sd.data.packing.packer",
+    "sd.data.streaming.order",
+    "sd.data.streaming.sample",
+    "sd.data.parts.moments",
+    "sd.data.parts.part",
     "sd.diffusion.schedule",
 ]
 

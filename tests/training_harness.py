@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from sd.command_line import parse_arguments
+from sd.flags.command_line import parse_arguments
 from tests.data_maker import make_data
 from tests.tiny import make_tiny_repository
 
@@ -53,7 +53,7 @@ class Workshop:
 
     def train(self, output_dir, *more):
         """Train in this process. Returns the output folder."""
-        from sd.training import train
+        from sd.training.run import train
 
         logging.getLogger("sd").setLevel(logging.INFO)
         self.stopped_by = train(*parse_arguments(self.flags(output_dir, *more), environ={}))

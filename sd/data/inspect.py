@@ -14,19 +14,19 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from sd.data import storage
-from sd.data.cache import LocalCopies
-from sd.data.catalog import Catalog
-from sd.data.index import PartError
-from sd.data.moments import decode_payload, find_manifest
-from sd.data.order import CAPTION, CROP, rng
-from sd.data.part import load_index
-from sd.data.record import RowError
-from sd.data.resize import FILTERS
-from sd.data.sample import choose_caption, decode_image, random_crop
-from sd.data.stream import RowReader
-from sd.data.watchdog import Watchdog
+from sd.data.images.resize import FILTERS
+from sd.data.parts import storage
+from sd.data.parts.index import PartError
+from sd.data.parts.moments import decode_payload, find_manifest
+from sd.data.parts.part import load_index
+from sd.data.parts.record import RowError
+from sd.data.streaming.catalog import Catalog
+from sd.data.streaming.local_copies import LocalCopies
+from sd.data.streaming.order import CAPTION, CROP, rng
+from sd.data.streaming.sample import choose_caption, decode_image, random_crop
+from sd.data.streaming.stream import RowReader
 from sd.errors import InputError, RunError, run_script
+from sd.processes.watchdog import Watchdog
 
 SIDES = (0, 1, 64, 128, 256, 384, 512, 768, 1024, 2048)
 CAPTION_LENGTHS = (0, 1, 20, 50, 100, 200, 400)

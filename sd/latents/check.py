@@ -12,14 +12,14 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from sd.data import storage
-from sd.data.cache import LocalCopies
-from sd.data.moments import decode_payload
-from sd.data.part import load_index
-from sd.data.record import RowError, clean_caption, decode_row
+from sd.data.parts import storage
+from sd.data.parts.moments import decode_payload
+from sd.data.parts.part import load_index
+from sd.data.parts.record import RowError, clean_caption, decode_row
+from sd.data.streaming.local_copies import LocalCopies
 from sd.errors import RunError
-from sd.grid import labelled_table
 from sd.latents.decode import crop_record, part_key
+from sd.sampling.grid import labelled_table
 
 # What rounding to float16 and another device's arithmetic leave is far below these; what a mistake makes is far above.
 _MEAN_SHARE = 0.05  # of the latents' own deviation

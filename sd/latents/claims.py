@@ -6,7 +6,7 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from sd.data import storage
+from sd.data.parts import storage
 
 _NAME = ".claims"
 _FINISH = 1 << 40  # beyond every part's number

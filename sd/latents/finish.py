@@ -6,10 +6,10 @@ from functools import partial
 
 from tqdm import tqdm
 
-from sd.data import storage
-from sd.data.moments import encode_empty_state, manifest_path
-from sd.data.pack_part import BAD, PartResult
-from sd.data.pack_report import Tally
+from sd.data.packing.part import BAD, PartResult
+from sd.data.packing.report import Tally
+from sd.data.parts import storage
+from sd.data.parts.moments import encode_empty_state, manifest_path
 from sd.latents.plan import LIST_FOLDER, each, finished, part_folder
 
 

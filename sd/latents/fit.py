@@ -1,9 +1,9 @@
 """Whether a cache of latents fits the run that is to train from it, told before any weights take memory."""
 
-from sd.data.moments import find_manifest
+from sd.data.parts.moments import find_manifest
 from sd.errors import InputError
-from sd.latents.hashes import weights_hash
-from sd.loading import DeferredPart, part_source
+from sd.models.hashes import weights_hash
+from sd.models.loading import DeferredPart, part_source
 
 
 def cached_parts(manifest):

@@ -5,12 +5,12 @@ from functools import lru_cache
 import numpy as np
 import paddle
 
-from sd import encoders
-from sd.data.moments import Manifest
+from sd.data.parts.moments import Manifest
 from sd.errors import InputError
-from sd.latents.hashes import weights_hash
-from sd.loading import load_part, part_source
-from sd.pipeline import vae_factor
+from sd.models import encoders
+from sd.models.hashes import weights_hash
+from sd.models.loading import load_part, part_source
+from sd.sampling.pipeline import vae_factor
 
 _LOG_VARIANCES = (-30.0, 20.0)  # ppdiffusers cuts them so; what lies beyond would not fit float16
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from sd.arguments import INTERPOLATIONS, SDDataArguments, SDModelArguments
-from sd.data.moments import CROPS
+from sd.data.parts.moments import CROPS
 from sd.errors import InputError
+from sd.flags.arguments import INTERPOLATIONS, SDDataArguments, SDModelArguments
 
 ENGINES = ("local", "ray")
 

@@ -1,9 +1,9 @@
 """The work on one cached part: a row for each row of the source part, in its order, the same wherever it is made."""
 
-from sd.data.moments import KIND, encode_payload
-from sd.data.pack_part import BAD, FILTERED
-from sd.data.part import PartWriter
-from sd.data.record import RowError, encode_captions_row
+from sd.data.packing.part import BAD, FILTERED
+from sd.data.parts.moments import KIND, encode_payload
+from sd.data.parts.part import PartWriter
+from sd.data.parts.record import RowError, encode_captions_row
 from sd.latents.decode import Chunk
 from sd.latents.plan import usable_rows
 

@@ -3,12 +3,12 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from sd.data import storage
-from sd.data.catalog import Catalog
-from sd.data.filelist import read_file_list
-from sd.data.index import SUFFIX, PartError, parse_index
-from sd.data.moments import KIND, Manifest
-from sd.data.part import load_index
+from sd.data.parts import storage
+from sd.data.parts.filelist import read_file_list
+from sd.data.parts.index import SUFFIX, PartError, parse_index
+from sd.data.parts.moments import KIND, Manifest
+from sd.data.parts.part import load_index
+from sd.data.streaming.catalog import Catalog
 from sd.errors import InputError
 
 PART_FOLDER, LIST_FOLDER = "latents", "filelist"

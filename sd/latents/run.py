@@ -12,10 +12,8 @@ import paddle
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from sd.data import storage
-from sd.data.index import PartError
-from sd.data.process import run_local, stopped_by_signals
-from sd.data.ray_engine import run_on_ray
+from sd.data.parts import storage
+from sd.data.parts.index import PartError
 from sd.errors import RunError
 from sd.latents.check import check_cache
 from sd.latents.claims import Claims
@@ -25,6 +23,8 @@ from sd.latents.models import encoders_for
 from sd.latents.part import chunks_of, write_part
 from sd.latents.plan import LIST_FOLDER, is_finished, make_plan, part_folder, unfinished
 from sd.logs import rank
+from sd.processes.pool import run_local, stopped_by_signals
+from sd.processes.ray_engine import run_on_ray
 from sd.runtime import usable_cores
 
 _HOPELESS_ROWS = 1000  # this many rows and none of them good: the rest will not be better

@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from sd.arguments import check_choice
 from sd.errors import InputError, RunError
+from sd.flags.arguments import check_choice
 
 FORMATS = ("ppdiffusers", "diffusers")
 

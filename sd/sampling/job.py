@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sd.pipeline import check_size, cut_text, default_batch_size, stream_images
 from sd.sampling.files import read_png_text, write_png
+from sd.sampling.pipeline import check_size, cut_text, default_batch_size, stream_images
 
 _BAR = "{l_bar}{bar}| {n:.1f}/{total} pictures [{elapsed}<{remaining}]"
 

@@ -9,14 +9,14 @@ import numpy as np
 import paddle
 import xxhash
 
-from sd.arguments import check_choice
+from sd.diffusion.model import check_parts
 from sd.diffusion.schedule import sampler_config
 from sd.errors import InputError
-from sd.loading import load_part
-from sd.model import check_parts
-from sd.pipeline import SCHEDULERS, make_scheduler, vae_factor
-from sd.sampling.locate import PUBLISHED, find_unet, run_settings
-from sd.weights import read_config
+from sd.flags.arguments import check_choice
+from sd.models.loading import load_part
+from sd.models.weights import read_config
+from sd.runs.locate import PUBLISHED, find_unet, run_settings
+from sd.sampling.pipeline import SCHEDULERS, make_scheduler, vae_factor
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # Settings of a sampler that are the sampler's own affair, not the training's.
@@ -84,7 +84,7 @@ def load_models(
     """Load what is named; what is not comes from the checkpoint or pipeline around the UNet, else from what its run
     was trained with, else from the published Stable Diffusion v1-4.
 
-    unet: see `sd.sampling.locate.find_unet`. variant: `ema` for the moving average. shared: Models whose parts are
+    unet: see `sd.runs.locate.find_unet`. variant: `ema` for the moving average. shared: Models whose parts are
     taken over where they are the same. Raises InputError if a part cannot be had or the parts do not fit.
     """
     check_choice("dtype", dtype, DTYPES)

@@ -3,13 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from sd.arguments import check_range
 from sd.errors import InputError
-from sd.grid import labelled_sheet, labelled_table
+from sd.flags.arguments import check_range
 from sd.sampling.compare import find_columns
 from sd.sampling.files import make_folder, read_pixels, slug, write_png
+from sd.sampling.grid import labelled_sheet, labelled_table
 from sd.sampling.job import Job, draw, settings_from, warn_of_cut_prompts
-from sd.sampling.metrics import measure
 from sd.sampling.models import choose_device, load_models
 from sd.sampling.prompts import read_prompts
 
@@ -20,10 +19,7 @@ _GRID_COLUMNS = 12
 
 def run(flags):
     """Draw what the flags ask for. Raises InputError or RunError."""
-    _check(flags)
-    if flags.metrics:
-        measure(flags, {"unet": flags.unet, "variant": flags.variant} | _model_flags(flags))
-        return
+    check_flags(flags)
     prompts = list(flags.prompt or [])
     if flags.prompts_file:
         prompts += read_prompts(flags.prompts_file, flags.prompts_column)
@@ -34,7 +30,8 @@ def run(flags):
         _draw(flags, prompts, device)
 
 
-def _check(flags):
+def check_flags(flags):
+    """Raises InputError for a value out of range or two flags that exclude each other."""
     check_range("num_images", flags.num_images, low=1)
     check_range("seed", flags.seed, low=0)
     for name in ("height", "width", "batch_size"):
@@ -46,12 +43,13 @@ def _check(flags):
         raise InputError(f"compare={flags.compare[0]!r}; expected two or more to be compared")
 
 
-def _model_flags(flags):
+def model_flags(flags):
+    """Keyword arguments of `load_models` beside the UNet."""
     return {name: getattr(flags, name) for name in _MODEL_FLAGS}
 
 
 def _load(flags, unet, variant, shared=None):
-    return load_models(unet, variant=variant, shared=shared, **_model_flags(flags))
+    return load_models(unet, variant=variant, shared=shared, **model_flags(flags))
 
 
 def _places(output, count):

@@ -1,0 +1,101 @@
+"""Compute the VAE's moments, and with --cache_text the text encoder's states, of a file list once, for training."""
+
+import argparse
+
+from sd import runtime, versions
+from sd.data.parts.moments import CROPS
+from sd.latents.options import ENGINES, CacheOptions
+from sd.logs import import_quietly, set_up_logging
+from sd.processes.pool import die_with_launcher
+
+
+def parse_arguments(argv=None):
+    """The flags. They are read before Paddle is imported, so that `--help` is quick."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    unset = argparse.SUPPRESS  # CacheOptions knows, and --help says no `(default: None)`
+    default = CacheOptions.__dataclass_fields__
+    add = parser.add_argument
+    add("--file_list", required=True, default=unset, help="list of filelists of images, as training takes it")
+    add("--output_path", required=True, default=unset, help="folder for parts, file lists and report")
+    add("--output_name", default=default["output_name"].default, help="name of the file list")
+    add("--resolution", type=int, default=default["resolution"].default, help="side of the training images in pixels")
+    models = parser.add_argument_group("models, by the flags of training")
+    add = models.add_argument
+    add(
+        "--pretrained_model_name_or_path",
+        default=default["pretrained_model_name_or_path"].default,
+        help="model whose sub-folders are used for what is not named below",
+    )
+    add("--vae_name_or_path", default=unset, help="name or folder of the VAE")
+    add("--text_encoder_name_or_path", default=unset, help="name or folder of the text encoder")
+    add("--tokenizer_name", default=unset, help="name or folder of the tokenizer")
+    add("--cache_text", action="store_true", help="cache the captions' text states too")
+    add(
+        "--model_max_length",
+        type=int,
+        default=default["model_max_length"].default,
+        help="longest caption in tokens, with --cache_text",
+    )
+    crops = parser.add_argument_group("crops, which training from the cache no longer draws")
+    add = crops.add_argument
+    add("--crop", choices=CROPS, default=default["crop"].default, help="where the square is cut, once for all passes")
+    add("--num_crops", type=int, default=default["num_crops"].default, help="random crops of each image")
+    add("--flip", action="store_true", help="cache the mirror image of each crop too")
+    add("--interpolation", default=default["interpolation"].default, help="how images are resized, as in training")
+    add("--seed", type=int, default=default["seed"].default, help="seed of the random crops")
+    work = parser.add_argument_group("work")
+    add = work.add_argument
+    add("--batch_size", type=int, default=default["batch_size"].default, help="crops in one call of the VAE")
+    add(
+        "--num_workers",
+        type=int,
+        default=unset,
+        help="processes that decode (default: the cores, shared by the ranks here)",
+    )
+    add("--device", default=unset, help="cpu, gpu or gpu:N (default: a GPU if there is one)")
+    add(
+        "--max_bad_fraction",
+        type=float,
+        default=default["max_bad_fraction"].default,
+        help="fail if a larger share of the rows is bad",
+    )
+    add(
+        "--data_cache_bytes",
+        type=int,
+        default=default["data_cache_bytes"].default,
+        help="size of the local copies of remote parts",
+    )
+    add("--overwrite", action="store_true", help="replace parts of other settings or another source")
+    add("--engine", choices=ENGINES, default="local", help="this process and its ranks, or a Ray cluster")
+    add("--ray_address", default=unset, help="address of the Ray cluster (default: start one here)")
+    add(
+        "--check",
+        type=int,
+        default=0,
+        metavar="N",
+        help="decode so many rows of the cache, compare with the images, fail on a difference",
+    )
+    return CacheOptions(**vars(parser.parse_args(argv)))
+
+
+def main():
+    """Read the flags, set the machine up, cache, check."""
+    options = parse_arguments()
+    die_with_launcher()
+    versions.check()
+    runtime.prepare()
+    set_up_logging()
+    import_quietly()
+    from sd.latents.run import precompute
+    from sd.sampling.models import choose_device
+
+    choose_device(options.device)
+    done = precompute(options)
+    if done is None:
+        return
+    file_list, report = done
+    outcomes = ", ".join(f"{count} {name}" for name, count in report["outcomes"].items())
+    print(f"{report['rows']} rows into {report['parts']} parts: {outcomes}")
+    print(f"train with --file_list {file_list}")

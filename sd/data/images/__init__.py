@@ -1,0 +1,1 @@
+"""Image files to pixels: open, limit, orient, convert, resize."""

@@ -1,0 +1,1 @@
+"""Packing: captioned images in, parts and file lists out."""

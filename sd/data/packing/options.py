@@ -1,0 +1,84 @@
+"""What a packing run is asked to do, checked before any work starts."""
+
+from dataclasses import asdict, dataclass
+
+from sd.data.images.check import MAX_PIXELS
+from sd.errors import InputError
+from sd.runtime import usable_cores
+
+VERIFY = ("header", "decode", "none")
+INPUT_FORMATS = ("jsonl", "webdataset", "parquet")
+ENGINES = ("local", "ray")
+
+# What decides the bytes of a part. The rest may differ when a stopped run goes on.
+_PART_SETTINGS = (
+    "caption_key",
+    "image_key",
+    "per_part_file_num",
+    "save_gzip_file",
+    "input_format",
+    "verify",
+    "min_size",
+    "max_aspect_ratio",
+    "min_caption_length",
+    "resize",
+    "quality",
+    "allow_outside",
+    "max_pixels",
+)
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """The flags of create_pretraining_data.py; `None` and 0 turn a filter off."""
+
+    input_path: str
+    output_path: str
+    output_name: str = "custom_dataset"
+    caption_key: str = "caption"
+    image_key: str = "image"
+    per_part_file_num: int = 1000
+    save_gzip_file: bool = False
+    num_repeat: int = 1
+    num_workers: int | None = None
+    input_format: str = "jsonl"
+    verify: str = "header"
+    min_size: int = 0
+    max_aspect_ratio: float | None = None
+    min_caption_length: int = 0
+    resize: int | None = None
+    quality: int = 95
+    max_bad_fraction: float = 0.05
+    allow_outside: bool = False
+    max_pixels: int = MAX_PIXELS
+    overwrite: bool = False
+    engine: str = "local"
+    ray_address: str | None = None
+
+    def __post_init__(self):
+        if self.num_workers is None:
+            object.__setattr__(self, "num_workers", usable_cores())
+        for name in ("per_part_file_num", "num_repeat", "num_workers", "max_pixels"):
+            self._hold(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("min_size", "min_caption_length"):
+            self._hold(name, getattr(self, name) >= 0, "at least 0")
+        self._hold("max_aspect_ratio", self.max_aspect_ratio is None or self.max_aspect_ratio >= 1, "at least 1")
+        self._hold("resize", self.resize is None or self.resize >= 1, "at least 1")
+        self._hold("quality", 1 <= self.quality <= 100, "from 1 to 100")
+        self._hold("max_bad_fraction", 0 <= self.max_bad_fraction <= 1, "from 0 to 1")
+        self._hold("verify", self.verify in VERIFY, f"one of {VERIFY}")
+        self._hold("input_format", self.input_format in INPUT_FORMATS, f"one of {INPUT_FORMATS}")
+        self._hold("engine", self.engine in ENGINES, f"one of {ENGINES}")
+        self._hold("output_name", self.output_name and "/" not in self.output_name, "a file name without a slash")
+        if self.verify == "none" and (self.min_size or self.max_aspect_ratio or self.resize):
+            raise InputError("--verify none looks at no image; --min_size, --max_aspect_ratio and --resize need one")
+        if self.ray_address and self.engine != "ray":
+            raise InputError(f"--ray_address {self.ray_address} needs --engine ray")
+
+    def _hold(self, name, holds, expected):
+        if not holds:
+            raise InputError(f"--{name} {getattr(self, name)}; expected {expected}")
+
+    def part_settings(self):
+        """What decides the bytes of a part, as a dict for JSON."""
+        return {name: value for name, value in asdict(self).items() if name in _PART_SETTINGS}

@@ -1,0 +1,156 @@
+"""Packing: input rows -> parts in a bounded pool -> report -> file lists, in this order."""
+
+import fcntl
+import json
+import os
+import re
+from contextlib import closing, contextmanager
+from functools import partial
+from itertools import chain, islice
+
+from sd.data.packing.part import Task, pack_part
+from sd.data.packing.report import Progress, Tally
+from sd.data.packing.sources.jsonl import open_source
+from sd.data.parts import storage
+from sd.data.parts.filelist import write_file_lists
+from sd.data.parts.index import SUFFIX
+from sd.errors import InputError, RunError
+from sd.processes.pool import run_local, stopped_by_signals
+from sd.processes.ray_engine import run_on_ray
+
+PART_FOLDER, LIST_FOLDER = "laion400m_format_data", "filelist"
+_HOPELESS_ROWS = 10_000  # this many rows and none of them good: the rest will not be better
+
+
+def pack(options):
+    """Pack as the PackOptions say. Returns the path of the `.filelist.list` and what report.json holds.
+
+    A run that was stopped goes on from its finished parts. Raises InputError for wrong input or an output that belongs
+    to other input or flags, RunError for too many bad rows or an output that cannot be written.
+    """
+    try:
+        with stopped_by_signals() as raise_if_stopped:
+            source = open_source(options)
+            tasks = _tasks(source.items(), options, raise_if_stopped)
+            first = next(tasks, None)
+            if first is None:
+                raise InputError(f"--input_path {options.input_path}: no rows in it")
+            with _own(options):
+                tally = _pack_parts(chain([first], tasks), source, options)
+                raise_if_stopped()
+                return _finish(tally, options)
+    except KeyboardInterrupt:
+        raise RunError("stopped; the same command goes on from the finished parts") from None
+    except storage.failures() as error:
+        place = getattr(error, "filename", None) or options.output_path
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"{place}: {reason}; mend that, and the same command goes on from the finished parts") from error
+
+
+def _part_folder(options):
+    return storage.join(options.output_path, PART_FOLDER)
+
+
+def _tasks(items, options, raise_if_stopped):
+    suffix = ".gz" if options.save_gzip_file else ""
+    number = 0
+    while chunk := list(islice(items, options.per_part_file_num)):
+        raise_if_stopped()
+        number += 1
+        path = storage.join(_part_folder(options), f"part-{number:06d}{suffix}")
+        yield Task(path, [item for item, _ in chunk], done_fraction=chunk[-1][1])
+
+
+@contextmanager
+def _own(options):
+    """The output's folders, locked against a second run, and cleared of unfinished files before and after."""
+    folder = _part_folder(options)
+    try:
+        storage.make_folder(folder)
+        storage.make_folder(storage.join(options.output_path, LIST_FOLDER))
+    except OSError as error:
+        raise InputError(f"--output_path {options.output_path}: {error.strerror or error}") from error
+    lock = None if storage.is_remote(folder) else _lock(folder)
+    try:
+        _clear(folder, options)
+        yield
+    finally:
+        _remove_unfinished(options)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder):
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise InputError(f"{folder}: another packing run is at work there; wait for it or take another") from error
+    return lock
+
+
+def _clear(folder, options):
+    _remove_unfinished(options)
+    if options.overwrite:
+        lists = storage.join(options.output_path, LIST_FOLDER)
+        for suffix in (".filelist.list", ".filelist"):  # first what would lead a training run to missing parts
+            storage.remove(storage.join(lists, options.output_name + suffix))
+        for name in _parts_in(folder):
+            storage.remove(storage.join(folder, name))
+            storage.remove(storage.join(folder, name + SUFFIX))
+    other = [name for name in _parts_in(folder) if name.endswith(".gz") != options.save_gzip_file]
+    if other:
+        now = "with" if options.save_gzip_file else "without"
+        raise _refusal(storage.join(folder, other[0]), f"it was packed otherwise, now {now} --save_gzip_file")
+
+
+def _parts_in(folder):
+    names = (name.removesuffix(SUFFIX) for name in storage.list_folder(folder))
+    return sorted({name for name in names if re.fullmatch(r"part-\d{6,}(\.gz)?", name)})
+
+
+def _remove_unfinished(options):
+    """What a kill left: a process that is killed cannot tidy up."""
+    output = options.output_path
+    for folder in (output, storage.join(output, LIST_FOLDER), _part_folder(options)):
+        for name in storage.list_folder(folder):
+            if storage.is_unfinished(name):
+                storage.remove(storage.join(folder, name))
+
+
+def _refusal(path, reason):
+    return InputError(f"{path}: {reason}; take another --output_path, or --overwrite to pack all anew")
+
+
+def _pack_parts(tasks, source, options):
+    work = partial(pack_part, source=source, options=options)
+    if options.engine == "ray":
+        results = run_on_ray(work, tasks, options.ray_address)
+    else:
+        results = run_local(work, tasks, options.num_workers)
+    rejected_path = storage.join(options.output_path, "rejected.jsonl")
+    with closing(results), storage.NewFile(rejected_path) as rejected, Progress() as progress:
+        tally = Tally()
+        for result in results:
+            if result.changed:
+                raise _refusal(result.path, result.changed)
+            tally.add(result)
+            progress.update(result)
+            for row in result.rejected:
+                rejected.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            if tally.num_packed == 0 and tally.num_bad >= _HOPELESS_ROWS:
+                break
+    return tally
+
+
+def _finish(tally, options):
+    report = tally.report(options.part_settings())
+    storage.write_whole(storage.join(options.output_path, "report.json"), json.dumps(report, indent=2).encode() + b"\n")
+    tally.check(options.input_path, options)
+    folder = _part_folder(options)
+    extra = set(_parts_in(folder)) - {storage.base_name(path) for path in tally.all_parts}
+    if extra:
+        raise _refusal(storage.join(folder, min(extra)), "it is left from longer input")
+    lists = storage.join(options.output_path, LIST_FOLDER)
+    return write_file_lists(lists, options.output_name, tally.parts, options.num_repeat), report

@@ -1,0 +1,122 @@
+"""The work on one part: load its rows, check their images, write what is good. The same function in every engine."""
+
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from sd.data.images import check
+from sd.data.packing.sources.folders import BadRow
+from sd.data.parts import storage
+from sd.data.parts.index import SUFFIX, PartError, parse_index
+from sd.data.parts.part import PartWriter
+from sd.data.parts.record import RowError, clean_caption, encode_row
+
+FILTERED, BAD = "filtered", "bad"
+
+
+class Filtered(BadRow):
+    """A row that a filter of the user's took out; it does not count as bad."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows that become one part."""
+
+    path: str
+    items: list
+    done_fraction: float  # of the input, when this part is done
+
+
+@dataclass
+class PartResult:
+    """What became of each row of a part; `changed` says why a part that is there cannot be gone on from."""
+
+    path: str
+    done_fraction: float = 1.0
+    num_packed: int = 0
+    num_bytes: int = 0
+    rejected: list = field(default_factory=list)  # dicts, the lines of rejected.jsonl
+    changed: str = ""
+
+
+def pack_part(task, source, options):
+    """Write one part, or find that it is there already. Raises OSError for an output that cannot be written."""
+    Image.MAX_IMAGE_PIXELS = options.max_pixels
+    with source.open() as loader:
+        signature = loader.signature(task.items)
+        found = _finished(task.path, signature, options.part_settings())
+        result = found or _write(task, source, loader, signature, options)
+    result.done_fraction = task.done_fraction
+    return result
+
+
+def _write(task, source, loader, signature, options):
+    rejected = []
+    with PartWriter(task.path, save_gzip=options.save_gzip_file) as part:
+        num_packed = 0
+        for item in task.items:
+            try:
+                row, size = _make_row(*loader.load(item), options)
+            except BadRow as bad:
+                outcome = FILTERED if isinstance(bad, Filtered) else BAD
+                rejected.append({**source.place(item), "outcome": outcome, "reason": bad.reason, "detail": bad.detail})
+                continue
+            part.add(row, *size)
+            num_packed += 1
+        part.notes = {"settings": options.part_settings(), "input": signature, "rejected": rejected}
+    return PartResult(task.path, num_packed=num_packed, num_bytes=part.index.part_bytes, rejected=rejected)
+
+
+def _make_row(caption, data, options):
+    caption = clean_caption(caption)
+    if len(caption.strip()) < options.min_caption_length:
+        raise Filtered("caption too short", f"{len(caption.strip())} characters")
+    try:
+        image = check.open_image(data, options.max_pixels)
+        size = check.shown_size(image)
+        _filter(size, options)
+        if options.resize and min(size) > options.resize:
+            data, size = check.shrink(image, options.resize, options.quality)
+        elif options.verify == "decode":
+            check.decode_all(image)
+    except RowError as error:
+        if options.verify != "none":
+            reason, _, detail = str(error).partition(": ")
+            raise BadRow(reason, detail) from error
+        size = (0, 0)  # packed as it is; without a size, training passes it by
+    return encode_row(caption, data), size
+
+
+def _filter(size, options):
+    width, height = size
+    if min(size) < options.min_size:
+        raise Filtered("image too small", f"{width}x{height}")
+    if options.max_aspect_ratio and max(size) > options.max_aspect_ratio * min(size):
+        raise Filtered("aspect ratio too large", f"{width}x{height}")
+
+
+def _finished(path, signature, settings):
+    """The result of an earlier run for this part, None if there is none."""
+    try:
+        index = parse_index(storage.read_bytes(path + SUFFIX), path)
+        num_bytes = storage.size_of(path)
+    except FileNotFoundError:
+        if storage.exists(path):
+            return PartResult(path, changed="it was made by another program")
+        return None
+    except PartError:
+        return None
+    if (difference := _difference(index.notes, signature, settings)) is not None:
+        return PartResult(path, changed=difference)
+    if num_bytes != index.part_bytes:
+        return None
+    return PartResult(path, num_packed=index.num_rows, num_bytes=num_bytes, rejected=index.notes["rejected"])
+
+
+def _difference(notes, signature, settings):
+    if "settings" not in notes:
+        return "it was made by another program"
+    for name, value in settings.items():
+        if notes["settings"].get(name) != value:
+            return f"it was packed with --{name} {notes['settings'].get(name)}, now {value}"
+    return None if notes["input"] == signature else "its input has changed since"

@@ -1,0 +1,95 @@
+"""Counting what became of every input row, and telling people."""
+
+import sys
+from collections import Counter
+
+from tqdm import tqdm
+
+from sd.data.packing.part import BAD, FILTERED
+from sd.data.parts import storage
+from sd.errors import InputError, RunError
+
+_SAME_IN_ALL = ("outcome", "reason", "detail")  # the other keys of a rejected row say where it is
+
+
+class Tally:
+    """Outcomes of all rows so far, by reason. `done` is the word for a good row's."""
+
+    def __init__(self, done="packed"):
+        self._done = done
+        self.num_packed, self.num_bytes = 0, 0
+        self.all_parts, self.parts = [], []  # `parts` have rows and go into the file lists
+        self.rejected = Counter()  # (outcome, reason) -> rows
+        self._first = {}
+
+    def add(self, result):
+        self.all_parts.append(result.path)
+        if result.num_packed:
+            self.parts.append(result.path)
+        self.num_packed += result.num_packed
+        self.num_bytes += result.num_bytes
+        for row in result.rejected:
+            key = row["outcome"], row["reason"]
+            self.rejected[key] += 1
+            self._first.setdefault(key, row)
+
+    @property
+    def num_rows(self):
+        return self.num_packed + self.rejected.total()
+
+    @property
+    def num_bad(self):
+        return sum(count for (outcome, _), count in self.rejected.items() if outcome == BAD)
+
+    def report(self, settings):
+        """The content of report.json: the outcomes add up to the rows."""
+        outcomes = {self._done: self.num_packed}
+        for (outcome, reason), count in sorted(self.rejected.items()):
+            outcomes[f"{outcome}: {reason}"] = count
+        return {
+            "rows": self.num_rows,
+            "outcomes": outcomes,
+            "parts": len(self.parts),
+            "bytes": self.num_bytes,
+            "settings": settings,
+        }
+
+    def check(self, source, options):
+        """Raise InputError if nothing was good, RunError if more than `max_bad_fraction` was bad. source: its name."""
+        rejected = storage.join(options.output_path, "rejected.jsonl")
+        if self.num_packed == 0:
+            reason = self._most_often((BAD, FILTERED))
+            raise InputError(f"{source}: none of {self.num_rows} rows was {self._done}; {reason}; see {rejected}")
+        if self.num_bad > options.max_bad_fraction * self.num_rows:
+            raise RunError(
+                f"{source}: {self.num_bad} of {self.num_rows} rows are bad, more than --max_bad_fraction "
+                f"{options.max_bad_fraction}; {self._most_often((BAD,))}; see {rejected}, then mend the input or raise "
+                "the limit"
+            )
+
+    def _most_often(self, outcomes):
+        counts = {key: count for key, count in self.rejected.items() if key[0] in outcomes}
+        key = max(counts, key=counts.get)
+        first = self._first[key]
+        place = " ".join(f"{name} {value}" for name, value in first.items() if name not in _SAME_IN_ALL)
+        detail = f": {first['detail']}" if first["detail"] else ""
+        return f"most often: {key[1]} ({counts[key]} rows, first {place}{detail})"
+
+
+class Progress:
+    """A bar that counts images; how many there will be is estimated from the share of the input that is done."""
+
+    def __init__(self):
+        # In a log file, where each update is a line, one in half a minute is enough.
+        self._bar = tqdm(desc="packing", unit=" images", mininterval=0.5 if sys.stderr.isatty() else 30)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._bar.close()
+
+    def update(self, result):
+        rows = result.num_packed + len(result.rejected)
+        self._bar.total = round((self._bar.n + rows) / result.done_fraction)
+        self._bar.update(rows)

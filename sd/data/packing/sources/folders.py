@@ -1,0 +1,139 @@
+"""Image files below a folder, local or remote, and nothing beyond it unless that is allowed."""
+
+import errno
+import os
+import posixpath
+import stat
+from contextlib import suppress
+from functools import lru_cache
+
+from sd.data.parts import storage
+
+MAX_IMAGE_BYTES = 47 << 20  # its base64 and a caption still fit a row that readers accept (scan.MAX_ROW_BYTES)
+
+
+class BadRow(Exception):  # noqa: N818 - an outcome that is counted, not a failure
+    """A row that cannot be packed: `reason` is one of a few texts to count by, `detail` what was seen."""
+
+    def __init__(self, reason, detail=""):
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail[:200]
+
+
+def folder_at(path, allow_outside):
+    """The LocalFolder or RemoteFolder at a path or address."""
+    return (RemoteFolder if storage.is_remote(path) else LocalFolder)(path, allow_outside)
+
+
+class LocalFolder:
+    """Reads files below a folder, and not beyond it: absolute paths, `..` and links are followed only so far."""
+
+    def __init__(self, folder, allow_outside):
+        self._folder = os.path.realpath(folder)
+        self._inside = self._folder.rstrip("/") + "/"
+        self._allow_outside = allow_outside
+        self._resolve = lru_cache(maxsize=4096)(os.path.realpath)  # images come by folder
+        self._located = {}  # names that `size` has looked at and `read` has not
+
+    def size(self, name):
+        """Bytes of a file, the error's name where there is none: what a signature needs."""
+        try:
+            path = self._located[name] = self._locate(name)
+            return os.lstat(path).st_size
+        except (OSError, ValueError) as error:
+            return type(error).__name__
+
+    def prefetch(self, names):
+        """Nothing: a local file is read when it is wanted."""
+
+    @staticmethod
+    def holds(name):
+        return True
+
+    def read(self, name):
+        try:
+            return self._read(self._located.pop(name, None) or self._locate(name), name)
+        except FileNotFoundError as error:
+            raise BadRow("image missing", name) from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise BadRow("image cannot be read", f"{name}: {getattr(error, 'strerror', None) or error}") from error
+
+    def _locate(self, name):
+        head, _, tail = (name if name.startswith("/") else f"{self._folder}/{name}").rpartition("/")
+        path = f"{self._resolve(head or '/')}/{tail}"
+        if tail in ("", ".", ".."):
+            path = os.path.realpath(path)
+        self._hold_inside(path, name)
+        if stat.S_ISLNK(os.lstat(path).st_mode):
+            path = os.path.realpath(path)
+            self._hold_inside(path, name)
+        return path
+
+    def _hold_inside(self, path, name):
+        if not self._allow_outside and not path.startswith(self._inside):
+            raise BadRow("image outside the input's folder", name)
+
+    @staticmethod
+    def _read(path, name):
+        # A link put there meanwhile is not followed, and a pipe does not block.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            check_size(status.st_size, name)
+            return file.read()
+
+
+class RemoteFolder:
+    """Reads objects below an address; `..` cannot lead out of it."""
+
+    def __init__(self, folder, allow_outside):
+        self._fs, self._folder = storage.filesystem(folder)
+        self._inside = self._folder.rstrip("/") + "/"
+        self._allow_outside = allow_outside
+        self._held = {}
+
+    @staticmethod
+    def size(name):
+        """Nothing: asking for each object would take as long as reading it."""
+
+    def prefetch(self, names):
+        """Read objects at once, none further than the largest image goes, for `read` to hand out."""
+        paths = {}
+        for name in names:
+            self._held.setdefault(name)
+            with suppress(BadRow):
+                paths[name] = self._locate(name)
+        starts, ends = [0] * len(paths), [MAX_IMAGE_BYTES + 1] * len(paths)
+        found = self._fs.cat_ranges(list(paths.values()), starts, ends, on_error="return")
+        self._held.update(zip(paths, found, strict=True))
+
+    def holds(self, name):
+        return name in self._held
+
+    def read(self, name):
+        data = self._held.pop(name, None)
+        path = self._locate(name)
+        try:
+            if not isinstance(data, bytes):  # an error, among them that of a range in an empty object
+                check_size(self._fs.size(path), name)
+                data = self._fs.cat_file(path)
+        except FileNotFoundError as error:
+            raise BadRow("image missing", name) from error
+        check_size(len(data), name)
+        return data
+
+    def _locate(self, name):
+        path = posixpath.normpath(posixpath.join(self._folder, name))
+        if not self._allow_outside and not path.startswith(self._inside):
+            raise BadRow("image outside the input's folder", name)
+        return path
+
+
+def check_size(num_bytes, name):
+    """Raise BadRow for an image file of no bytes, or of so many that no reader would take its row."""
+    if num_bytes == 0:
+        raise BadRow("image file is empty", name)
+    if num_bytes > MAX_IMAGE_BYTES:
+        raise BadRow("image file too large", f"{name}: {num_bytes} bytes, limit {MAX_IMAGE_BYTES}")

@@ -1,0 +1,107 @@
+"""Where rows to pack come from. The parent lists items, cheaply and in order; a worker loads them.
+
+A source has `items()`, which yields (item, share of the input listed so far), and `open()`, a context manager for a
+loader: `loader.signature(items)` says what the items are without reading images, and `loader.load(item)` gives
+(caption, image bytes) or raises BadRow. `place(item)` names an item for people. This file has the JSONL source.
+"""
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from isal import isal_zlib
+
+from sd.data.packing.sources.folders import BadRow, folder_at
+from sd.data.packing.sources.inputs import text_of
+from sd.data.packing.sources.parquet import ParquetSource
+from sd.data.packing.sources.webdataset import WebdatasetSource
+from sd.data.parts import storage
+from sd.errors import InputError
+
+MAX_LINE_BYTES = 16 << 20
+_PREFETCH = 32  # remote images in memory at a time
+
+
+@dataclass(frozen=True)
+class JsonlSource:
+    """One JSON object a line, images as files beside it. An item is (line number from 1, line)."""
+
+    path: str
+    caption_key: str
+    image_key: str
+    allow_outside: bool
+
+    def items(self):
+        try:
+            num_bytes = storage.size_of(self.path)
+            if not storage.is_remote(self.path) and not Path(self.path).is_file():
+                raise InputError(f"--input_path {self.path}: not a file; expected a JSONL file")
+            file = storage.open_binary(self.path)
+        except OSError as error:
+            raise InputError(f"--input_path {self.path}: {error.strerror or error}") from error
+        with file:
+            num_read, number = 0, 0
+            while line := file.readline(MAX_LINE_BYTES):
+                num_read += len(line)
+                if number == 0:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                number += 1
+                if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                    raise InputError(f"{self.path}, line {number}: longer than {MAX_LINE_BYTES >> 20} MiB; not JSONL?")
+                line = line.strip()
+                if line:
+                    yield (number, line), num_read / num_bytes
+
+    @staticmethod
+    def place(item):
+        return {"line": item[0]}
+
+    @contextmanager
+    def open(self):
+        yield JsonlLoader(self, folder_at(storage.folder_of(self.path), self.allow_outside))
+
+
+class JsonlLoader:
+    """Looks at all rows of a part first, then reads their images, remote ones several at a time."""
+
+    def __init__(self, source, folder):
+        self._source, self._folder = source, folder
+        self._rows = {}  # line number -> (caption, image path), of rows that are not loaded yet
+
+    def signature(self, items):
+        """CRC-32 over the lines and over the sizes of the images they name, so that a changed input shows."""
+        crc = 0
+        for number, line in items:
+            try:
+                caption, image_path = self._parse(line)
+                size = self._folder.size(image_path)
+                self._rows[number] = caption, image_path
+            except BadRow as row:
+                size = row.reason
+            crc = isal_zlib.crc32(b"%d %b %b\n" % (number, line, str(size).encode()), crc)
+        return crc
+
+    def load(self, item):
+        number, line = item
+        caption, image_path = self._rows.pop(number, None) or self._parse(line)
+        if not self._folder.holds(image_path):
+            following = (path for _, path in islice(self._rows.values(), _PREFETCH - 1))
+            self._folder.prefetch([image_path, *following])
+        return caption, self._folder.read(image_path)
+
+    def _parse(self, line):
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadRow("not JSON", str(error)) from error
+        return text_of(fields, self._source.caption_key), text_of(fields, self._source.image_key)
+
+
+def open_source(options):
+    """The source that the options ask for."""
+    if options.input_format == "webdataset":
+        return WebdatasetSource(options.input_path, options.caption_key)
+    kind = JsonlSource if options.input_format == "jsonl" else ParquetSource
+    return kind(options.input_path, options.caption_key, options.image_key, options.allow_outside)

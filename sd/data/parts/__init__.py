@@ -1,0 +1,1 @@
+"""The file format: records, parts, their index, file lists, storage."""

@@ -1,0 +1,1 @@
+"""Streaming: sample numbers in, batches of arrays out."""

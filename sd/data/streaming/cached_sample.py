@@ -1,0 +1,59 @@
+"""Cached record -> sample: a variant of the picture's moments, a caption or its text states. NumPy, no Paddle."""
+
+import numpy as np
+
+from sd.data.parts.moments import decode_payload
+from sd.data.parts.record import RowError
+from sd.data.streaming.order import CAPTION, CROP, DRAW, rng
+from sd.data.streaming.sample import choose_caption, token_ids
+
+
+class CachedSampleMaker:
+    """What SampleMaker is for images, with the same draws for the same sample: the order of a run, its captions, noise
+    and timesteps do not depend on whether it reads images or a cache of them.
+
+    manifest: the cache's. A sample holds `moments` float16 [2C,h,w] where one from images holds `pixel_values`, and
+    with cached text `text_states` float16 [L,D] where one from images holds `input_ids`.
+    """
+
+    def __init__(self, tokenize, manifest, *, caption_dropout, seed, draw=None):
+        self.tokenize, self.draw, self.seed = tokenize, draw, seed
+        self.manifest, self.caption_dropout = manifest, caption_dropout
+        self.empty_state = manifest.empty_text_state() if manifest.has_text else None
+
+    def train(self, record, sample):
+        """A variant and a caption drawn (or dropped), and the draws of the diffusion, all keyed by `sample`."""
+        moments, states = self._decode(record)
+        variant = int(rng(self.seed, CROP, sample).integers(len(moments)))
+        caption_rng = rng(self.seed, CAPTION, sample)
+        if states is None:
+            text = self._ids(choose_caption(record.captions, self.caption_dropout, caption_rng))
+        else:
+            text = {"text_states": choose_caption(states, self.caption_dropout, caption_rng, self.empty_state)}
+        return self._arrays(moments[variant], text, rng(self.seed, DRAW, sample), sample)
+
+    def evaluate(self, record, number, draw_rng):
+        """The first variant, the first caption, and the given generator's draws."""
+        moments, states = self._decode(record)
+        text = self._ids(record.captions[0]) if states is None else {"text_states": states[0]}
+        return self._arrays(moments[0], text, draw_rng, number)
+
+    def _decode(self, record):
+        """(moments, text states or None) of a row. Raises RowError where they are not what the manifest says."""
+        moments, states = decode_payload(record.image)
+        channels, height, width = self.manifest.latent_shape
+        wanted = {"moments": (self.manifest.num_variants, 2 * channels, height, width)}
+        found = {"moments": moments.shape}
+        if self.manifest.has_text:
+            wanted["text_states"] = (len(record.captions), *self.empty_state.shape)
+            found["text_states"] = None if states is None else states.shape
+        if wanted != found:
+            raise RowError(f"it holds {found}, the cache's manifest says {wanted}")
+        return moments, states if self.manifest.has_text else None
+
+    def _ids(self, caption):
+        return {"input_ids": token_ids(self.tokenize, caption)}
+
+    def _arrays(self, moments, text, draw_rng, sample):
+        arrays = {"moments": moments, **text, "sample": np.int64(sample)}
+        return arrays | (self.draw(draw_rng) if self.draw else {})

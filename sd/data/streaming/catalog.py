@@ -1,0 +1,181 @@
+"""What a file list holds: parts, usable rows of each, what is missing or damaged, and a fingerprint of it all."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+
+from sd.data.parts import storage
+from sd.data.parts.filelist import read_file_list
+from sd.data.parts.index import STREAM, SUFFIX, PartError
+from sd.data.parts.moments import KIND, find_manifest, manifest_path
+from sd.data.parts.part import load_header, load_index
+from sd.data.streaming.local_copies import needs_copy
+from sd.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_REMOTE_THREADS = 32
+_NAMED = 10  # bad parts named one by one in the log
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """What is known of a part at start. `num_bad` are known bad rows; `damage` says what is wrong with the file."""
+
+    usable: int = 0
+    num_rows: int = 0
+    num_bad: int = 0
+    kind: str = ""
+    checksum: str = "missing"
+    layout: str = ""
+    damage: str = ""
+    lost_unknown: bool = False  # rows are missing, nobody knows how many
+
+
+class Catalog:
+    """The parts of a file list in order, numbered through all its sources.
+
+    - paths: list of str; usable: int64 [parts], rows with a short side of `resolution` or more; checksums: names of the
+      parts' bytes, "missing" where the index cannot be had.
+    - num_rows, num_usable: totals. num_lost: rows of missing or damaged parts, guessed from the size of the others.
+      num_bad: these and the rows without a readable image.
+    - copied: numbers of the parts that are read from local copies; damage: {part number: reason}.
+    - kind: "image" or "moments"; manifest: the Manifest of the latter, else None.
+    - fingerprint: a hash of weights, names and checksums, the same wherever the parts lie.
+
+    Raises InputError where nothing is usable, more than `max_bad_fraction` of the rows is bad, or images and cached
+    moments stand in one list.
+    """
+
+    def __init__(self, file_list, resolution, *, max_bad_fraction=0.05, cache_dir=None):
+        self.file_list, self.resolution = str(file_list), resolution
+        self.manifest = find_manifest(file_list)
+        sources = read_file_list(file_list)
+        self.weights = [source.weight for source in sources]
+        self.paths = [part for source in sources for part in source.parts]
+        self.first_part = np.cumsum([0] + [len(source.parts) for source in sources])
+        parts = self._load(cache_dir)
+        self.usable = np.array([part.usable for part in parts], np.int64)
+        self.checksums = [part.checksum for part in parts]
+        self.num_usable = int(self.usable.sum())
+        self.num_rows = sum(part.num_rows for part in parts)
+        self.copied = {number for number, part in enumerate(parts) if needs_copy(self.paths[number], part.layout)}
+        self.damage = {number: part.damage for number, part in enumerate(parts) if part.damage}
+        self.num_lost = _count_lost(parts)
+        self.num_bad = sum(part.num_bad for part in parts) + self.num_lost
+        self.kind = self._kind(parts, [source.name for source in sources])
+        self.fingerprint = self._fingerprint(parts)
+        self._report(max_bad_fraction)
+
+    @property
+    def sources(self):
+        """Pairs (weight, usable rows of each part), as Order takes them."""
+        ranges = zip(self.first_part, self.first_part[1:], strict=False)
+        return [(weight, self.usable[a:b]) for weight, (a, b) in zip(self.weights, ranges, strict=True)]
+
+    def name(self, part, row):
+        """`part-000001.gz row 17`, rows counted from 1 as editors do."""
+        return f"{storage.base_name(self.paths[part])} row {row + 1}"
+
+    def _load(self, cache_dir):
+        def load(path):
+            return summarise(path, self.resolution, cache_dir)
+
+        if any(storage.is_remote(path) for path in self.paths):
+            with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
+                return list(pool.map(load, self.paths))
+        return [load(path) for path in self.paths]
+
+    def _kind(self, parts, names):
+        """The kind that all parts have, by the manifests beside the filelists `names` and by their own indexes."""
+        kind = "image" if self.manifest is None else KIND
+        for number, part in enumerate(parts):
+            if part.kind in ("", kind):
+                continue
+            name = names[int(np.searchsorted(self.first_part, number, side="right")) - 1]
+            where = f"{name}: {storage.base_name(self.paths[number])}"
+            if part.kind == KIND:
+                raise InputError(
+                    f"{where} is a part of cached latents, but there is no {manifest_path(name)}; copy the manifest "
+                    "beside the filelist, and keep images and cached parts in lists of their own"
+                )
+            raise InputError(f"{where} is a part of images, but {self.manifest.path} is the manifest of a cache")
+        return kind
+
+    def _fingerprint(self, parts):
+        digest = sha256()
+        for number, weight in enumerate(self.weights):
+            digest.update(f"source {weight!r}\n".encode())
+            for part in range(self.first_part[number], self.first_part[number + 1]):
+                digest.update(f"{storage.base_name(self.paths[part])} {parts[part].checksum}\n".encode())
+        return digest.hexdigest()[:32]
+
+    def _report(self, max_bad_fraction):
+        reasons = list(self.damage.values())
+        for reason in reasons[:_NAMED]:
+            logger.warning("bad part: %s", reason)
+        if len(reasons) > _NAMED:
+            logger.warning("and %d more bad parts", len(reasons) - _NAMED)
+        logger.info(
+            f"{self.file_list}: {len(self.paths)} parts, {self.num_rows} rows, {self.num_usable} of them usable at "
+            f"{self.resolution} px, {self.num_bad} bad, {len(reasons)} parts damaged"
+        )
+        total = self.num_rows + self.num_lost
+        if self.num_bad > max_bad_fraction * total:
+            first = reasons[0] if reasons else "rows without a readable image"
+            raise InputError(
+                f"{self.file_list}: about {self.num_bad} of {total} rows are bad, more than --max_bad_fraction "
+                f"{max_bad_fraction} allows; the first: {first}"
+            )
+        if not self.num_usable:
+            raise InputError(
+                f"{self.file_list}: none of {self.num_rows} rows has a short side of {self.resolution} px or more; "
+                "lower the resolution or pack larger images"
+            )
+
+
+def summarise(path, resolution, cache_dir=None):
+    """PartSummary of a part, from the header of its index where that is enough. Damage does not raise."""
+    try:
+        header = load_header(path, cache_dir)
+        num_bytes = header.part_bytes if storage.is_remote(path) else storage.size_of(path)
+        usable = header.num_usable(resolution)
+        scanned = not storage.exists(str(path) + SUFFIX)
+        index = None
+        if usable is None or scanned or num_bytes != header.part_bytes:
+            index = load_index(path, cache_dir)
+            usable = index.num_usable(resolution)
+    except (PartError, OSError) as error:
+        reason = str(error) if isinstance(error, PartError) else f"{path}: {error.strerror or error}"
+        return PartSummary(damage=reason, lost_unknown=True)
+    num_bad, damage = header.num_rows - int(header.side_counts[1]), ""
+    if num_bytes != header.part_bytes:
+        num_bad += _rows_beyond(index, num_bytes)
+        damage = f"{path}: {num_bytes} bytes where its index says {header.part_bytes}; copy or pack it again"
+    elif index is not None and index.damage:
+        damage = f"{path}: {index.damage}"
+    return PartSummary(
+        usable=usable,
+        num_rows=header.num_rows,
+        num_bad=num_bad,
+        kind=header.kind,
+        checksum=header.checksum,
+        layout=header.layout,
+        damage=damage,
+        lost_unknown=scanned and bool(damage),
+    )
+
+
+def _count_lost(parts):
+    """Rows that missing or cut parts held beside those that are left, guessed from the size of the others."""
+    sound = [part.num_rows for part in parts if not part.lost_unknown]
+    typical = round(float(np.median(sound))) if sound else 0
+    return sum(max(1, typical - part.num_rows) for part in parts if part.lost_unknown)
+
+
+def _rows_beyond(index, num_bytes):
+    """Rows that do not lie whole within the first `num_bytes` of the file."""
+    return int(np.count_nonzero(index.offsets[1:] > num_bytes)) if index.layout != STREAM else 0

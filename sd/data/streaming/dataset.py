@@ -1,0 +1,234 @@
+"""The datasets that paddle.io.DataLoader reads: TextImagePair for training, EvalPairs for validation."""
+
+import ctypes
+import multiprocessing
+import os
+import sys
+
+import numpy as np
+from paddle.io import Dataset, IterableDataset, get_worker_info
+from threadpoolctl import threadpool_limits
+
+from sd.data.parts.record import RowError
+from sd.data.streaming.cached_sample import CachedSampleMaker
+from sd.data.streaming.catalog import Catalog
+from sd.data.streaming.local_copies import DEFAULT_BYTES, LocalCopies
+from sd.data.streaming.order import EVAL, Order, rng, worker_samples
+from sd.data.streaming.sample import SampleMaker
+from sd.data.streaming.stream import RowReader, SampleSource, collate, failure, raise_if_failed
+from sd.errors import InputError, RunError
+from sd.processes.pool import die_with_parent
+from sd.processes.watchdog import Watchdog
+
+__all__ = ["EvalPairs", "TextImagePair", "collate", "raise_if_failed", "worker_init_fn"]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NICENESS = 10  # of 19; a tenth of a core that another process wants
+_EVAL_ATTEMPTS = 100
+
+
+class TextImagePair(IterableDataset):
+    """An endless stream of samples for one rank, in an order that one number, `start_sample`, stands for.
+
+    Use it with `DataLoader(dataset, batch_size=batch_size, num_workers=..., collate_fn=collate,
+    worker_init_fn=worker_init_fn)`, and call `raise_if_failed` on each batch. A batch holds `pixel_values` uint8
+    [B,3,H,W], `input_ids` int64 [B,L], `place` int64 [B,2] (part number, row), `sample` int64 [B] (the number in the
+    run), and what `draw(rng)` returned for each sample. From a cache of latents it holds `moments` float16 [B,2C,h,w]
+    in the place of the pixels, and if the cache has the text, `text_states` float16 [B,L,D] in that of the ids.
+
+    The batches of all ranks in one round are the next `world_size * batch_size` samples of the run, so after k
+    rounds the state is `state(start_sample + k * world_size * batch_size)`, a dict of samples_seen, lanes, deal_size,
+    seed, buffer_size, resolution and fingerprint. To resume pass `start_sample=samples_seen` with the lanes, deal_size
+    and seed of the state; ranks, batch size and workers may have changed. The stream is the same only if nothing in
+    `differences(state)` is.
+
+    Attributes: fingerprint (str), num_usable, num_rows, lanes, deal_size (int). Raises InputError at once if the file
+    list is unusable or there are fewer usable records than one batch for each lane.
+    """
+
+    def __init__(
+        self,
+        file_list,
+        tokenize,
+        *,
+        resolution=512,
+        batch_size=1,
+        num_workers=0,
+        rank=0,
+        world_size=1,
+        seed=23,
+        start_sample=0,
+        lanes=None,
+        deal_size=None,
+        buffer_size=100,
+        interpolation="lanczos",
+        caption_dropout=0.1,
+        max_bad_fraction=0.05,
+        cache_bytes=DEFAULT_BYTES,
+        draw=None,
+    ):
+        super().__init__()
+        if not 0 <= rank < world_size:
+            raise InputError(f"rank={rank} of world_size={world_size}; expected 0 <= rank < world_size")
+        self.catalog = Catalog(file_list, resolution, max_bad_fraction=max_bad_fraction)
+        self.fingerprint = self.catalog.fingerprint
+        self.num_usable, self.num_rows = self.catalog.num_usable, self.catalog.num_rows
+        self.lanes = lanes or world_size * max(1, num_workers)
+        self.deal_size = deal_size or batch_size
+        self.order = Order(
+            self.catalog.sources, seed=seed, lanes=self.lanes, deal_size=self.deal_size, buffer_size=buffer_size
+        )
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+        self._start_sample, self._max_bad_fraction, self._cache_bytes = start_sample, max_bad_fraction, cache_bytes
+        self._maker = _sample_maker(
+            self.catalog,
+            tokenize,
+            interpolation=interpolation,
+            caption_dropout=caption_dropout,
+            seed=seed,
+            draw=draw,
+        )
+
+    def state(self, samples_seen):
+        """What a checkpoint keeps of the data: plain numbers and strings."""
+        return {
+            "samples_seen": int(samples_seen),
+            "lanes": self.lanes,
+            "deal_size": self.deal_size,
+            "seed": self.order.seed,
+            "buffer_size": self.order.buffer_size,
+            "resolution": self.catalog.resolution,
+            "fingerprint": self.fingerprint,
+        }
+
+    def differences(self, state):
+        """One line for each entry of a checkpoint's state that would make this another stream."""
+        here = self.state(0)
+        return [
+            f"{name} was {state[name]}, is {here[name]}"
+            for name in here
+            if name != "samples_seen" and name in state and state[name] != here[name]
+        ]
+
+    def name_rows(self, places):
+        """int64 [B,2] (part number, row from 0) -> ["part-000001.gz row 17", ...], rows counted from 1."""
+        return [self.catalog.name(int(part), int(row)) for part, row in np.asarray(places)]
+
+    def __iter__(self):
+        worker = get_worker_info()
+        number, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        watchdog = Watchdog(may_exit=worker is not None)
+        reader = RowReader(self.catalog, LocalCopies(self._cache_bytes), watchdog)
+        source = SampleSource(
+            self.catalog,
+            self.order,
+            reader,
+            self._maker,
+            watchdog,
+            max_bad_fraction=self._max_bad_fraction,
+            share=1 / (self._world_size * num_workers),
+        )
+        samples = worker_samples(
+            self._start_sample, self._batch_size, self._rank, self._world_size, number, num_workers
+        )
+        try:
+            for sample in samples:
+                yield source.train(sample)
+        except Exception as error:
+            # Endless, since a DataLoader drops what is less than a batch.
+            while True:
+                yield failure(error)
+        finally:
+            reader.close()
+            watchdog.close()
+
+
+class EvalPairs(Dataset):
+    """`limit` records spread evenly over a file list: centre crop, first caption, draws that never change.
+
+    Gives the same keys as TextImagePair, `sample` being the number of the record among the `len`. A bad row is
+    replaced by the next good one. Use `collate`, `worker_init_fn` and `raise_if_failed` with it too.
+    """
+
+    def __init__(
+        self,
+        file_list,
+        tokenize,
+        *,
+        resolution=512,
+        draw=None,
+        seed=23,
+        interpolation="lanczos",
+        limit=1000,
+        max_bad_fraction=0.05,
+        cache_bytes=DEFAULT_BYTES,
+    ):
+        super().__init__()
+        self.catalog = Catalog(file_list, resolution, max_bad_fraction=max_bad_fraction)
+        self._ends = np.cumsum(self.catalog.usable)
+        self._num_records = min(limit or self.catalog.num_usable, self.catalog.num_usable)
+        self._seed, self._cache_bytes = seed, cache_bytes
+        self._maker = _sample_maker(
+            self.catalog, tokenize, interpolation=interpolation, caption_dropout=0, seed=seed, draw=draw
+        )
+        self._reader, self._reader_pid = None, None
+
+    def __len__(self):
+        return self._num_records
+
+    def __getitem__(self, number):
+        try:
+            return self._make(number)[0]
+        except Exception as error:
+            return failure(error)
+
+    def caption(self, number):
+        """The caption of item `number`, as text."""
+        return self._make(number)[1].captions[0]
+
+    def _make(self, number):
+        """(arrays, Record) of an item."""
+        if self._reader_pid != os.getpid():  # file positions are shared over a fork
+            watchdog = Watchdog(may_exit=get_worker_info() is not None)
+            self._reader = RowReader(self.catalog, LocalCopies(self._cache_bytes), watchdog)
+            self._reader_pid = os.getpid()
+        first = number * self.catalog.num_usable // self._num_records
+        for step in range(min(_EVAL_ATTEMPTS, self.catalog.num_usable)):
+            at = (first + step) % self.catalog.num_usable
+            part = int(np.searchsorted(self._ends, at, side="right"))
+            try:
+                row, record = self._reader.read(part, at - int(self._ends[part] - self.catalog.usable[part]))
+                arrays = self._maker.evaluate(record, number, rng(self._seed, EVAL, number))
+            except RowError:
+                continue
+            return arrays | {"place": np.array([part, row], np.int64)}, record
+        raise RunError(f"{self.catalog.file_list}: no good row among {_EVAL_ATTEMPTS} from usable row {first} on")
+
+
+def _sample_maker(catalog, tokenize, *, interpolation, **options):
+    """The SampleMaker of a catalog of images, the CachedSampleMaker of one of cached parts."""
+    manifest = catalog.manifest
+    if manifest is None:
+        return SampleMaker(tokenize, resolution=catalog.resolution, interpolation=interpolation, **options)
+    if lines := manifest.differences(resolution=catalog.resolution):
+        raise InputError(f"{catalog.file_list}: the cache does not fit: {'; '.join(lines)}")
+    return CachedSampleMaker(tokenize, manifest, **options)
+
+
+def worker_init_fn(worker_id):
+    """Make a DataLoader worker a good child: it dies with its parent, computes on one thread, keeps its memory, and
+    leaves a core to the trainer's threads when they want it, since a team of threads waits for its slowest.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        die_with_parent(parent.pid)
+    # Ctrl-C goes to the whole foreground group; the trainer wants to write a checkpoint first.
+    os.setpgid(0, 0)
+    os.nice(_NICENESS)
+    threadpool_limits(1)
+    if "fsspec.asyn" in sys.modules:  # its event loop stayed behind in the parent: whoever waits on it waits for ever
+        sys.modules["fsspec.asyn"].reset_lock()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # giving pages back after every image costs a third of the decoding time
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 128 << 20)

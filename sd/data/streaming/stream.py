@@ -1,0 +1,200 @@
+"""Sample number -> arrays: reads the rows that the order names, makes samples of them, replaces and counts bad ones."""
+
+import logging
+import traceback
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import numpy as np
+
+from sd.data.parts import storage
+from sd.data.parts.index import PartError
+from sd.data.parts.part import load_header, load_index
+from sd.data.parts.record import RowError, decode_row
+from sd.errors import InputError, RunError
+
+logger = logging.getLogger(__name__)
+
+_OPEN_PARTS = 32
+_NAMED_ROWS = 20  # bad rows named one by one in a worker's log
+# A worker judges the share of bad rows once it has read its share of a pass, or this many rows of it.
+_LEAST_JUDGED, _MOST_JUDGED = 200, 20_000
+
+
+class RowReader:
+    """Reads the usable rows of a catalog's parts by (part, ordinal); a few parts stay open."""
+
+    def __init__(self, catalog, copies, watchdog, cache_dir=None):
+        self._catalog, self._copies, self._watchdog, self._cache_dir = catalog, copies, watchdog, cache_dir
+        self._open = OrderedDict()  # part -> (reader, row numbers of its usable rows), or (None, why it did not open)
+        self._pool, self._prepared = None, set()
+
+    def read(self, part, ordinal):
+        """(row number, Record). Raises BadRowError."""
+        reader, rows = self._opened(part)
+        row = int(rows[ordinal])
+        with self._watchdog.doing(f"reading {self._catalog.name(part, row)}"):
+            try:
+                return row, decode_row(reader.read(row))
+            except RowError as error:
+                raise BadRowError(row, error) from error
+
+    def prepare(self, part):
+        """Fetch a part that is read from a local copy in the background, so that its first row need not wait."""
+        if part in self._open or part in self._prepared:
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="prepare parts")
+        self._prepared.add(part)
+        self._pool.submit(self._prepare, part)
+
+    def _prepare(self, part):
+        path = self._catalog.paths[part]
+        # Whatever goes wrong will do so again when the part is opened, and is reported then.
+        with suppress(PartError, RunError, OSError):
+            self._copies.prepare(path, load_header(path, self._cache_dir))
+
+    def _opened(self, part):
+        if part not in self._open:
+            self._open[part] = self._try_open(part)
+            if len(self._open) > _OPEN_PARTS:
+                self._close_oldest()
+        self._open.move_to_end(part)
+        reader, rows = self._open[part]
+        if reader is None:
+            raise BadRowError(None, rows)
+        return reader, rows
+
+    def _close_oldest(self):
+        part, (reader, _) = self._open.popitem(last=False)
+        self._prepared.discard(part)
+        if reader is not None:
+            reader.close()
+
+    def close(self):
+        while self._open:
+            self._close_oldest()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _try_open(self, part):
+        path = self._catalog.paths[part]
+        with self._watchdog.doing(f"opening {path}"):
+            try:
+                index = load_index(path, self._cache_dir)
+                reader = self._copies.open(path, index)
+            except PartError as error:
+                return None, error
+        manifest = self._catalog.manifest
+        if manifest is not None and index.notes.get("cache") != manifest.id:
+            raise RunError(f"{path}: cached by other settings than {manifest.path} says; make the cache again")
+        rows = np.flatnonzero(index.short_sides >= self._catalog.resolution)
+        if len(rows) != self._catalog.usable[part]:
+            raise RunError(f"{path}: its index has changed since the start; start again")
+        return reader, rows
+
+
+class BadRowError(RowError):
+    """A RowError with the row that it is about; None for a part that cannot be opened."""
+
+    def __init__(self, row, reason):
+        super().__init__(str(reason))
+        self.row = row
+
+
+class SampleSource:
+    """Makes the sample of a number, from the first good one of the order's candidates.
+
+    share: part of all rows that this worker reads. Raises RunError when more than `max_bad_fraction` of the rows that
+    were a sample's own turned out bad.
+    """
+
+    def __init__(self, catalog, order, reader, maker, watchdog, *, max_bad_fraction, share):
+        self._catalog, self._order, self._reader, self._maker = catalog, order, reader, maker
+        self._watchdog, self._max_bad_fraction = watchdog, max_bad_fraction
+        judged = max(_LEAST_JUDGED, int(catalog.num_usable * share))
+        self._judged = min(catalog.num_usable, judged, _MOST_JUDGED)
+        self._bad_places = set()
+        self._windows = {}  # lane -> the window that it is in
+        self.num_read = self.num_bad = 0
+
+    def train(self, sample):
+        """The arrays of training sample number `sample`."""
+        self.num_read += 1
+        if self._catalog.copied:
+            self._look_ahead(sample)
+        for turn, place in enumerate(self._order.candidates(sample)):
+            made = self._try(place, sample)
+            if made is not None:
+                return made
+            if turn == 0:
+                self._count()
+        raise RunError(f"sample {sample}: no good row in its window, nor among those drawn instead; look at the parts")
+
+    def _look_ahead(self, sample):
+        """On entering a window, have the parts of the lane's next one fetched."""
+        lane, index = self._order.lane_of(sample)
+        window = self._order.position(sample)[:-1]
+        if self._windows.get(lane) == window:
+            return
+        self._windows[lane] = window
+        parts, _, _ = self._order.window(self._order.sample_at(lane, index + self._order.buffer_size))
+        for part in np.unique(parts).tolist():
+            if part in self._catalog.copied:
+                self._reader.prepare(part)
+
+    def _try(self, place, sample):
+        if place in self._bad_places:
+            return None
+        part, ordinal = place
+        row = None
+        try:
+            row, record = self._reader.read(part, ordinal)
+            with self._watchdog.doing(f"decoding {self._catalog.name(part, row)}"):
+                arrays = self._maker.train(record, sample)
+        except RowError as error:
+            self._note(place, getattr(error, "row", row), error)
+            return None
+        arrays["place"] = np.array([part, row], np.int64)
+        return arrays
+
+    def _note(self, place, row, error):
+        self._bad_places.add(place)
+        part = place[0]
+        where = storage.base_name(self._catalog.paths[part]) if row is None else self._catalog.name(part, row)
+        if len(self._bad_places) <= _NAMED_ROWS:
+            logger.warning("bad row replaced: %s: %s", where, error)
+        elif len(self._bad_places) == _NAMED_ROWS + 1:
+            logger.warning("more bad rows are replaced without being named")
+        self._latest = f"{where}: {error}"
+
+    def _count(self):
+        self.num_bad += 1
+        if self.num_bad > self._max_bad_fraction * max(self.num_read, self._judged):
+            raise RunError(
+                f"{self.num_bad} of {self.num_read} rows read by this worker are bad, more than --max_bad_fraction "
+                f"{self._max_bad_fraction} allows; the latest: {self._latest}"
+            )
+
+
+def failure(error):
+    """A sample that says why there are no more. An exception inside a DataLoader worker would lose its message,
+    and without workers it would hang the training."""
+    known = isinstance(error, InputError | RunError)
+    text = str(error) if known else "".join(traceback.format_exception(error))
+    return {"error": np.frombuffer(text.encode(), np.uint8)}
+
+
+def collate(samples):
+    """Stack samples key by key into NumPy arrays, never Paddle tensors: those would be freed before they are sent."""
+    for sample in samples:
+        if "error" in sample:
+            return {"error": sample["error"]}
+    return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def raise_if_failed(batch):
+    """Raise the RunError that a data worker handed over instead of a batch. Call it on each batch."""
+    if "error" in batch:
+        raise RunError(bytes(np.asarray(batch["error"])).decode())

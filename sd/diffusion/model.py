@@ -1,0 +1,228 @@
+"""StableDiffusionModel: a batch of images (or their cached moments), texts and random draws in, the loss out."""
+
+import functools
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import paddle
+from paddle import nn
+from ppdiffusers.models.vae import DiagonalGaussianDistribution
+
+from sd.diffusion import draws, objective, schedule
+from sd.errors import InputError
+from sd.models import encoders
+from sd.models.loading import DeferredPart, load_part, part_source
+
+logger = logging.getLogger(__name__)
+
+KNOWN_CAPTIONS = 4096  # whose token ids a data worker keeps
+
+
+class StableDiffusionModel(nn.Layer):
+    """A UNet to be trained between a frozen VAE and a text encoder that is frozen unless told otherwise.
+
+    A frozen part may be a DeferredPart: it takes no memory until something asks for it, which training from a cache of
+    what it would compute never does, but pictures and whole pipelines do.
+    """
+
+    def __init__(self, unet, vae, text_encoder, tokenizer, model_args):
+        super().__init__()
+        self.deferred = {}
+        self.unet = unet
+        for name, part in {"vae": vae, "text_encoder": text_encoder}.items():
+            if isinstance(part, DeferredPart):
+                self.deferred[name] = part
+            else:
+                setattr(self, name, part)
+        self.tokenizer, self.model_args, self._known_ids = tokenizer, model_args, {}
+        self.vae_config, self.text_config = vae.config, text_encoder.config
+        tokenizer.model_max_length = model_args.model_max_length  # what is drawn from the model is padded alike
+        self.trained_parts = ("unet", "text_encoder") if model_args.train_text_encoder else ("unet",)
+        for name, layer in self.named_children():
+            for parameter in layer.parameters():
+                parameter.stop_gradient = name not in self.trained_parts
+        in_float32 = [] if "vae" in self.deferred else vae.sublayers(include_self=True)
+        for layer in (self, *in_float32):
+            layer._cast_to_low_precision = False  # paddle.amp.decorate leaves the tables and the VAE in float32
+        self.scaling_factor = self.vae_config.scaling_factor
+        self._register_tables()
+        self.train()
+
+    @classmethod
+    def from_arguments(cls, model_args, resolution, deferred=()):
+        """Load what the flags name and check that the parts fit each other and the resolution (pixels).
+
+        deferred: those of "vae" and "text_encoder" whose weights are left where they are until they are needed.
+        """
+        parts = {}
+        for part in ("tokenizer", "text_encoder", "vae", "unet"):
+            load = DeferredPart if part in deferred else load_part
+            parts[part] = load(part, *part_source(model_args, part))
+        check_parts(SimpleNamespace(**parts, model_args=model_args))
+        model = cls(**parts, model_args=model_args)
+        model.latent_shape(resolution)
+        return model
+
+    def _register_tables(self):
+        args = self.model_args
+        alpha_bar = schedule.alpha_bar_table()
+        if args.rescale_betas_zero_snr:
+            alpha_bar = schedule.rescale_zero_terminal_snr(alpha_bar)
+        weight = schedule.min_snr_weight(schedule.snr_table(alpha_bar), args.snr_gamma, args.prediction_type)
+        tables = {"signal_rate": np.sqrt(alpha_bar), "noise_rate": np.sqrt(1.0 - alpha_bar), "loss_weight": weight}
+        for name, table in tables.items():
+            self.register_buffer(name, paddle.to_tensor(table, dtype="float32"), persistable=False)
+        causal_mask = encoders.causal_mask(args.model_max_length)
+        self.register_buffer("causal_mask", paddle.to_tensor(causal_mask), persistable=False)
+
+    def __getattr__(self, name):
+        """A deferred part is loaded when it is first asked for. It does not become a sublayer: rank 0 alone may hold
+        it, and the ranks compare theirs."""
+        part = self.__dict__.get("deferred", {}).pop(name, None)
+        if part is None:
+            return super().__getattr__(name)
+        layer = self.__dict__[name] = part.load()
+        for parameter in layer.parameters():
+            parameter.stop_gradient = True
+        return layer
+
+    def train(self):
+        """Training mode for what is trained; the frozen parts stay in evaluation mode."""
+        super().train()
+        for name, layer in self.named_children():
+            if name not in self.trained_parts:
+                layer.eval()
+
+    def latent_shape(self, resolution):
+        """(C, h, w) of the latents of square images. Raises InputError if VAE or UNet cannot halve them so often."""
+        factor = 2 ** (len(self.vae_config.block_out_channels) - 1)
+        unet_factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        if resolution % (factor * unet_factor):
+            raise InputError(
+                f"--resolution {resolution}: the VAE divides it by {factor} and the UNet by {unet_factor}; "
+                f"use a multiple of {factor * unet_factor}"
+            )
+        return self.vae_config.latent_channels, resolution // factor, resolution // factor
+
+    def draws(self, resolution):
+        """`draw(rng) -> dict`: what the data workers must draw for each sample."""
+        return functools.partial(
+            draws.draw,
+            latent_shape=self.latent_shape(resolution),
+            noise_offset=self.model_args.noise_offset,
+            input_perturbation=self.model_args.input_perturbation,
+        )
+
+    def tokenize(self, caption):
+        """Token ids of one caption, cut or padded to model_max_length: int64 [L]. NumPy only, for the data workers.
+
+        Captions that come again (the empty one, those of a small data set) are looked up.
+        """
+        if caption not in self._known_ids:
+            if len(self._known_ids) >= KNOWN_CAPTIONS:
+                self._known_ids.clear()
+            self._known_ids[caption] = encoders.tokenize(self.tokenizer, caption, self.model_args.model_max_length)
+        return self._known_ids[caption]
+
+    @paddle.no_grad()
+    def encode_images(self, pixel_values, posterior_noise):
+        """Draw latents from the VAE's posterior.
+
+        pixel_values: [B,3,H,W], uint8 or float32 in [0, 255]. posterior_noise: [B,C,h,w].
+        Returns float32 [B,C,h,w], already scaled.
+        """
+        return self._draw_latents(encoders.encode_posterior(self.vae, pixel_values), posterior_noise)
+
+    @paddle.no_grad()
+    def cached_latents(self, moments, posterior_noise):
+        """As `encode_images`, from the VAE's answer in a cache. moments: float16 [B,2C,h,w], mean and log-variance."""
+        with paddle.amp.auto_cast(enable=False):
+            posterior = DiagonalGaussianDistribution(moments.astype("float32"))
+        return self._draw_latents(posterior, posterior_noise)
+
+    def _draw_latents(self, posterior, posterior_noise):
+        with paddle.amp.auto_cast(enable=False):
+            return (posterior.mean + posterior.std * posterior_noise) * self.scaling_factor
+
+    def encode_text(self, input_ids):
+        """Last hidden state of the text encoder: [B,L] -> [B,L,D]."""
+        with paddle.set_grad_enabled("text_encoder" in self.trained_parts and paddle.is_grad_enabled()):
+            return encoders.encode_text(self.text_encoder, input_ids, self.causal_mask)
+
+    def forward(
+        self,
+        noise,
+        posterior_noise,
+        timestep,
+        pixel_values=None,
+        moments=None,
+        input_ids=None,
+        text_states=None,
+        offset_noise=None,
+        perturbation_noise=None,
+        **unused,
+    ):
+        """A batch's loss; the arguments are the batch's arrays as tensors, see `denoise` for what is returned.
+
+        Of a picture come `pixel_values` or `moments`, of a caption `input_ids` or `text_states`.
+        """
+        if moments is None:
+            latents = self.encode_images(pixel_values, posterior_noise)
+        else:
+            latents = self.cached_latents(moments, posterior_noise)
+        text_states = self.encode_text(input_ids) if text_states is None else text_states.astype("float32")
+        return self.denoise(latents, text_states, noise, timestep, offset_noise, perturbation_noise)
+
+    def denoise(self, latents, text_states, noise, timestep, offset_noise=None, perturbation_noise=None):
+        """Noise the latents, let the UNet predict, compare.
+
+        latents, noise, perturbation_noise: [B,C,h,w]; offset_noise: [B,C,1,1]; timestep: int64 [B].
+        Returns `loss` (the weighted mean, a scalar), `sample_loss` (squared error of each sample before the weights,
+        float32 [B], outside the graph) and `timestep`.
+        """
+        if offset_noise is not None:
+            noise = noise + self.model_args.noise_offset * offset_noise
+        signal_rate, noise_rate, weight = (
+            paddle.gather(table, timestep) for table in (self.signal_rate, self.noise_rate, self.loss_weight)
+        )
+        signal_rate, noise_rate = signal_rate.reshape([-1, 1, 1, 1]), noise_rate.reshape([-1, 1, 1, 1])
+        input_noise = noise
+        if perturbation_noise is not None:
+            input_noise = noise + self.model_args.input_perturbation * perturbation_noise
+        noisy_latents = objective.add_noise(latents, input_noise, signal_rate, noise_rate)
+        prediction = self.unet(noisy_latents, timestep, text_states, return_dict=False)[0]
+        wanted = objective.target(self.model_args.prediction_type, latents, noise, signal_rate, noise_rate)
+        sample_loss = objective.squared_error(prediction, wanted)
+        return {"loss": (weight * sample_loss).mean(), "sample_loss": sample_loss.detach(), "timestep": timestep}
+
+    def set_recompute(self, enabled):
+        """Recompute activations in the backward pass instead of keeping them."""
+        (self.unet.enable_gradient_checkpointing if enabled else self.unet.disable_gradient_checkpointing)()
+        if "text_encoder" in self.trained_parts and enabled:
+            self.text_encoder.gradient_checkpointing_enable()
+
+    def enable_efficient_attention(self):
+        """Use memory-efficient attention where Paddle has it for this device; otherwise say so and go on."""
+        try:
+            self.unet.enable_xformers_memory_efficient_attention()
+        except NotImplementedError:
+            logger.warning("memory-efficient attention is not available on this device; going on with the plain one")
+
+
+def check_parts(model):
+    """Raise InputError unless UNet, VAE, text encoder and tokenizer fit each other."""
+    unet, text = model.unet.config, model.text_encoder.config
+    if unet.cross_attention_dim != text.hidden_size:
+        raise InputError(
+            f"cross_attention_dim={unet.cross_attention_dim} of the UNet, but the text encoder's states have "
+            f"{text.hidden_size} numbers; use a UNet configuration with cross_attention_dim {text.hidden_size}"
+        )
+    channels = model.vae.config.latent_channels
+    for name in ("in_channels", "out_channels"):
+        if unet[name] != channels:
+            raise InputError(
+                f"{name}={unet[name]} of the UNet, but the VAE's latents have {channels} channels; "
+                f"use a UNet configuration with {name} {channels}"
+            )
+    encoders.check_text(model.tokenizer, text, model.model_args.model_max_length)

@@ -1,0 +1,113 @@
+"""The flags of training as dataclasses that check themselves. Paddle is imported only for `SDTrainingArguments`."""
+# ruff: noqa: UP045  (PdArgumentParser understands Optional[X], not X | None)
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Optional
+
+from sd.errors import InputError
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+INTERPOLATIONS = ("lanczos", "bilinear", "linear", "bicubic", "box", "hamming", "nearest")
+
+
+def __getattr__(name):
+    """Import `SDTrainingArguments`, and paddlenlp with it, on first use."""
+    if name == "SDTrainingArguments":
+        return importlib.import_module("sd.flags.training").SDTrainingArguments
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def flag(default, help_text):
+    """A dataclass field with its line of `--help`."""
+    return field(default=default, metadata={"help": help_text})
+
+
+def check_choice(name, value, choices):
+    """Raise InputError unless value is one of choices."""
+    if value not in choices:
+        raise InputError(f"{name}={value!r}; expected one of {tuple(choices)}")
+
+
+def check_range(name, value, low=None, high=None, above=None):
+    """Raise InputError unless low <= value <= high and value > above; a bound that is None does not count."""
+    fits = (
+        (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+    ) and value == value  # NaN is in no range
+    if not fits:
+        parts = [
+            f"above {above}" if above is not None else "",
+            f"at least {low}" if low is not None else "",
+            f"at most {high}" if high is not None else "",
+        ]
+        raise InputError(f"{name}={value!r}; expected {' and '.join(part for part in parts if part)}")
+
+
+@dataclass
+class SDModelArguments:
+    """Which models are trained, and on which objective."""
+
+    pretrained_model_name_or_path: str = flag(
+        "CompVis/stable-diffusion-v1-4", "Model whose sub-folders are used for what the four flags below leave open."
+    )
+    vae_name_or_path: Optional[str] = flag(None, "Name or folder of the VAE.")
+    text_encoder_name_or_path: Optional[str] = flag(None, "Name or folder of the text encoder.")
+    unet_name_or_path: Optional[str] = flag(
+        None, "Name or folder of the UNet; a config file (.json) starts it from random weights."
+    )
+    tokenizer_name: Optional[str] = flag(None, "Name or folder of the tokenizer.")
+    model_max_length: int = flag(77, "Longest caption in tokens; longer ones are cut.")
+    prediction_type: str = flag("epsilon", "What the UNet predicts: epsilon or v_prediction.")
+    num_inference_steps: int = flag(50, "Denoising steps of the logged images.")
+    train_text_encoder: bool = flag(False, "Train the text encoder too.")
+    noise_offset: float = flag(0.0, "Strength of a noise offset per image and channel; 0 turns it off.")
+    snr_gamma: Optional[float] = flag(None, "Gamma of min-SNR loss weighting (arXiv 2303.09556), 5.0 advised.")
+    input_perturbation: float = flag(0.0, "Strength of input perturbation; 0 turns it off, 0.1 advised.")
+    rescale_betas_zero_snr: bool = flag(
+        False, "Rescale the noise schedule to zero terminal SNR (arXiv 2305.08891); needs v_prediction."
+    )
+
+    def __post_init__(self):
+        check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        check_range("model_max_length", self.model_max_length, low=2)
+        check_range("num_inference_steps", self.num_inference_steps, low=1, high=1000)
+        check_range("noise_offset", self.noise_offset, low=0)
+        check_range("input_perturbation", self.input_perturbation, low=0)
+        if self.snr_gamma is not None:
+            check_range("snr_gamma", self.snr_gamma, above=0)
+        if self.rescale_betas_zero_snr and self.prediction_type != "v_prediction":
+            raise InputError(
+                "rescale_betas_zero_snr=True with prediction_type='epsilon'; at zero SNR the noise says nothing about "
+                "the image, use --prediction_type v_prediction"
+            )
+
+
+@dataclass
+class SDDataArguments:
+    """What is read, and what is done to it on the way."""
+
+    file_list: str = flag("./data/filelist/train.filelist.list", "List of filelists, one `path [weight]` a line.")
+    resolution: int = flag(512, "Side of the training images in pixels.")
+    interpolation: str = flag("lanczos", f"How images are resized: {', '.join(INTERPOLATIONS)}.")
+    num_records: int = flag(10_000_000, "Records that make an epoch when max_steps is not given.")
+    buffer_size: int = flag(100, "Rows in a shuffle window.")
+    shuffle_every_n_samples: int = flag(5, "Accepted and without effect: every window is shuffled whole.")
+    caption_dropout: float = flag(0.1, "Share of the samples that lose their caption (classifier-free guidance).")
+    data_lanes: Optional[int] = flag(
+        None, "Lanes into which the data is dealt; default: ranks x data workers of the first start."
+    )
+    max_bad_fraction: float = flag(0.05, "Share of undecodable rows above which the run ends.")
+    data_cache_bytes: int = flag(10 * 2**30, "Size of the local cache for remote parts, in bytes.")
+    eval_file_list: Optional[str] = flag(None, "File list of held-out records for the validation loss.")
+
+    def __post_init__(self):
+        check_range("resolution", self.resolution, low=8)
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        check_range("num_records", self.num_records, low=1)
+        check_range("buffer_size", self.buffer_size, low=1)
+        check_range("shuffle_every_n_samples", self.shuffle_every_n_samples, low=1)
+        check_range("caption_dropout", self.caption_dropout, low=0, high=1)
+        check_range("max_bad_fraction", self.max_bad_fraction, low=0, high=1)
+        check_range("data_cache_bytes", self.data_cache_bytes, low=0)
+        if self.data_lanes is not None:
+            check_range("data_lanes", self.data_lanes, low=1)

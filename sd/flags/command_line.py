@@ -1,0 +1,67 @@
+"""The command line of training: flags into dataclasses, and the reference's environment variables beside them."""
+
+import difflib
+import logging
+import os
+import sys
+
+from sd.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# The reference's switches from outside; a flag on the command line wins over its variable.
+ENVIRONMENT_FLAGS = {
+    "FLAG_USE_EMA": "use_ema",
+    "FLAG_RECOMPUTE": "recompute",
+    "FLAG_XFORMERS": "enable_xformers_memory_efficient_attention",
+    "FLAG_TO_STATIC": "to_static",
+    "FLAG_BENCHMARK": "benchmark",
+}
+_TRUE, _FALSE = ("1", "true", "yes", "on", "t", "y"), ("0", "false", "no", "off", "f", "n", "")
+
+
+def environment_values(environ):
+    """Flag -> value for each switch that is set in `environ`. Raises InputError for what is no truth value."""
+    values = {}
+    for variable, name in ENVIRONMENT_FLAGS.items():
+        text = environ.get(variable)
+        if text is None:
+            continue
+        if text.lower() not in _TRUE + _FALSE:
+            raise InputError(f"{variable}={text!r}; expected 0 or 1")
+        values[name] = text.lower() in _TRUE
+    return values
+
+
+def parse_arguments(argv=None, environ=os.environ):
+    """(SDModelArguments, SDDataArguments, SDTrainingArguments) from a command line; InputError for what is wrong.
+
+    Under paddle.distributed.launch this also makes the process group.
+    """
+    from paddlenlp.trainer import PdArgumentParser
+
+    from sd.flags.arguments import SDDataArguments, SDModelArguments
+    from sd.flags.training import SDTrainingArguments
+
+    class Parser(PdArgumentParser):
+        def error(self, message):
+            raise InputError(f"{message}; see --help")
+
+    parser = Parser((SDModelArguments, SDDataArguments, SDTrainingArguments), allow_abbrev=False)
+    from_environment = environment_values(environ)
+    parser.set_defaults(**from_environment)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        names = [name for action in parser._actions for name in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], names, 1)
+        advice = f"did you mean {near[0]}?" if near else "see --help"
+        raise InputError(f"unknown argument {unknown[0]!r}; {advice}")
+    try:
+        parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    except (ValueError, AssertionError) as error:
+        raise InputError(str(error)) from None
+    for variable, name in ENVIRONMENT_FLAGS.items():
+        if from_environment.get(name) and getattr(known, name):
+            logger.info("%s=%s in the environment: %s is on", variable, environ[variable], name)
+    return parsed

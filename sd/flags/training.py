@@ -1,0 +1,117 @@
+"""paddlenlp's TrainingArguments with the flags of this toolkit, checked before any process group is made."""
+# ruff: noqa: UP045  (PdArgumentParser understands Optional[X], not X | None)
+
+import logging
+import math
+from dataclasses import dataclass, field
+from typing import Optional
+
+import paddle
+from paddlenlp.trainer import TrainingArguments
+
+from sd.errors import InputError
+from sd.flags.arguments import check_choice, check_range, flag
+
+logger = logging.getLogger(__name__)
+
+# Flags of paddlenlp that would do nothing or harm here, with the value that leaves them out.
+_UNSUPPORTED = {
+    "unified_checkpoint": False,
+    "load_best_model_at_end": False,
+    "use_async_save": False,
+    "save_sharded_model": False,
+    "load_sharded_model": False,
+    "enable_auto_parallel": False,
+    "tensor_parallel_degree": -1,
+    "pipeline_parallel_degree": -1,
+    "sep_parallel_degree": -1,
+    "context_parallel_degree": -1,
+    "skip_data_intervals": None,
+    "offload_optim": False,
+}
+REPORTERS = ("visualdl", "custom_visualdl", "tensorboard", "wandb", "autonlp", "all", "none")
+
+
+@dataclass
+class SDTrainingArguments(TrainingArguments):
+    """How training runs, what it logs and what it keeps."""
+
+    image_logging_steps: int = flag(1000, "Draw images every so many steps, a multiple of logging_steps; -1: never.")
+    use_ema: bool = flag(False, "Keep an exponential moving average of the UNet's weights.")
+    ema_decay: float = flag(0.9999, "Largest decay of the moving average; warm-up: min(ema_decay, (1+n)/(10+n)).")
+    ema_start_step: int = flag(0, "Optimizer step after which the average starts; until then it is a copy.")
+    enable_xformers_memory_efficient_attention: bool = flag(False, "Memory-efficient attention where there is any.")
+    only_save_updated_model: bool = flag(True, "Save what was trained; otherwise the whole pipeline.")
+    unet_learning_rate: Optional[float] = flag(None, "Learning rate of the UNet; default: learning_rate.")
+    text_encoder_learning_rate: Optional[float] = flag(None, "Same of the text encoder.")
+    benchmark: bool = flag(False, "Print the reference's `ips` line at every log.")
+    profiler_options: Optional[str] = flag(None, "Options of Paddle's profiler, as `batch_range=[10,20];...`.")
+    report_to: list[str] = field(
+        default_factory=lambda: ["visualdl"],
+        metadata={"help": "Where logs go: visualdl, tensorboard, wandb, autonlp, all or none."},
+    )
+    validation_prompts: Optional[str] = flag(None, "Text file of prompts, one a line, drawn with each image log.")
+    save_on_exit: bool = flag(True, "Save a checkpoint when Ctrl-C or SIGTERM ends the run.")
+    max_bad_steps: int = flag(10, "Steps in a row with a loss or gradient that is no number, after which the run ends.")
+    allow_changed_resume: bool = flag(False, "Resume although flags that change the result differ.")
+
+    def __post_init__(self):
+        self._check_values()
+        self._check_device()
+        self.report_to = ["visualdl" if name == "custom_visualdl" else name for name in self.report_to]
+        super().__post_init__()
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # every trained weight takes part in every step
+        if self.image_logging_steps > 0:
+            rounded = math.ceil(self.image_logging_steps / self.logging_steps) * self.logging_steps
+            if rounded != self.image_logging_steps:
+                logger.info(
+                    "image_logging_steps: %d -> %d, the next multiple of logging_steps %d",
+                    self.image_logging_steps,
+                    rounded,
+                    self.logging_steps,
+                )
+                self.image_logging_steps = rounded
+
+    def _check_values(self):
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            check_range(name, getattr(self, name), low=1)
+        for name in ("logging_steps", "save_steps", "max_bad_steps"):
+            check_range(name, getattr(self, name), low=1)
+        for name in ("warmup_steps", "dataloader_num_workers", "ema_start_step"):
+            check_range(name, getattr(self, name), low=0)
+        check_range("learning_rate", self.learning_rate, low=0)
+        check_range("seed", self.seed, low=0, high=2**63 - 1)
+        check_range("ema_decay", self.ema_decay, low=0, high=1)
+        for name in ("unet_learning_rate", "text_encoder_learning_rate"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), low=0)
+        if self.image_logging_steps == 0 or self.image_logging_steps < -1:
+            raise InputError(f"image_logging_steps={self.image_logging_steps}; expected -1 (never) or at least 1")
+        check_choice("fp16_opt_level", self.fp16_opt_level, ("O1", "O2"))
+        if isinstance(self.report_to, str):
+            self.report_to = [self.report_to]
+        for name in self.report_to or []:
+            check_choice("report_to", name, REPORTERS)
+        if self.fp16 and self.bf16:
+            raise InputError("fp16=True with bf16=True; choose one")
+        for name, usual in _UNSUPPORTED.items():
+            if getattr(self, name) not in (usual, None):
+                raise InputError(f"{name}={getattr(self, name)!r} is not supported by this trainer; leave it out")
+        if "stage3" in str(self.sharding):
+            raise InputError(f"sharding={self.sharding!r} is not supported by this trainer; use stage1 or stage2")
+
+    def _check_device(self):
+        """Fall back to the CPU where Paddle has no GPU, and refuse what a CPU cannot do."""
+        if self.device == "gpu" and not paddle.is_compiled_with_cuda():
+            logger.warning("device 'gpu': this Paddle was built without CUDA, training on the CPU (--device cpu)")
+            self.device = "cpu"
+        if self.device == "cpu":
+            for name in ("fp16", "bf16"):
+                if getattr(self, name):
+                    raise InputError(f"{name}=True on device 'cpu'; Paddle has no kernels for it there, leave it out")
+            stage = str(self.sharding)
+            if "stage2" in stage or "stage3" in stage:
+                raise InputError(
+                    f"sharding={stage!r} on device 'cpu'; stages 2 and 3 need a GPU, use --sharding stage1"
+                )

@@ -1,0 +1,1 @@
+"""Scores of drawn pictures: FID and CLIP score."""

@@ -1,0 +1,168 @@
+"""`eval.py --metrics`: draw a file of prompts at several guidance scales, and score the pictures by FID and CLIP."""
+
+import functools
+import multiprocessing
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import paddle
+from tqdm import tqdm
+
+from sd.errors import InputError
+from sd.flags.arguments import check_choice, check_range
+from sd.metrics.extractors import load_clip, load_fid_extractor
+from sd.metrics.reference import reference_statistics
+from sd.metrics.report import write_report
+from sd.metrics.scores import Moments, clip_scores, frechet_distance
+from sd.processes.pool import run_local
+from sd.sampling.files import make_folder, read_pixels
+from sd.sampling.job import Job, Settings, draw, settings_from, warn_of_cut_prompts
+from sd.sampling.models import choose_device, load_models
+from sd.sampling.prompts import read_prompts
+
+# What a protocol fixes beside eval.py's defaults of 50 steps and seed 42; a flag that is given wins.
+PRESETS = {
+    "mlperf": {"height": 512, "width": 512, "scheduler": "ddim", "guidance_scales": [8.0], "num_prompts": 30_000},
+    "reference": {
+        "height": 256,
+        "width": 256,
+        "scheduler": "ddim",
+        "guidance_scales": [1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
+    },
+}
+TARGETS = {"mlperf": {"fid": 90.0, "clip_score": 0.15}}
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a process needs to load what it works with."""
+
+    model_flags: tuple  # (name, value) of load_models' arguments
+    device: str | None
+    fid_model: str | None
+    clip_model: str | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A few pictures of one guidance scale."""
+
+    source: Source
+    settings: Settings
+    jobs: tuple
+
+
+def apply_preset(flags):
+    """Fill in what the preset fixes and the user left open. Raises InputError for an unknown one."""
+    if flags.preset:
+        check_choice("preset", flags.preset, PRESETS)
+    for name, value in PRESETS.get(flags.preset, {}).items():
+        if getattr(flags, name) is None:
+            setattr(flags, name, value)
+    flags.guidance_scales = flags.guidance_scales or [flags.guidance_scale]
+
+
+def measure(flags, model_flags):
+    """Draw, score and report what the flags of eval.py ask for. Returns the report, a dict.
+
+    model_flags: the arguments of `load_models`. The same command goes on where an earlier one was cut off: pictures
+    that are there are not drawn again.
+    """
+    apply_preset(flags)
+    _check(flags)
+    prompts = read_prompts(flags.prompts_file, flags.prompts_column, flags.num_prompts)
+    source = Source(tuple(model_flags.items()), flags.device, flags.fid_model, flags.clip_model)
+    models, fid_extractor, clip, weights_id = _loaded(source)
+    settings = settings_from(flags, models, paddle.device.get_device().partition(":")[0])
+    warn_of_cut_prompts(models.tokenizer, prompts)
+    output = make_folder(flags.output or "eval_metrics")
+    reference = None
+    if fid_extractor and flags.fid_reference:
+        side = min(settings.height, settings.width)
+        reference = reference_statistics(flags.fid_reference, fid_extractor, side, output / "fid_reference.npz")
+    results = []
+    for scale in flags.guidance_scales:
+        folder = make_folder(output / f"guidance-{scale:g}")
+        jobs = [Job(prompt, flags.seed + row, folder / f"{row:05d}.png") for row, prompt in enumerate(prompts)]
+        tasks = _tasks(source, replace(settings, guidance_scale=scale), jobs)
+        results.append({"guidance_scale": scale, **_score(tasks, flags.processes, fid_extractor, reference, len(jobs))})
+    report = {
+        "model": models.label,
+        "weights": weights_id,
+        "prompts_file": str(flags.prompts_file),
+        "pictures": len(prompts),
+        "settings": {name: value for name, value in asdict(settings).items() if name != "guidance_scale"},
+        "seed": flags.seed,
+        "fid_model": fid_extractor.name if fid_extractor else None,
+        "fid_reference": flags.fid_reference,
+        "clip_model": clip.name if clip else None,
+        "results": results,
+        "targets": TARGETS.get(flags.preset),
+    }
+    write_report(report, output)
+    return report
+
+
+def _check(flags):
+    check_range("processes", flags.processes, low=1)
+    check_range("seed", flags.seed, low=0)
+    if not flags.prompts_file:
+        raise InputError("--metrics without --prompts_file; name a TSV, CSV, JSONL or text file of prompts")
+    if flags.num_prompts is not None:
+        check_range("num_prompts", flags.num_prompts, low=1)
+    for scale in flags.guidance_scales:
+        check_range("guidance_scales", scale, low=1)
+    if bool(flags.fid_model) != bool(flags.fid_reference):
+        raise InputError("--fid_model and --fid_reference go together: features, and what they are compared with")
+    if not flags.fid_model and not flags.clip_model:
+        raise InputError("--metrics without a measure; name --clip_model, or --fid_model and --fid_reference")
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(source):
+    """Models and extractors of this process. Of several processes on GPUs each takes the next one."""
+    device = source.device
+    number = next(iter(multiprocessing.current_process()._identity), 0)
+    if choose_device(device) == "gpu" and ":" not in (device or "") and number:
+        choose_device(f"gpu:{(number - 1) % paddle.device.cuda.device_count()}")
+    models = load_models(**dict(source.model_flags))
+    fid_extractor = load_fid_extractor(source.fid_model) if source.fid_model else None
+    clip = load_clip(source.clip_model) if source.clip_model else None
+    return models, fid_extractor, clip, models.weights_id()
+
+
+def _tasks(source, settings, jobs):
+    size = max(_CHUNK, settings.batch_size)
+    return [Task(source, settings, tuple(jobs[start : start + size])) for start in range(0, len(jobs), size)]
+
+
+def _work(task):
+    """Draw a task's pictures; returns (their number, FID features or None, CLIP scores or None)."""
+    models, fid_extractor, clip, weights_id = _loaded(task.source)
+    draw(models, task.jobs, task.settings, weights_id, quiet=True)
+    images = [read_pixels(job.path) for job in task.jobs]
+    features = fid_extractor.embed_images(images) if fid_extractor else None
+    scores = None
+    if clip:
+        scores = clip_scores(clip.embed_images(images), clip.embed_texts([job.prompt for job in task.jobs]))
+    return len(images), features, scores
+
+
+def _score(tasks, processes, fid_extractor, reference, total):
+    """The measures of one guidance scale: `fid` and `clip_score`, None where not asked for."""
+    moments = Moments(fid_extractor.width) if fid_extractor else None
+    found = []
+    outcomes = run_local(_work, tasks, processes) if processes > 1 else map(_work, tasks)
+    label = f"guidance {tasks[0].settings.guidance_scale:g}"
+    with tqdm(total=total, desc=label, unit="picture") as bar:
+        for count, features, scores in outcomes:
+            if moments:
+                moments.add(features)
+            if scores is not None:
+                found.append(scores)
+            bar.update(count)
+    return {
+        "fid": frechet_distance(*moments.mean_and_covariance(), *reference) if moments else None,
+        "clip_score": float(np.concatenate(found).mean()) if found else None,
+    }

@@ -1,0 +1,1 @@
+"""Model components and their files: loading, weights, encoders, hashes."""

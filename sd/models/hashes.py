@@ -1,0 +1,68 @@
+"""What names a model by its content: a hash of its weights as they lie in the file, or of a tokenizer's vocabulary."""
+
+import gc
+import hashlib
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from sd.errors import InputError
+from sd.models.loading import load_part
+from sd.models.weights import find_weights
+
+_PIECE_BYTES = 4 << 20
+_DTYPES = {"float32": "F32", "float16": "F16", "float64": "F64", "int64": "I64", "int32": "I32", "uint8": "U8"}
+
+
+def weights_hash(part, name, subfolder=None):
+    """SHA-256 over names, dtypes, shapes and bytes of a model's tensors, ordered by name; of a tokenizer's vocabulary.
+
+    part, name, subfolder: as `sd.models.loading.load_part` takes them. A local folder's file is read in pieces; a
+    published model is loaded, hashed and freed. The same weights in the file of another library, under other names,
+    have another hash. Raises InputError if it cannot be had.
+    """
+    if part == "tokenizer":
+        return _hash_tokenizer(load_part(part, name, subfolder))
+    if Path(name).is_dir():
+        return _hash_file(find_weights(Path(name, subfolder or "")))
+    layer = load_part(part, name, subfolder)
+    digest = hashlib.sha256()
+    for key, tensor in sorted(layer.state_dict().items()):
+        array = np.ascontiguousarray(tensor.numpy())
+        digest.update(_line(key, _DTYPES[str(array.dtype)], array.shape))
+        digest.update(array)
+    del layer
+    gc.collect()
+    return digest.hexdigest()
+
+
+def _hash_file(path):
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            (num_bytes,) = struct.unpack("<Q", file.read(8))
+            if num_bytes > path.stat().st_size:
+                raise ValueError("cut")
+            tensors = json.loads(file.read(num_bytes))
+            tensors.pop("__metadata__", None)
+            for key, tensor in sorted(tensors.items()):
+                digest.update(_line(key, tensor["dtype"], tensor["shape"]))
+                start, end = tensor["data_offsets"]
+                file.seek(8 + num_bytes + start)
+                for at in range(start, end, _PIECE_BYTES):
+                    digest.update(file.read(min(_PIECE_BYTES, end - at)))
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise InputError(f"{path}: unreadable weights ({error}); copy or download the file again") from error
+    return digest.hexdigest()
+
+
+def _line(name, dtype, shape):
+    return f"{name} {dtype} {list(shape)}\n".encode()
+
+
+def _hash_tokenizer(tokenizer):
+    merges = sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.get)
+    told = {"tokens": tokenizer.get_vocab(), "merges": merges}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

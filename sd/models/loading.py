@@ -1,0 +1,194 @@
+"""The parts of a Stable Diffusion model, each by its own flag or as a sub-folder of one repository.
+
+A local folder is read here, from safetensors alone; a published name goes to ppdiffusers.
+"""
+
+import contextlib
+import logging
+import math
+import re
+from pathlib import Path
+
+from sd.errors import InputError
+from sd.models.weights import find_weights, load_weights, read_config
+
+FLAGS = {
+    "vae": "vae_name_or_path",
+    "text_encoder": "text_encoder_name_or_path",
+    "unet": "unet_name_or_path",
+    "tokenizer": "tokenizer_name",
+}
+logger = logging.getLogger(__name__)
+
+
+def part_source(model_args, part):
+    """(name or path, sub-folder or None) of one part: its own flag wins over the whole repository."""
+    own = getattr(model_args, FLAGS[part])
+    return (own, None) if own else (model_args.pretrained_model_name_or_path, part)
+
+
+def load_part(part, name, subfolder=None, variant=None):
+    """Load "vae", "text_encoder", "unet" or "tokenizer" from a local folder or by its published name.
+
+    A config file given for the UNet makes one with random weights. The layers come in float32 and evaluation mode.
+    Raises InputError, in one line, for whatever cannot be had: nothing falls back to random weights.
+    """
+    if Path(name).is_file():
+        if part == "unet" and subfolder is None and Path(name).suffix == ".json":
+            return random_unet(name)
+        raise InputError(f"--{FLAGS[part]} {name} is a file; expected a model's folder or published name")
+    folder = local_folder(part, name, subfolder)
+    if folder is None:
+        return _load_published(part, str(name), subfolder, variant)
+    return _load_tokenizer(folder) if part == "tokenizer" else _load_layer(part, folder, variant)
+
+
+class DeferredPart:
+    """A part whose weights stay where they are until `load` is called; what its configuration says is known before.
+
+    Takes the arguments of `load_part`, for "vae" or "text_encoder". Attributes: config; num_parameters. Raises
+    InputError at once if the configuration cannot be had.
+    """
+
+    def __init__(self, part, name, subfolder=None):
+        self._source = part, name, subfolder
+        folder = local_folder(part, name, subfolder)
+        if folder is None:
+            with _told_plainly(part, name, subfolder):
+                config = _published_config(part, str(name), subfolder)
+        else:
+            config = read_config(folder / "config.json")
+        layer = _build_empty(part, config, folder / "config.json" if folder else name)
+        self.config = layer.config
+        self.num_parameters = sum(math.prod(parameter.shape) for parameter in layer.parameters())
+
+    def load(self):
+        """The layer with its weights, in evaluation mode."""
+        logger.info("loading the %s, which the cache stood in for until now", self._source[0].replace("_", " "))
+        return load_part(*self._source)
+
+
+def local_folder(part, name, subfolder=None):
+    """The folder of a part that is named by its path; None for a published name. Raises InputError for neither."""
+    if Path(name).is_dir():
+        folder = Path(name, subfolder or "")
+        if not folder.is_dir():
+            raise InputError(f"{name}: no sub-folder {subfolder!r}; expected one, or --{FLAGS[part]} beside it")
+        return folder
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+){0,2}", str(name)) is None or str(name).startswith("."):
+        raise InputError(f"--{FLAGS[part]} {name}: no such folder" + (" or file" if part == "unet" else ""))
+    return None
+
+
+def random_unet(config_path):
+    """A UNet from a configuration alone, with the layers that end each residual branch set to zero."""
+    import paddle
+    from ppdiffusers.models.resnet import ResnetBlock2D
+    from ppdiffusers.models.transformer_2d import Transformer2DModel
+    from ppdiffusers.utils.initializer_utils import reset_initialized_parameter
+
+    unet = _build("unet", read_config(config_path), config_path)
+    reset_initialized_parameter(unet)
+    last_layers = [unet.conv_out]
+    for layer in unet.sublayers():
+        if isinstance(layer, ResnetBlock2D):
+            last_layers.append(layer.conv2)
+        elif isinstance(layer, Transformer2DModel):
+            last_layers.append(layer.proj_out)
+    with paddle.no_grad():
+        for layer in last_layers:
+            for parameter in layer.parameters():
+                parameter.zero_()
+    return unet
+
+
+def _layer_class(part):
+    import ppdiffusers
+    from ppdiffusers import transformers
+
+    return {
+        "vae": ppdiffusers.AutoencoderKL,
+        "text_encoder": transformers.CLIPTextModel,
+        "unet": ppdiffusers.UNet2DConditionModel,
+    }[part]
+
+
+def _build(part, config, path):
+    layer_class = _layer_class(part)
+    groups, widths = config.get("norm_num_groups"), config.get("block_out_channels", [])
+    if groups and any(width % groups for width in widths):
+        raise InputError(f"{path}: block_out_channels={widths}; expected multiples of norm_num_groups={groups}")
+    try:
+        if part == "text_encoder":
+            return layer_class(layer_class.config_class(**config)).eval()
+        return layer_class.from_config(config).eval()
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"{path}: makes no {layer_class.__name__} ({_first_line(error)})") from error
+
+
+def _build_empty(part, config, path):
+    """A layer whose weights take no memory until they are set."""
+    import paddle
+    from paddlenlp.transformers.model_utils import no_init_weights
+
+    with paddle.LazyGuard(), no_init_weights():
+        return _build(part, config, path)
+
+
+def _load_layer(part, folder, variant):
+    weights = find_weights(folder, variant)
+    layer = _build_empty(part, read_config(folder / "config.json"), folder / "config.json")
+    load_weights(layer, weights)
+    return layer
+
+
+def _load_tokenizer(folder):
+    from ppdiffusers.transformers import CLIPTokenizer
+
+    missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder}: no {missing[0]}; expected the folder of a CLIP tokenizer")
+    try:
+        return CLIPTokenizer.from_pretrained(str(folder))
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"{folder}: not a CLIP tokenizer ({_first_line(error)})") from error
+
+
+def _load_published(part, name, subfolder, variant):
+    if part == "tokenizer":
+        from ppdiffusers.transformers import CLIPTokenizer as PartClass
+    else:
+        PartClass = _layer_class(part)  # noqa: N806
+    where = "/".join(filter(None, (name, subfolder)))
+    logger.info("fetching the published %s (if it comes as .pdparams, a pickle: trust its publisher)", where)
+    options = {"subfolder": subfolder} if subfolder else {}
+    if variant:
+        options["variant"] = variant
+    with _told_plainly(part, name, subfolder):
+        return PartClass.from_pretrained(name, **options)
+
+
+def _published_config(part, name, subfolder):
+    """The configuration of a published part as a dict; its weights are not fetched."""
+    options = {"subfolder": subfolder} if subfolder else {}
+    layer_class = _layer_class(part)
+    if part == "text_encoder":
+        return layer_class.config_class.from_pretrained(name, **options).to_dict()
+    return layer_class.load_config(name, **options)
+
+
+@contextlib.contextmanager
+def _told_plainly(part, name, subfolder):
+    try:
+        yield
+    except Exception as error:  # the libraries raise whatever the failing layer below them raised
+        where = "/".join(filter(None, (str(name), subfolder)))
+        raise InputError(
+            f"{where} could not be had: no such local folder, and ppdiffusers could not fetch it "
+            f"({_first_line(error)}); with no network, point --{FLAGS[part]} or "
+            "--pretrained_model_name_or_path to a local folder"
+        ) from error
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,137 @@
+"""Weights in PyTorch's own files (.pth, .bin) without PyTorch, and without running what a pickle may hold.
+
+    python -m sd.models.torch_file pytorch_model.bin model.safetensors
+
+writes them as safetensors. Both layouts of `torch.save` are read: the zip archive, and the one before PyTorch 1.6.
+"""
+
+import pickle
+import shutil
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from sd.errors import InputError, run_script
+
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+_DTYPES = {
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "HalfStorage": np.float16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+def read_torch_file(path):
+    """{name: array} of a state dict saved by `torch.save`. Raises InputError for anything else in it."""
+    path = Path(path)
+    try:
+        found = _read_archive(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+    except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: no readable PyTorch file ({error}); copy or download it again") from None
+    except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: no readable PyTorch file ({error}); copy or download it again") from None
+    if not isinstance(found, dict) or not all(isinstance(value, np.ndarray) for value in found.values()):
+        raise InputError(f"{path}: holds more than named weights; save the model's state_dict() alone")
+    return dict(found)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows dicts, numbers, texts and tensors; every other name in the file ends the reading."""
+
+    def __init__(self, file, path):
+        super().__init__(file)
+        self.storages = {}  # key -> array, filled once the pickle has been read
+        self._path, self._bytes = path, path.stat().st_size
+
+    def find_class(self, module, name):
+        known = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+        }
+        if module == "torch" and name in _DTYPES:
+            return name
+        if (module, name) not in known:
+            raise InputError(f"{self._path}: holds {module}.{name}, which is no weight; save the state_dict() alone")
+        return known[module, name]
+
+    def persistent_load(self, saved):
+        kind, storage, key, _, count, *_ = saved
+        if kind != "storage" or count * np.dtype(_DTYPES[storage]).itemsize > self._bytes:
+            raise InputError(f"{self._path}: is cut off or damaged; copy or download it again")
+        return self.storages.setdefault(key, np.zeros(count, _DTYPES[storage]))
+
+
+def _rebuild_tensor(storage, offset, shape, strides, *_):
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if 0 in shape:
+        return np.zeros(shape, storage.dtype)
+    if offset < 0 or min(strides, default=0) < 0 or last >= len(storage):
+        raise ValueError(f"a tensor of shape {list(shape)} lies outside its {len(storage)} numbers")
+    steps = [stride * storage.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps)
+
+
+def _read_archive(path):
+    with zipfile.ZipFile(path) as archive:
+        (listing,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+        root = listing.removesuffix("data.pkl")
+        order = archive.read(f"{root}byteorder") if f"{root}byteorder" in archive.namelist() else b"little"
+        with archive.open(listing) as file:
+            reader = _Unpickler(file, path)
+            found = reader.load()
+        for key, storage in reader.storages.items():
+            _fill(storage, archive.read(f"{root}data/{key}"), order)
+    return found
+
+
+def _read_legacy(path):
+    with path.open("rb") as file:
+        if _Unpickler(file, path).load() != _MAGIC or _Unpickler(file, path).load() != _PROTOCOL:
+            raise ValueError("its first bytes are those of no such file")
+        order = b"little" if _Unpickler(file, path).load()["little_endian"] else b"big"
+        reader = _Unpickler(file, path)
+        found = reader.load()
+        for key in _Unpickler(file, path).load():
+            storage = reader.storages[key]
+            if int.from_bytes(file.read(8), order.decode()) != len(storage):
+                raise ValueError(f"storage {key} is not as long as its tensors")
+            _fill(storage, file.read(storage.nbytes), order)
+    return found
+
+
+def _fill(storage, data, order):
+    value = np.frombuffer(data, storage.dtype.newbyteorder("<" if order == b"little" else ">"))
+    if len(value) != len(storage):
+        raise ValueError(f"{len(value)} numbers where {len(storage)} were expected")
+    storage[:] = value
+
+
+def main():
+    """Convert the file named first to the safetensors file named second."""
+    from safetensors.numpy import save_file
+
+    if len(sys.argv) != 3 or not sys.argv[2].endswith(".safetensors"):
+        raise InputError("expected two names: a PyTorch file, and the .safetensors file to be written")
+    source, target = map(Path, sys.argv[1:])
+    if target.exists():
+        raise InputError(f"{target} is there already; remove it or choose another name")
+    weights = {name: np.ascontiguousarray(value) for name, value in read_torch_file(source).items()}
+    aside = target.with_name(f".{target.name}.tmp")
+    save_file(weights, aside, metadata={"format": "pt"})
+    shutil.copymode(source, aside)  # safetensors lets its owner alone read it
+    aside.replace(target)
+    print(f"{len(weights)} weights: {target}")
+
+
+if __name__ == "__main__":
+    run_script(main)

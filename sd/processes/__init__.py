@@ -1,0 +1,1 @@
+"""Process pools, Ray, signals and the watch over sibling processes."""

@@ -1,0 +1,258 @@
+"""What to know before a long run: `python -m sd.doctor` with the flags of the training command.
+
+Takes a few real steps with growing batches and reads a few real batches; output_dir is left alone.
+"""
+
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from sd import runtime
+from sd.errors import InputError, RunError
+from sd.logs import import_quietly, set_up_logging
+
+GIB = 2**30
+TIMED_STEPS = 2
+ROOM = 0.6
+PATIENCE_SECONDS = 30
+READ_SECONDS = 5
+
+
+def main():
+    """Print a line for each question, and end with exit code 1 if the run would not get through."""
+    runtime.prepare()
+    set_up_logging()
+    import_quietly()
+    from sd.flags.command_line import parse_arguments
+
+    arguments = parse_arguments()
+    problems = sum(examine(*arguments))
+    print(f"\n{problems} problem(s)" if problems else "\nready")
+    sys.exit(min(problems, 1))
+
+
+def examine(model_args, data_args, training_args):
+    """Yield for each question whether its answer is a problem, after printing it."""
+    from sd.diffusion.model import StableDiffusionModel
+    from sd.latents.fit import cached_parts, check_fit
+    from sd.versions import mismatches
+
+    wrong = mismatches()
+    told = ", ".join(f"{name} {installed or 'missing'} (needed {pinned})" for name, installed, pinned in wrong)
+    yield answer("versions", f"as pinned, Python {sys.version.split()[0]}" if not wrong else told, bad=bool(wrong))
+    total_memory, device = describe_device(training_args.device)
+    yield answer("device", device)
+    manifest = manifest_of(data_args.file_list)
+    try:
+        if manifest:
+            check_fit(data_args.file_list, model_args, data_args)
+            yield answer("cache", f"{manifest.path} fits, {manifest.num_variants} variant(s) of a picture")
+        model = StableDiffusionModel.from_arguments(model_args, data_args.resolution, cached_parts(manifest))
+    except InputError as error:
+        yield answer("models", str(error), bad=True)
+        return
+    told = ", ".join(f"{part} {millions(model, part):.1f} M" for part in ("unet", "vae", "text_encoder"))
+    left_out = ", ".join(model.deferred)
+    yield answer("models", told + (f"; not loaded for training from the cache: {left_out}" if left_out else ""))
+    with tempfile.TemporaryDirectory() as folder:
+        training_args.output_dir, output_dir = folder, training_args.output_dir
+        peaks, seconds_per_image = measure_steps(model, data_args, training_args, total_memory)
+    yield report_memory(peaks, total_memory, training_args.per_device_train_batch_size)
+    steps_rate = 1 / seconds_per_image
+    yield answer("step", f"{seconds_per_image:.3g} s an image, {steps_rate:.3g} images/s on this device")
+    yield report_data(model, data_args, training_args, steps_rate)
+    yield report_disk(model, training_args, output_dir)
+
+
+def answer(question, text, bad=False):
+    """Print one line; returns bad."""
+    print(f"{'PROBLEM' if bad else 'ok':8}{question:10}{text}", flush=True)
+    return bad
+
+
+def manifest_of(file_list):
+    """The manifest of a cache, None for images; what is wrong with the list is told when its data is read."""
+    from sd.data.parts.moments import find_manifest
+
+    try:
+        return find_manifest(file_list)
+    except InputError:
+        return None
+
+
+def millions(model, part):
+    """Parameters of a part of the model, in millions."""
+    if part in model.deferred:
+        return model.deferred[part].num_parameters / 1e6
+    return sum(parameter.size for parameter in getattr(model, part).parameters()) / 1e6
+
+
+def describe_device(device):
+    """(memory in bytes, description) of the device that training would use."""
+    import paddle
+    import psutil
+
+    if device == "cpu":
+        memory = psutil.virtual_memory()
+        return memory.available, f"cpu, {runtime.usable_cores()} cores, {memory.available / GIB:.1f} GiB free"
+    properties = paddle.device.cuda.get_device_properties()
+    count = paddle.device.cuda.device_count()
+    return properties.total_memory, f"{count} x {properties.name}, {properties.total_memory / GIB:.1f} GiB each"
+
+
+def measure_steps(model, data_args, training_args, available):
+    """({batch size: peak bytes}, seconds per image at the largest), by optimizer steps on made-up batches.
+
+    The size doubles up to the chosen one, as long as the next fits into `available` bytes with room to spare.
+    """
+    from sd.training.trainer import StableDiffusionTrainer
+
+    training_args.report_to = []
+    trainer = StableDiffusionTrainer(model, training_args)
+    trainer.create_scheduler(training_args.max_steps if training_args.max_steps > 0 else 1000)
+    trainer.create_optimizer(trainer.lr_scheduler)
+    trainer._load_from_checkpoint()
+    model.train()
+    peaks, size = {}, 1
+    while True:
+        batch = made_up_batch(model, data_args, size)
+        seconds = []
+        for _ in range(TIMED_STEPS + 1):
+            begin = time.perf_counter()
+            outputs = trainer.forward(model, batch)
+            trainer.begin_last_pass(outputs["loss"])
+            trainer.backward(outputs["loss"])
+            trainer.optimizer.step()
+            trainer.optimizer.clear_grad()
+            float(outputs["loss"])  # waits for the device
+            seconds.append(time.perf_counter() - begin)
+        peaks[size] = peak_bytes(training_args.device)
+        size *= 2
+        if len(peaks) > 1 and (
+            size > training_args.per_device_train_batch_size
+            or predicted_peak(peaks, size) > ROOM * available
+            or sum(seconds) > PATIENCE_SECONDS
+        ):
+            return peaks, min(seconds[1:]) / (size // 2)
+
+
+def predicted_peak(peaks, batch_size):
+    """Peak bytes at `batch_size` if every image costs what it cost between the smallest and the largest measured."""
+    low, high = min(peaks), max(peaks)
+    return peaks[high] + (batch_size - high) * (peaks[high] - peaks[low]) / (high - low)
+
+
+def made_up_batch(model, data_args, size):
+    """A batch of noise with the shapes and dtypes of a real one, as tensors."""
+    import numpy as np
+    import paddle
+
+    from sd.data.streaming.dataset import collate
+
+    rng = np.random.default_rng(0)
+    side = data_args.resolution
+    draw = model.draws(side)
+    channels, *place = model.latent_shape(side)
+    if "vae" in model.deferred:
+        picture = {"moments": np.zeros((2 * channels, *place), np.float16)}
+    else:
+        picture = {"pixel_values": rng.integers(0, 256, (3, side, side), dtype=np.uint8)}
+    ids = model.tokenize("a photo")
+    if "text_encoder" in model.deferred:
+        text = {"text_states": np.zeros((len(ids), model.text_config.hidden_size), np.float16)}
+    else:
+        text = {"input_ids": ids}
+    samples = [{**picture, **text, **draw(rng)} for _ in range(size)]
+    return {name: paddle.to_tensor(value) for name, value in collate(samples).items()}
+
+
+def peak_bytes(device):
+    """The most memory used so far: of the process on a CPU, of Paddle's allocator on a GPU."""
+    import resource
+
+    import paddle
+
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return paddle.device.cuda.max_memory_reserved()
+
+
+def largest_batch(peaks, available):
+    """Largest batch whose predicted peak is within `available` bytes; 0 if not even one image fits."""
+    each = max(predicted_peak(peaks, 2) - predicted_peak(peaks, 1), 1)
+    return max(0, int((available - predicted_peak(peaks, 0)) // each))
+
+
+def report_memory(peaks, available, batch_size):
+    """Tell the memory of the chosen batch and the largest that fits."""
+    needed, fits = predicted_peak(peaks, batch_size), largest_batch(peaks, available)
+    advice = "" if batch_size <= fits else "; lower --per_device_train_batch_size, or use --recompute True"
+    return answer(
+        "memory",
+        f"about {needed / GIB:.1f} GiB at batch {batch_size}, of {available / GIB:.1f}; largest batch that fits: "
+        f"about {fits}{advice}",
+        bad=batch_size > fits,
+    )
+
+
+def report_data(model, data_args, training_args, images_per_second):
+    """Tell what the data holds and whether reading keeps up with one device's step."""
+    from paddle.io import DataLoader
+
+    from sd.data.streaming.dataset import collate, raise_if_failed, worker_init_fn
+    from sd.training.run import make_dataset
+
+    try:
+        dataset = make_dataset(model, data_args, training_args, checkpoint=None)
+        loader = DataLoader(
+            dataset,
+            batch_size=training_args.per_device_train_batch_size,
+            collate_fn=collate,
+            num_workers=training_args.dataloader_num_workers,
+            worker_init_fn=worker_init_fn,
+        )
+        batches = iter(loader)
+        raise_if_failed(next(batches))
+        begin, read = time.perf_counter(), 0
+        while time.perf_counter() - begin < READ_SECONDS:
+            raise_if_failed(next(batches))
+            read += training_args.per_device_train_batch_size
+    except (InputError, RunError) as error:
+        return answer("data", str(error), bad=True)
+    rate = read / (time.perf_counter() - begin)
+    slow = rate < images_per_second
+    advice = "; more --dataloader_num_workers, or smaller images (--resize when packing)" if slow else ""
+    return answer(
+        "data",
+        f"{dataset.num_rows} rows, {dataset.num_usable} usable at {data_args.resolution} px, {rate:.0f} images/s with "
+        f"{training_args.dataloader_num_workers} workers, {rate / images_per_second:.1f} x the step{advice}",
+        bad=slow,
+    )
+
+
+def checkpoint_bytes(model, training_args):
+    """Bytes of a checkpoint: float32 weights of what is trained, two AdamW moments of each, the moving average."""
+    trained = sum(millions(model, part) for part in model.trained_parts) * 3
+    average = millions(model, "unet") if training_args.use_ema else 0
+    rest = 0 if training_args.only_save_updated_model else millions(model, "vae") + millions(model, "text_encoder")
+    return int((trained + average + rest) * 1e6 * 4)
+
+
+def report_disk(model, training_args, output_dir):
+    """Tell the disk that save_total_limit checkpoints need, and one more while it is written."""
+    folder = next(
+        parent for parent in [Path(output_dir).resolve(), *Path(output_dir).resolve().parents] if parent.exists()
+    )
+    free, each = shutil.disk_usage(folder).free, checkpoint_bytes(model, training_args)
+    limit = training_args.save_total_limit
+    kept = limit or max(1, training_args.max_steps // training_args.save_steps)
+    needed = (kept + 1) * each
+    advice = f"; use --save_total_limit {max(1, free // each - 1)}" if needed > free else ""
+    return answer(
+        "disk",
+        f"{kept} checkpoints of {each / GIB:.2f} GiB and one being written: {needed / GIB:.1f} GiB, "
+        f"free {free / GIB:.1f}{advice}",
+        bad=needed > free,
+    )

@@ -1,0 +1,212 @@
+"""From parsed arguments to a trained model: lock, find the checkpoint, load, train."""
+
+import logging
+import math
+from pathlib import Path
+
+import paddle
+from paddlenlp.trainer.trainer_utils import IntervalStrategy
+
+from sd.data.parts.moments import find_manifest
+from sd.data.streaming.dataset import EvalPairs, TextImagePair, collate, raise_if_failed
+from sd.diffusion.model import StableDiffusionModel
+from sd.errors import InputError, RunError
+from sd.latents.fit import cached_parts, check_fit
+from sd.processes.siblings import Siblings
+from sd.runs.checkpoint import (
+    find_problem,
+    list_checkpoints,
+    lock_output_dir,
+    newest_whole_checkpoint,
+    read_json,
+    remove_checkpoint,
+    remove_leftovers,
+)
+from sd.runs.settings import check_same_run, result_settings, write_run_json
+from sd.training.previews import COUNT as PREVIEW_COUNT
+from sd.training.previews import Previews, read_prompts
+from sd.training.trainer import StableDiffusionTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def train(model_args, data_args, training_args):
+    """Train as the arguments say. Returns the number of the signal that ended training early, or None."""
+    if not training_args.do_train:
+        raise InputError("nothing to do; give --do_train")
+    # Whatever is wrong with the data is told before gigabytes of models are loaded.
+    manifests = [find_manifest(file_list) for file_list in file_lists(data_args)]
+    lock, checkpoint = on_rank_0(training_args, lambda: prepare(model_args, data_args, training_args))
+    if checkpoint and is_finished(checkpoint, training_args):
+        return None
+    paddle.seed(training_args.seed)
+    model = StableDiffusionModel.from_arguments(model_args, data_args.resolution, cached_parts(manifests[0]))
+    dataset = make_dataset(model, data_args, training_args, checkpoint)
+    if training_args.max_steps <= 0:
+        training_args.max_steps = steps_of_epochs(training_args, min(data_args.num_records, dataset.num_usable))
+        if checkpoint and is_finished(checkpoint, training_args):
+            return None
+    settings = result_settings(model_args, data_args, training_args, dataset.fingerprint)
+    if checkpoint:
+        before = read_json(checkpoint, "settings.json")
+        told = check_same_run(before, settings, checkpoint, training_args.allow_changed_resume)
+        logger.info("going on from %s%s", checkpoint, f" with changed settings: {told}" if told else "")
+    if training_args.process_index == 0:
+        arguments = (model_args, data_args, training_args)
+        write_run_json(training_args.output_dir, arguments, dataset.fingerprint, checkpoint)
+    trainer = StableDiffusionTrainer(
+        model,
+        training_args,
+        train_dataset=dataset,
+        data_collator=collate,
+        eval_dataset=make_eval_dataset(model, data_args, training_args),
+        run_settings=settings,
+        previews=make_previews(model, model_args, data_args, training_args),
+    )
+    with Siblings(training_args):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if lock:
+        lock.close()
+    return trainer.stop_signal
+
+
+def file_lists(data_args):
+    """The lists that are read: of training, and of validation if there is one."""
+    return list(filter(None, (data_args.file_list, data_args.eval_file_list)))
+
+
+def prepare(model_args, data_args, training_args):
+    """What rank 0 does before anything is loaded. Returns (lock, checkpoint or None)."""
+    for file_list in file_lists(data_args):
+        check_fit(file_list, model_args, data_args)
+    return prepare_output_dir(training_args)
+
+
+def on_rank_0(training_args, prepare):
+    """Let rank 0 call `prepare() -> (lock, checkpoint)`, and tell the checkpoint to the others.
+
+    If rank 0 fails, so do they, instead of waiting for it.
+    """
+    if training_args.world_size == 1:
+        return prepare()
+    failure, lock, checkpoint = None, None, None
+    if training_args.process_index == 0:
+        try:
+            lock, checkpoint = prepare()
+        except InputError as error:
+            failure = error
+    told = [(failure is not None, str(checkpoint) if checkpoint else None)]
+    paddle.distributed.broadcast_object_list(told, src=0)
+    if failure:
+        raise failure
+    failed, path = told[0]
+    if failed:
+        raise RunError("rank 0 found the arguments or the output folder wrong; see its log")
+    if path and not Path(path).is_dir():
+        raise InputError(
+            f"{path} is not there on this machine; --output_dir must be on storage that all machines share"
+        )
+    return lock, Path(path) if path else None
+
+
+def prepare_output_dir(training_args):
+    """Lock output_dir, clear what a kill left behind, and find where to go on. Returns (lock, checkpoint or None)."""
+    output_dir = training_args.output_dir
+    lock = lock_output_dir(output_dir)
+    remove_leftovers(output_dir)
+    named = training_args.resume_from_checkpoint
+    if named and named.lower() not in ("true", "last"):
+        problem = find_problem(named) if Path(named).is_dir() else "no such folder"
+        if problem:
+            there = ", ".join(folder.name for folder in list_checkpoints(output_dir)) or "none"
+            raise InputError(f"resume_from_checkpoint={named!r}: {problem}; in {output_dir} there are: {there}")
+        return lock, Path(named)
+    if training_args.overwrite_output_dir:
+        for folder in list_checkpoints(output_dir):
+            logger.info("removing %s (overwrite_output_dir)", folder)
+            remove_checkpoint(folder)
+        return lock, None
+    return lock, newest_whole_checkpoint(output_dir)
+
+
+def is_finished(checkpoint, training_args):
+    """Whether the checkpoint is the end of the run; says so."""
+    done = 0 < training_args.max_steps <= read_json(checkpoint, "trainer_state.json")["global_step"]
+    if done:
+        logger.info("%s: this run of %d steps is finished, nothing to do", checkpoint, training_args.max_steps)
+    return done
+
+
+def steps_of_epochs(training_args, records):
+    """Optimizer steps in num_train_epochs passes over `records` records."""
+    batch = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
+    return max(1, math.ceil(training_args.num_train_epochs * records / (batch * training_args.dataset_world_size)))
+
+
+def make_dataset(model, data_args, training_args, checkpoint):
+    """The endless stream of samples, from where the checkpoint stands."""
+    state = read_json(checkpoint, "data_state.json") if checkpoint else {}
+    if data_args.data_lanes and state and data_args.data_lanes != state["lanes"]:
+        raise InputError(
+            f"data_lanes={data_args.data_lanes}, but {checkpoint} was dealt in {state['lanes']}; leave it out"
+        )
+    return TextImagePair(
+        data_args.file_list,
+        model.tokenize,
+        resolution=data_args.resolution,
+        batch_size=training_args.per_device_train_batch_size,
+        num_workers=training_args.dataloader_num_workers,
+        rank=training_args.dataset_rank,
+        world_size=training_args.dataset_world_size,
+        seed=training_args.seed,
+        start_sample=state.get("samples_seen", 0),
+        lanes=state.get("lanes", data_args.data_lanes),
+        deal_size=state.get("deal_size"),
+        buffer_size=data_args.buffer_size,
+        interpolation=data_args.interpolation,
+        caption_dropout=data_args.caption_dropout,
+        max_bad_fraction=data_args.max_bad_fraction,
+        cache_bytes=data_args.data_cache_bytes,
+        draw=model.draws(data_args.resolution),
+    )
+
+
+def _eval_pairs(model, data_args, training_args, file_list, limit):
+    return EvalPairs(
+        file_list,
+        model.tokenize,
+        resolution=data_args.resolution,
+        draw=model.draws(data_args.resolution),
+        seed=training_args.seed,
+        interpolation=data_args.interpolation,
+        limit=limit,
+    )
+
+
+def make_eval_dataset(model, data_args, training_args):
+    """The held-out records, and validation every eval_steps, if --eval_file_list is given."""
+    if data_args.eval_file_list is None:
+        training_args.evaluation_strategy = IntervalStrategy.NO
+        return None
+    training_args.evaluation_strategy = IntervalStrategy.STEPS
+    training_args.eval_steps = training_args.eval_steps or training_args.save_steps
+    limit = training_args.max_evaluate_steps * training_args.per_device_eval_batch_size
+    return _eval_pairs(model, data_args, training_args, data_args.eval_file_list, limit if limit > 0 else None)
+
+
+def make_previews(model, model_args, data_args, training_args):
+    """What is drawn while training, on rank 0 alone: the first records of the file list and the user's prompts."""
+    prompts = read_prompts(training_args.validation_prompts) if training_args.validation_prompts else []
+    wanted = training_args.image_logging_steps > 0 and "visualdl" in training_args.report_to
+    if training_args.process_index != 0 or not wanted:
+        return None
+    pairs = _eval_pairs(model, data_args, training_args, data_args.file_list, PREVIEW_COUNT)
+    batch = collate([pairs[index] for index in range(len(pairs))])
+    raise_if_failed(batch)
+    return Previews(
+        batch,
+        [pairs.caption(index) for index in range(len(pairs))],
+        prompts,
+        resolution=data_args.resolution,
+        num_inference_steps=model_args.num_inference_steps,
+    )

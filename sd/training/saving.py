@@ -1,0 +1,205 @@
+"""Between the trainer's objects and the files of a checkpoint."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import paddle
+
+from sd.diffusion.schedule import sampler_config
+from sd.errors import InputError
+from sd.runs.checkpoint import (
+    CheckpointWriter,
+    DiskFullError,
+    keep_newest,
+    read_json,
+    read_tensors,
+)
+from sd.training.optimizer import held_parameters, innermost, named_state, paddle_state
+
+logger = logging.getLogger(__name__)
+
+UNET_WEIGHTS = "unet/diffusion_paddle_model.safetensors"
+EMA_WEIGHTS = "unet/diffusion_paddle_model.ema.safetensors"
+TEXT_WEIGHTS = "text_encoder/model.safetensors"
+
+
+def save_checkpoint(trainer):
+    """Save checkpoint-N, by all ranks together. A full disk is told and training goes on; older ones stay."""
+    args, step = trainer.args, trainer.state.global_step
+    sharded = bool(args.sharding)
+    writes = args.should_save or sharded
+    _barrier(args)
+    writer = CheckpointWriter(args.output_dir, step) if writes else None
+    failure = None
+    try:
+        if args.should_save:
+            _write_models(trainer, writer)
+            _write_states(trainer, writer)
+        if writes:
+            _write_optimizer(trainer, writer, sharded)
+    except DiskFullError as error:
+        failure = error
+    failed = _any_rank(args, failure is not None)
+    if failure:
+        logger.error("%s; earlier checkpoints are kept, training goes on", failure.strerror)
+    if args.should_save:
+        if failed:
+            writer.discard()
+        else:
+            for name in _shard_names(args) if sharded else []:
+                writer.add(name) if name not in writer.files else None
+            logger.info("saved %s", writer.commit())
+            keep_newest(args.output_dir, args.save_total_limit)
+    _barrier(args)
+
+
+def _barrier(args):
+    if args.world_size > 1:
+        paddle.distributed.barrier()
+
+
+def _any_rank(args, flag):
+    if args.world_size == 1:
+        return flag
+    flags = paddle.to_tensor([int(flag)], dtype="int64")
+    paddle.distributed.all_reduce(flags)
+    return bool(flags.item())
+
+
+def _write_models(trainer, writer):
+    model, masters = trainer.model, getattr(innermost(trainer.optimizer), "_master_weights", {})
+    model.unet.save_config(str(writer.folder / "unet"))
+    writer.add("unet/config.json")
+    writer.write_tensors(UNET_WEIGHTS, _float32_weights(model.unet, masters))
+    if trainer.ema:
+        writer.write_tensors(EMA_WEIGHTS, trainer.ema.average)
+        writer.write_json("ema_state.json", {"updates": trainer.ema.updates})
+    if "text_encoder" in model.trained_parts or not trainer.args.only_save_updated_model:
+        model.text_encoder.config.save_pretrained(str(writer.folder / "text_encoder"))
+        writer.add("text_encoder/config.json")
+        # paddlenlp reads no safetensors of format "pd", ppdiffusers writes its own so.
+        writer.write_tensors(TEXT_WEIGHTS, _float32_weights(model.text_encoder, masters), {"format": "np"})
+    if not trainer.args.only_save_updated_model:
+        _write_other_parts(model, writer)
+
+
+def _write_other_parts(model, writer):
+    """What makes the checkpoint a whole pipeline beside the trained parts."""
+    import ppdiffusers
+
+    args = model.model_args
+    scheduler = ppdiffusers.DDIMScheduler(**sampler_config(args.prediction_type, args.rescale_betas_zero_snr))
+    model.vae.save_config(str(writer.folder / "vae"))
+    writer.write_tensors("vae/diffusion_paddle_model.safetensors", _float32_weights(model.vae, {}))
+    model.tokenizer.save_pretrained(str(writer.folder / "tokenizer"))
+    scheduler.save_config(str(writer.folder / "scheduler"))
+    for part in ("vae", "tokenizer", "scheduler"):
+        for path in (writer.folder / part).iterdir():
+            name = f"{part}/{path.name}"
+            if name not in writer.files:
+                writer.add(name)
+    writer.write_json(
+        "model_index.json",
+        {
+            "_class_name": "StableDiffusionPipeline",
+            "_ppdiffusers_version": ppdiffusers.__version__,
+            "feature_extractor": [None, None],
+            "requires_safety_checker": False,
+            "safety_checker": [None, None],
+            "scheduler": ["ppdiffusers", "DDIMScheduler"],
+            "text_encoder": ["ppdiffusers.transformers", "CLIPTextModel"],
+            "tokenizer": ["ppdiffusers.transformers", "CLIPTokenizer"],
+            "unet": ["ppdiffusers", "UNet2DConditionModel"],
+            "vae": ["ppdiffusers", "AutoencoderKL"],
+        },
+    )
+
+
+def _float32_weights(layer, masters):
+    """Weights for a file: of half-precision training the float32 masters, and everything else as it is."""
+    weights = {}
+    for name, tensor in layer.state_dict().items():
+        tensor = masters.get(tensor.name, tensor)
+        weights[name] = tensor.astype("float32") if tensor.dtype in (paddle.float16, paddle.bfloat16) else tensor
+    return weights
+
+
+def _write_states(trainer, writer):
+    state = dataclasses.asdict(trainer.state)
+    writer.write_json("trainer_state.json", {**state, "log_history": []})
+    writer.write_json("scheduler.json", trainer.lr_scheduler.state_dict())
+    if trainer.do_grad_scaling:
+        scaler = trainer.scaler.state_dict()
+        writer.write_json("scaler.json", {key: _number(value) for key, value in scaler.items()})
+    writer.write_json("data_state.json", trainer.train_dataset.state(trainer.samples_seen))
+    writer.write_json("settings.json", trainer.run_settings)
+
+
+def _number(value):
+    return value.item() if hasattr(value, "item") else value
+
+
+def _shard_names(args):
+    return [f"optimizer-{rank + 1:05d}-of-{args.world_size:05d}.safetensors" for rank in range(args.world_size)]
+
+
+def _write_optimizer(trainer, writer, sharded):
+    name = _shard_names(trainer.args)[trainer.args.process_index] if sharded else "optimizer.safetensors"
+    writer.write_tensors(name, named_state(trainer.optimizer, _weight_names(trainer.model)))
+
+
+def _weight_names(model):
+    """Paddle's name of each trained weight -> its name in the model."""
+    return {parameter.name: name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+
+
+def load_models(trainer, checkpoint):
+    """Put the trained weights and the moving average back."""
+    model = trainer.model
+    _load_layer(model.unet, f"{checkpoint}/{UNET_WEIGHTS}")
+    if "text_encoder" in model.trained_parts:
+        _load_layer(model.text_encoder, f"{checkpoint}/{TEXT_WEIGHTS}")
+    if trainer.ema:
+        try:
+            updates = read_json(checkpoint, "ema_state.json")["updates"]
+        except FileNotFoundError:
+            logger.warning("%s holds no moving average; it starts from the weights", checkpoint)
+            trainer.ema = type(trainer.ema)(model.unet, trainer.args.ema_decay, trainer.args.ema_start_step)
+        else:
+            trainer.ema.load(read_tensors(f"{checkpoint}/{EMA_WEIGHTS}"), updates)
+
+
+def _load_layer(layer, path):
+    weights = layer.state_dict()
+    found = set()
+    for name, array in read_tensors(path):
+        if name not in weights or list(weights[name].shape) != list(array.shape):
+            raise InputError(
+                f"{path}: {name} {list(array.shape)} does not fit the model; was it made with another one?"
+            )
+        target = weights[name]
+        target.set_value(paddle.to_tensor(array).astype(target.dtype))
+        found.add(name)
+    if missing := sorted(weights.keys() - found):
+        raise InputError(f"{path}: {missing[0]} is missing; was it made with another model?")
+
+
+def load_optimizer(trainer, checkpoint):
+    """Put optimizer, schedule, loss scale and the place in the data back, whatever the number of ranks was."""
+    names = _weight_names(trainer.model)
+    wanted = {names[parameter.name] for parameter in held_parameters(trainer.optimizer)}
+    state = {}
+    for path in sorted(Path(checkpoint).glob("optimizer*.safetensors")):
+        for key, array in read_tensors(str(path)):
+            if key.rpartition("/")[0] in wanted:
+                state[key] = paddle.to_tensor(array)
+    restored = paddle_state(trainer.optimizer, names, state)
+    if restored:
+        innermost(trainer.optimizer).set_state_dict(restored)
+    trainer.lr_scheduler.set_state_dict(read_json(checkpoint, "scheduler.json"))
+    if trainer.do_grad_scaling and (Path(checkpoint) / "scaler.json").exists():
+        scaler = read_json(checkpoint, "scaler.json")
+        scaler["scale"] = paddle.to_tensor(scaler["scale"], dtype="float32").reshape([1]).numpy()
+        trainer.scaler.load_state_dict(scaler)
+    trainer.samples_seen = read_json(checkpoint, "data_state.json")["samples_seen"]

@@ -1,0 +1,42 @@
+"""The loss on held-out records with fixed draws: comparable from step to step and from run to run."""
+
+import numpy as np
+import paddle
+
+from sd.data.streaming.dataset import raise_if_failed
+from sd.diffusion.schedule import NUM_TRAIN_TIMESTEPS
+
+BANDS = 4
+
+
+def evaluate_loss(model, dataset, collate, batch_size, prefix="eval", rank=0, world_size=1):
+    """Mean squared error over a map-style dataset, all and by timestep band, over all ranks. Returns name -> value.
+
+    Each record counts once; rank r takes the records r, r + world_size, ...
+    """
+    sums = np.zeros([BANDS, 2])  # loss, count
+    indices = range(rank, len(dataset), world_size)
+    model.eval()
+    with paddle.no_grad():
+        for start in range(0, len(indices), batch_size):
+            batch = collate([dataset[index] for index in indices[start : start + batch_size]])
+            raise_if_failed(batch)
+            outputs = model(**{name: paddle.to_tensor(value) for name, value in batch.items()})
+            bands = np.asarray(batch["timestep"]) * BANDS // NUM_TRAIN_TIMESTEPS
+            losses = outputs["sample_loss"].numpy().astype(np.float64)
+            np.add.at(sums, (bands, 0), losses)
+            np.add.at(sums, (bands, 1), 1)
+    if world_size > 1:
+        total = paddle.to_tensor(sums)
+        paddle.distributed.all_reduce(total)
+        sums = total.numpy()
+    return _metrics(sums, prefix)
+
+
+def _metrics(sums, prefix):
+    metrics = {f"{prefix}_loss": sums[:, 0].sum() / max(sums[:, 1].sum(), 1), f"{prefix}_records": sums[:, 1].sum()}
+    for band, (loss, count) in enumerate(sums):
+        if count:
+            low, high = (edge * NUM_TRAIN_TIMESTEPS // BANDS for edge in (band, band + 1))
+            metrics[f"{prefix}_loss_{low:04d}-{high - 1:04d}"] = loss / count
+    return {name: float(value) for name, value in metrics.items()}

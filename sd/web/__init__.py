@@ -1,0 +1,1 @@
+"""The web page: the page's process, its client, and the process that draws."""

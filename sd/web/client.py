@@ -1,0 +1,173 @@
+"""The page's side of drawing: asks the process of `sd.web.engine`, and puts its answers into words.
+
+Standard library only: it runs in the page's environment, which has no Paddle.
+"""
+
+import html
+import itertools
+import json
+import queue
+import signal
+import subprocess
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+_KEPT_PICTURES = 100
+
+
+class Drawer:
+    """The engine's process, started when it is needed, and its answers sorted by job. command: what starts it."""
+
+    def __init__(self, command):
+        self._command = command
+        self._process, self._waiting = None, {}  # job -> (the process that was asked, queue of its answers)
+        self._numbers, self._lock = itertools.count(1), threading.Lock()
+
+    def start(self):
+        """Have the engine running; it loads its libraries while people type."""
+        with self._lock:
+            self._running()
+
+    def new_job(self):
+        """A number for a request that is yet to be made."""
+        return next(self._numbers)
+
+    def ask(self, job, request):
+        """Send a request and yield its answers, dicts, the last of which has `end`."""
+        answers = queue.SimpleQueue()
+        with self._lock:
+            process = self._running()
+            self._waiting[job] = process, answers
+        try:
+            self._send(process, {"job": job, **request})
+            answer = {}
+            while "end" not in answer:
+                answer = answers.get()
+                yield answer
+        finally:
+            with self._lock:
+                del self._waiting[job]
+
+    def cancel(self, job):
+        """Ask for no more pictures of a job."""
+        if asked := self._waiting.get(job):
+            self._send(asked[0], {"do": "cancel", "job": job})
+
+    def stop(self):
+        """End the engine's process."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process:
+            process.stdin.close()
+            process.wait()
+
+    def _running(self):
+        if self._process is None:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            )
+            threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
+        return self._process
+
+    def _send(self, process, value):
+        with self._lock, suppress(OSError, ValueError):  # it has died, and `_listen` tells
+            process.stdin.write(json.dumps(value) + "\n")
+            process.stdin.flush()
+
+    def _listen(self, process):
+        for line in process.stdout:
+            answer = json.loads(line)
+            if asked := self._waiting.get(answer["job"]):
+                asked[1].put(answer)
+        died = {"end": "error", "message": _obituary(process.wait())}
+        with self._lock:
+            self._process = None if self._process is process else self._process
+            for asked, answers in self._waiting.values():
+                if asked is process:
+                    answers.put(died)
+
+
+def _obituary(code):
+    why = "most likely for want of memory" if code == -signal.SIGKILL else "the terminal says why"
+    return (
+        f"the drawing process ended (exit code {code}), {why}; a smaller size may help, the next picture starts it anew"
+    )
+
+
+class Visitors:
+    """Which job each open page waits for, so that it alone can cancel it, even before its turn has come."""
+
+    def __init__(self, drawer):
+        self._drawer, self._jobs, self._given_up = drawer, {}, set()
+
+    def expect(self, session):
+        """A page is about to wait for a drawing."""
+        self._jobs[session] = self._drawer.new_job()
+
+    def give_up(self, session):
+        """Cancel what a page waits for."""
+        if job := self._jobs.get(session):
+            self._given_up.add(job)
+            self._drawer.cancel(job)
+
+    def draw(self, session, request):
+        """Yield the answers to a page's request."""
+        job = self._jobs.get(session) or self._drawer.new_job()
+        try:
+            if job in self._given_up:
+                yield {"end": "cancelled"}
+                return
+            yield from self._drawer.ask(job, {"do": "draw", **request})
+        finally:
+            self._given_up.discard(job)
+            self._jobs.pop(session, None)
+
+
+def caption(picture):
+    """What stands below a picture of `follow`."""
+    settings = picture["settings"]
+    words = [
+        f"{settings['model']}, seed {settings['seed']}, guidance {settings['guidance_scale']:g}",
+        f"{settings['num_inference_steps']} steps {settings['scheduler']}, {settings['width']} x {settings['height']}",
+    ]
+    if settings["negative_prompt"]:
+        words.append(f"without {settings['negative_prompt']!r}")
+    return f"{', '.join(words)}: {picture['prompt']}"
+
+
+def details(picture):
+    """All that is known of a picture, for people."""
+    return {"file": Path(picture["path"]).name, "prompt": picture["prompt"], **picture["settings"]}
+
+
+def status(text, kind="info"):
+    """A line for the person; what they typed may be part of it."""
+    return f'<p class="sd-{kind}" role="{"alert" if kind == "error" else "status"}">{html.escape(text)}</p>'
+
+
+def follow(answers, shown, prompt):
+    """The answers to a request -> (pictures to be shown or None if they are as before, status line), as they come.
+
+    shown: the earlier pictures, dicts of path, prompt and settings, the newest first; new ones come before them.
+    """
+    drawn, notes = 0, []
+    for answer in answers:
+        if "note" in answer:
+            notes = [note for note in notes if not note.startswith("loading ")] + [answer["note"]]
+            yield None, status("; ".join(notes))
+        elif "progress" in answer:
+            done, total = answer["progress"]
+            notes = [note for note in notes if not note.startswith("loading ")]
+            yield None, status("; ".join([*notes, f"drawing, {done:.1f} of {total} pictures"]))
+        elif "picture" in answer:
+            drawn += 1
+            new = {"path": answer["picture"], "prompt": prompt, "settings": answer["settings"]}
+            shown = [new, *(old for old in shown if old["path"] != new["path"])][:_KEPT_PICTURES]
+            yield shown, status("; ".join([*notes, f"{drawn} drawn"]))
+        elif answer["end"] == "error":
+            yield None, status(answer["message"], "error")
+        else:
+            told = f"{drawn} picture{'' if drawn == 1 else 's'} drawn"
+            told = told if answer["end"] == "done" else f"cancelled, {told}"
+            yield None, status("; ".join([*notes, told]))

@@ -1,0 +1,229 @@
+"""The drawing side of the web page: a process of its own that takes requests as JSON, one a line, and answers likewise.
+
+It is apart from the page because the page's library and Paddle's need packages that exclude each other. So the page
+lives on where drawing runs out of memory, and a picture that is drawn does not keep the page from listing checkpoints.
+"""
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import xxhash
+
+from sd import runtime
+from sd.errors import InputError, RunError
+from sd.flags.arguments import check_choice, check_range
+from sd.logs import import_quietly
+from sd.runs.locate import list_choices
+
+MOST_PICTURES, LARGEST_SIDE = 16, 2048
+_SECONDS_BETWEEN_NEWS = 0.25  # a browser shows no more, and what it is slow to show would come late
+_WHOLE = ("num_inference_steps", "seed", "num_images", "height", "width")
+
+
+class CancelledError(Exception):
+    """The person does not want the rest of the pictures."""
+
+
+class Engine:
+    """Draws what is asked for, with one UNet in memory at a time.
+
+    config: checkpoint, output_dir (see `list_choices`), output (folder for the pictures), device, and what
+    `load_models` takes by name.
+    """
+
+    def __init__(self, config):
+        self._config = SimpleNamespace(**config)
+        self._models, self._loaded, self._weights_id = None, None, None
+
+    def choices(self):
+        """{label: name} of the checkpoints that are there now."""
+        return list_choices(self._config.checkpoint, self._config.output_dir)
+
+    def draw(self, request, tell):
+        """Draw a request's pictures, batch by batch.
+
+        request: model (a label of `choices`), weights (`raw` or `ema`), prompt, negative_prompt, guidance_scale,
+        num_inference_steps, seed, num_images, height, width, scheduler; None leaves the last three to the model.
+        tell(**news): called with note=text, progress=(pictures, of how many), picture=path and settings=dict, and
+        after every other step without news. What it raises ends the drawing; finished pictures stay.
+        Raises InputError or RunError for the rest.
+        """
+        from sd.sampling.files import read_png_text
+        from sd.sampling.job import draw, settings_from, warn_of_cut_prompts
+
+        asked = check_request(request)
+        models, device = self._load(asked.model, asked.weights, tell)
+        settings = settings_from(asked, models, device)
+        warn_of_cut_prompts(models.tokenizer, [asked.prompt], lambda text: tell(note=text))
+        jobs = self._jobs(asked, settings)
+        done, told_at = 0.0, 0.0
+
+        def step(share):
+            nonlocal done, told_at
+            done += share
+            if time.monotonic() - told_at < _SECONDS_BETWEEN_NEWS:
+                tell()
+            else:
+                told_at = time.monotonic()
+                tell(progress=(round(done, 3), len(jobs)))
+
+        for start in range(0, len(jobs), settings.batch_size):
+            batch = jobs[start : start + settings.batch_size]
+            draw(models, batch, settings, self._weights_id, quiet=True, on_step=step)
+            done = float(start + len(batch))
+            for job in batch:
+                tell(picture=str(job.path.absolute()), settings=read_png_text(job.path)[1])
+
+    def _load(self, label, weights, tell):
+        """(models, kind of device). Only the last models asked for stay, and the old UNet goes before the new comes."""
+        from sd.sampling.models import choose_device, load_models
+
+        choices = self.choices()
+        if label not in choices:
+            raise InputError(f"{label or 'no checkpoint'!s} is not there; there are {', '.join(choices) or 'none yet'}")
+        config = self._config
+        device = choose_device(config.device)
+        folder = Path(choices[label])
+        stamp = folder.stat().st_mtime_ns if folder.exists() else None
+        wanted = (label, weights, stamp)
+        if self._loaded != wanted:
+            tell(note=f"loading {label} {weights}")
+            self._loaded = None
+            if self._models:
+                self._models.unet, self._models.sources["unet"] = None, None
+            self._models = load_models(
+                choices[label],
+                pretrained_model=config.pretrained_model,
+                text_encoder=config.text_encoder,
+                vae=config.vae,
+                tokenizer=config.tokenizer,
+                dtype=config.dtype,
+                variant=None if weights == "raw" else weights,
+                shared=self._models,
+            )
+            self._weights_id = self._models.weights_id()
+            self._loaded = wanted
+        return self._models, device
+
+    def _jobs(self, asked, settings):
+        """Files named by what is drawn: the same request again finds its pictures, another one never their names."""
+        from sd.sampling.files import make_folder, slug
+        from sd.sampling.job import Job
+
+        folder = make_folder(self._config.output)
+        told = f"{asked.prompt}\n{settings}\n{self._weights_id}"
+        name = f"{slug(asked.prompt)}-{xxhash.xxh3_64_hexdigest(told.encode())[:10]}"
+        seeds = range(asked.seed, asked.seed + asked.num_images)
+        return [Job(asked.prompt, seed, folder / f"{name}-{seed}.png") for seed in seeds]
+
+
+def check_request(request):
+    """A request as a namespace with eval.py's names, whole numbers as such. Raises InputError for a wrong value."""
+    asked = SimpleNamespace(dtype="fp32", batch_size=None, **request)
+    for name in _WHOLE:
+        value = getattr(asked, name)
+        if value is None and name in ("height", "width"):
+            continue
+        if not isinstance(value, (int, float)) or value % 1:
+            raise InputError(f"{name}={value!r}; expected a whole number")
+        setattr(asked, name, int(value))
+    if not isinstance(asked.guidance_scale, (int, float)):
+        raise InputError(f"guidance_scale={asked.guidance_scale!r}; expected a number")
+    asked.guidance_scale = float(asked.guidance_scale)
+    check_choice("weights", asked.weights, ("raw", "ema"))
+    check_range("seed", asked.seed, low=0)
+    check_range("num_images", asked.num_images, low=1, high=MOST_PICTURES)
+    for name in ("height", "width"):
+        if getattr(asked, name) is not None:
+            check_range(name, getattr(asked, name), low=1, high=LARGEST_SIDE)
+    return asked
+
+
+class Server:
+    """Requests in, answers out, by job number: a drawing in its turn, listing and cancelling at once.
+
+    Requests: `{"do": "draw", "job": N, ...}` (see `Engine.draw`), `{"do": "list", "job": N}`, `{"do": "cancel",
+    "job": N}`. answer(dict) sends one answer; the last one of a job has `end`: `done`, `cancelled`, or `error` with its
+    `message`.
+    """
+
+    def __init__(self, engine, answer):
+        self._engine, self._answer = engine, answer
+        self._jobs, self._cancelled = queue.Queue(), set()
+
+    def listen(self, lines, at_end):
+        """Read requests until they end; `work` draws what is queued meanwhile, in another thread."""
+        for line in lines:
+            request = json.loads(line)
+            job = request.pop("job")
+            match request.pop("do"):
+                case "draw":
+                    self._jobs.put((job, request))
+                case "cancel":
+                    self._cancelled.add(job)
+                case "list":
+                    self._do(job, partial(self._list, job))
+        self._jobs.put(None)
+        at_end()
+
+    def work(self):
+        """Draw until there are no more requests."""
+        while (item := self._jobs.get()) is not None:
+            job, request = item
+            self._do(job, partial(self._engine.draw, request, partial(self._tell, job)))
+            self._cancelled.discard(job)
+
+    def _list(self, job):
+        self._answer({"job": job, "choices": list(self._engine.choices())})
+
+    def _tell(self, job, **news):
+        if job in self._cancelled:
+            raise CancelledError
+        if news:
+            self._answer({"job": job, **news})
+
+    def _do(self, job, act):
+        try:
+            act()
+            end = {"end": "done"}
+        except CancelledError:
+            end = {"end": "cancelled"}
+        except (InputError, RunError) as error:
+            end = {"end": "error", "message": str(error)}
+        except Exception as error:  # whatever Paddle raises: the person reads a line, the terminal has the rest
+            traceback.print_exc()
+            reason = (str(error).strip().splitlines() or [""])[-1]
+            end = {"end": "error", "message": f"drawing failed ({type(error).__name__}: {reason[:200]})"}
+        self._answer({"job": job, **end})
+
+
+def main():
+    """Serve standard input; answers go to standard output, which everything else is kept away from."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the page too, which closes our input
+    lock = threading.Lock()
+
+    def answer(value):
+        with lock, suppress(BrokenPipeError):  # a page that is gone is noticed by `listen`
+            print(json.dumps(value), file=answers, flush=True)
+
+    server = Server(Engine(json.loads(sys.argv[1])), answer)
+    threading.Thread(target=server.listen, args=(sys.stdin, lambda: os._exit(0)), daemon=True).start()
+    runtime.prepare()
+    import_quietly()
+    server.work()
+
+
+if __name__ == "__main__":
+    main()

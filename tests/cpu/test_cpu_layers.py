@@ -1,0 +1,175 @@
+"""Layers made faster for a CPU against Paddle's own: results, gradients, names of the weights."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+from ppdiffusers.models.activations import GEGLU
+from ppdiffusers.models.attention_processor import Attention, AttnProcessor
+from ppdiffusers.models.resnet import Downsample2D, ResnetBlock2D
+
+from sd.cpu import convolution, gates, norms, onednn, products
+from sd.cpu.layers import speed_up
+from sd.models.loading import random_unet
+
+
+@pytest.fixture(autouse=True)
+def stride_flag():
+    name = "FLAGS_use_stride_kernel"
+    before = paddle.get_flags([name])
+    yield
+    paddle.set_flags(before)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Linear(6, 5), [4, 7, 6]),
+        (lambda: nn.Linear(6, 5, bias_attr=False), [3, 6]),
+        (lambda: nn.Conv2D(3, 5, 3, padding=1), [2, 3, 8, 6]),
+        (lambda: nn.Conv2D(3, 5, 3, padding=[1, 2], stride=2, dilation=2), [2, 3, 8, 6]),
+        (lambda: nn.Conv2D(4, 6, 3, stride=2, dilation=2, groups=2, padding=2), [2, 4, 9, 9]),
+        (lambda: nn.Conv2D(3, 5, 1, bias_attr=False), [2, 3, 4, 4]),
+        (lambda: nn.Conv2D(3, 5, 3, padding="same"), [2, 3, 4, 4]),
+        (lambda: nn.Conv2D(3, 5, 3, padding=[1, 0, 2, 1]), [2, 3, 6, 6]),
+        (lambda: nn.Conv2D(3, 5, 3, padding=1, padding_mode="reflect"), [2, 3, 6, 6]),
+        (lambda: nn.Conv2D(3, 5, 3, padding=1, data_format="NHWC"), [2, 6, 6, 3]),
+        (lambda: nn.LayerNorm(6), [2, 5, 6]),
+        (lambda: nn.LayerNorm([5, 6]), [2, 5, 6]),
+        (lambda: nn.LayerNorm(6, bias_attr=False), [2, 5, 6]),
+        (lambda: nn.GroupNorm(2, 6), [2, 6, 4, 3]),
+        (lambda: nn.GroupNorm(2, 6, data_format="NHWC"), [2, 4, 3, 6]),
+        (lambda: GEGLU(6, 5), [2, 3, 6]),
+        (lambda: Downsample2D(4, use_conv=True, padding=0), [2, 4, 6, 8]),
+        (lambda: Downsample2D(4, use_conv=True, padding=1), [2, 4, 6, 8]),
+        (lambda: Downsample2D(4), [2, 4, 6, 8]),
+        (lambda: ResnetBlock2D(in_channels=4, out_channels=8, groups=2, temb_channels=None), [1, 4, 2, 3]),
+        (lambda: ResnetBlock2D(in_channels=4, groups=2, temb_channels=None, output_scale_factor=2.0), [2, 4, 6, 8]),
+        (lambda: ResnetBlock2D(in_channels=4, groups=2, temb_channels=None, down=True), [2, 4, 6, 8]),
+        (lambda: ResnetBlock2D(in_channels=4, groups=2, temb_channels=None, non_linearity="gelu"), [2, 4, 6, 8]),
+        (lambda: Attention(8, heads=2, dim_head=4), [2, 5, 8]),
+        (lambda: Attention(8, heads=2, dim_head=3, scale_qk=False), [2, 5, 8]),
+        (lambda: Attention(8, heads=2, dim_head=4, norm_num_groups=2), [2, 5, 8]),
+        (lambda: Attention(8, heads=2, dim_head=4, rescale_output_factor=2.0), [2, 5, 8]),
+        (lambda: Attention(8, heads=2, dim_head=4, residual_connection=True, norm_num_groups=2), [2, 8, 2, 3]),
+    ],
+)
+def test_results_and_gradients_are_paddles(make, shape):
+    paddle.seed(0)
+    layer, x = make(), paddle.randn(shape)
+    for tensor in (x, *layer.parameters()):
+        tensor.stop_gradient = False
+        if tensor is not x:
+            tensor.set_value(paddle.randn(tensor.shape))  # a bias of zeros would show nothing
+
+    def run():
+        y = layer(x, None) if isinstance(layer, ResnetBlock2D) else layer(x)
+        (y * paddle.arange(y.size, dtype="float32").reshape(y.shape) / y.size).sum().backward()
+        found = [y.numpy(), *(tensor.grad.numpy() for tensor in (x, *layer.parameters()))]
+        for tensor in (x, *layer.parameters()):
+            tensor.clear_grad()
+        return found
+
+    plain, names = run(), list(layer.state_dict())
+    speed_up(layer)
+    for ours, wanted in zip(run(), plain, strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5)
+    assert list(layer.state_dict()) == names
+
+
+def test_a_unet_computes_by_the_faster_operations_alone(monkeypatch):
+    """Every convolution, norm, attention and gate, each linear layer with a bias; Paddle's own would be slow."""
+    unet = random_unet("demo/unet_config.json")
+    wanted = [
+        layer
+        for layer in unet.sublayers()
+        if isinstance(layer, nn.Conv2D | nn.LayerNorm | nn.GroupNorm | Attention | GEGLU)
+        or (isinstance(layer, nn.Linear) and layer.bias is not None)
+    ]
+    speed_up(unet)
+    calls, own_silu = [], []
+    for operation in (
+        convolution.convolution,
+        products.linear,
+        products.attention,
+        norms.layer_norm,
+        norms.group_norm,
+        gates.gated_gelu,
+    ):
+        watched = lambda *a, operation=operation: calls.append(operation) or operation(*a)  # noqa: E731
+        monkeypatch.setattr(sys.modules[operation.__module__], operation.__name__, watched)
+    blocks = [layer for layer in unet.sublayers() if isinstance(layer, ResnetBlock2D)]
+    hook = blocks[0].nonlinearity.register_forward_post_hook(lambda layer, x, y: own_silu.append(y.ndim))
+    unet(paddle.randn([2, 4, 4, 4]), paddle.to_tensor([1, 2]), paddle.randn([2, 16, 64]))
+    assert len(calls) == len(wanted)
+    hook.remove()
+    assert own_silu.count(4) == 1  # at the UNet's end; those of the blocks go with their norms
+
+
+def test_a_blocks_time_is_added():
+    block = ResnetBlock2D(in_channels=4, groups=2, temb_channels=6)
+    x, time = paddle.randn([2, 4, 6, 8]), paddle.randn([2, 6])
+    plain = block(x, time)
+    speed_up(block)
+    np.testing.assert_allclose(block(x, time).numpy(), plain.numpy(), rtol=1e-5, atol=1e-5)
+    assert not np.allclose(block(x, time + 1.0).numpy(), plain.numpy())
+
+
+@pytest.mark.parametrize("case", ["other tokens", "mask", "other processor"])
+def test_attention_with_what_only_paddles_own_takes(case):
+    layer = Attention(8, cross_attention_dim=6, heads=2, dim_head=4)
+    x, context, mask = paddle.randn([2, 5, 8]), paddle.randn([2, 3, 6]), None
+    if case == "mask":
+        mask = paddle.where(paddle.rand([2, 1, 5, 3]) < 0.5, 0.0, -1e4)
+    elif case == "other processor":
+        layer.set_processor(Doubled())
+    plain = layer(x, context, mask)
+    speed_up(layer)
+    np.testing.assert_allclose(layer(x, context, mask).numpy(), plain.numpy(), rtol=1e-5, atol=1e-5)
+
+
+class Doubled(AttnProcessor):
+    def __call__(self, *arguments, **options):
+        return super().__call__(*arguments, **options) * 2.0
+
+
+class OtherNorm(nn.LayerNorm):
+    def forward(self, x):
+        return x
+
+
+def test_a_norm_with_a_forward_of_its_own_keeps_it():
+    layer = OtherNorm(4)
+    speed_up(layer)
+    assert type(layer) is OtherNorm
+
+
+def test_without_onednn_the_layers_are_paddles_own(monkeypatch):
+    monkeypatch.setattr(onednn, "is_available", lambda: False)
+    layer = nn.Sequential(nn.Conv2D(3, 4, 3), nn.GroupNorm(2, 4), nn.LayerNorm(4), GEGLU(4, 4))
+    speed_up(layer)
+    assert [type(sublayer) for sublayer in layer] == [nn.Conv2D, nn.GroupNorm, nn.LayerNorm, GEGLU]
+
+
+OPENMP = """
+import ctypes, paddle
+from sd.cpu.layers import use_threads_of_mkl
+use_threads_of_mkl()
+print(ctypes.CDLL(paddle.sysconfig.get_lib() + "/libiomp5.so").omp_get_max_threads())
+"""
+
+
+@pytest.mark.parametrize(
+    ("environ", "threads"),
+    [({"MKL_NUM_THREADS": "3"}, 3), ({}, 1), ({"MKL_NUM_THREADS": "3", "OMP_NUM_THREADS": "2"}, 2)],
+)
+def test_paddles_own_loops_have_the_threads_of_mkl(environ, threads):
+    clean = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    result = subprocess.run(
+        [sys.executable, "-c", OPENMP], capture_output=True, text=True, check=True, env=clean | environ
+    )
+    assert int(result.stdout) == threads

@@ -1,0 +1,55 @@
+"""File lists: what is written is read back, weights and repeats count, wrong lists are refused by name."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sd.data.parts.filelist import Source, _divide_repeats, read_file_list, write_file_lists
+from sd.errors import InputError
+
+names = st.lists(st.sampled_from([f"out/part-{n:06d}.gz" for n in range(1, 9)]), min_size=1, unique=True)
+
+
+@given(parts=names, num_repeat=st.integers(1, 7))
+def test_repeats_of_the_whole_list_are_divided_out(tmp_path_factory, parts, num_repeat):
+    folder = tmp_path_factory.mktemp("lists")
+    path = write_file_lists(str(folder), "custom_dataset", parts, num_repeat)
+    assert path == f"{folder}/custom_dataset.filelist.list"
+    assert (folder / "custom_dataset.filelist").read_text().splitlines() == parts * num_repeat
+    assert read_file_list(path) == [Source(1.0, parts)]
+
+
+def test_unequal_repeats_keep_their_ratio():
+    assert _divide_repeats(["a", "b", "b", "a", "b", "b"]) == ["a", "b", "b"]
+
+
+def test_weights_and_spaces_in_paths(tmp_path):
+    for name in ("one.filelist", "my two.filelist", "three 3"):
+        (tmp_path / name).write_text(f"{name} part\r\n\n")
+    lists = tmp_path / "all.list"
+    lists.write_text(f"{tmp_path}/one.filelist 2.5\n\n{tmp_path}/my two.filelist\n{tmp_path}/three 3 1e-1\n")
+    assert read_file_list(lists) == [
+        Source(2.5, ["one.filelist part"]),
+        Source(1.0, ["my two.filelist part"]),
+        Source(0.1, ["three 3 part"]),
+    ]
+
+
+def test_wrong_lists_are_refused_by_name(tmp_path):
+    def fails(says, path):
+        with pytest.raises(InputError, match=says):
+            read_file_list(path)
+
+    fails(r"none\.list: No such file", tmp_path / "none.list")
+    (tmp_path / "empty.list").write_text("\n")
+    fails(r"empty\.list: the file list is empty", tmp_path / "empty.list")
+    (tmp_path / "a.list").write_text("gone.filelist\n")
+    fails(r"gone\.filelist: No such file.*named in .*a\.list; relative paths", tmp_path / "a.list")
+    (tmp_path / "b.list").write_text(f"{tmp_path}/empty.list\n")
+    fails(r"empty\.list: names no part", tmp_path / "b.list")
+    for weight in ("0", "-1", "nan", "inf"):
+        (tmp_path / "c.list").write_text(f"x.filelist {weight}\n")
+        fails(rf"weight {weight} of x\.filelist", tmp_path / "c.list")
+    (tmp_path / "d.list").write_bytes(b"\x1f\x8b\xff\x00")
+    fails(r"d\.list: not a text file", tmp_path / "d.list")
+    fails(r"Is a directory", tmp_path)

@@ -1,0 +1,97 @@
+"""What `python -m sd.data.inspect` says of a data set, in numbers."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sd.data import inspect
+from sd.data.parts.moments import Manifest, encode_payload
+from sd.data.parts.part import PartWriter
+from sd.data.parts.record import encode_row
+from sd.errors import InputError
+from tests.data_maker import jpeg, write_lists
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def file_list(tmp_path):
+    """20 rows: 12 of 40 x 40, 4 of 100 x 50, 2 of 20 x 20, 1 unreadable by its index, 1 with a broken image."""
+    sizes = [(40, 40)] * 12 + [(100, 50)] * 4 + [(20, 20)] * 2
+    with PartWriter(tmp_path / "part-000001.gz") as part:
+        for row, size in enumerate(sizes):
+            part.add(encode_row("x" * (10 * row), jpeg(row, *size)), *size)
+        part.add(encode_row("bad", b"?"), 0, 0)
+        part.add(encode_row("worse", b"?"), 40, 40)
+    return write_lists(tmp_path, (1.0, [tmp_path / "part-000001.gz"]))
+
+
+def test_the_report_counts_rows_sizes_captions_and_bad_rows(file_list, tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    inspect.main([file_list, "--resolution", "32", "--samples", "4", "--output", str(sheet)])
+    lines = capsys.readouterr().out.splitlines()
+    text = "\n".join(lines)
+    assert "1 parts, 20 rows" in text
+    assert "usable at 32 px: 17 (85.0%)" in text
+    shares = [line.split()[:2] for line in lines if line.startswith("    ")]
+    assert ["0", "5.0%"] in shares and ["1-63", "95.0%"] in shares
+    assert "rows read and decoded: 17, bad: 1" in text
+    assert "part-000001.gz row 20: not an image" in text
+    assert "caption length: 0 to 150 characters, median 75, mean 75.0" in text
+    assert ["1-19", "6.2%"] in shares and ["100-199", "37.5%"] in shares
+    assert "long to short side: median 1.00, largest 2.00" in text
+    assert Image.open(sheet).size == (2 * 160, 2 * 190)
+
+
+def test_the_sheet_shows_the_crops_with_their_captions(file_list, tmp_path):
+    sheets = []
+    for number in range(2):
+        sheets.append(tmp_path / f"{number}.png")
+        inspect.main([file_list, "--resolution", "32", "--samples", "9", "--output", str(sheets[-1])])
+    one, other = (np.asarray(Image.open(sheet)) for sheet in sheets)
+    np.testing.assert_array_equal(one, other)
+    assert one.shape == (3 * 190, 3 * 160, 3)
+    tile, label = one[:160, :160], one[160:190, :160]
+    assert tile.std() > 20 and (label == 255).mean() > 0.5 and label.min() < 100
+
+
+def test_of_a_cache_it_says_what_made_it_and_how_the_latents_are_distributed(tmp_path, capsys):
+    manifest = Manifest("a" * 64, 0.5, 32, (2, 4, 4), "random", num_crops=2, num_rows=51, num_bad=1)
+    draw = np.random.default_rng(0)
+    with PartWriter(tmp_path / "part-000001.gz", kind="moments") as part:
+        for row in range(50):
+            mean, logvar = draw.normal(0.2, 1.2, (2, 2, 4, 4)), np.full((2, 2, 4, 4), 2 * np.log(1.6))
+            payload = encode_payload(np.concatenate([mean, logvar], axis=1).astype(np.float16))
+            part.add(encode_row("x" * row, payload), 32, 32)
+        part.add(b"\tNONE\t\n")
+        part.notes = {"cache": manifest.id}
+    (tmp_path / "source0.cache.json").write_bytes(manifest.to_bytes())
+    inspect.main([write_lists(tmp_path, (1.0, [tmp_path / "part-000001.gz"])), "--output", str(tmp_path / "sheet.png")])
+    text = capsys.readouterr().out
+    assert "usable at 32 px: 50 (98.0%)" in text and "rows read and decoded: 50, bad: 0" in text
+    assert "a cache of latents, 2 x 4 x 4 of 32 px, no text states" in text
+    assert "a row holds 2: --crop random --num_crops 2, lanczos, seed 23" in text
+    told = dict(re.findall(r"(mean|deviation|own) (-?[\d.]+)", re.search("latents as trained on.*", text)[0]))
+    assert float(told["mean"]) == pytest.approx(0.1, abs=0.03)
+    assert float(told["deviation"]) == pytest.approx(1.0, abs=0.03)  # half of the root of 1.2^2 + 1.6^2
+    assert float(told["own"]) == pytest.approx(0.8, abs=0.002)
+    assert "caption length: 0 to 49 characters" in text
+    assert not (tmp_path / "sheet.png").exists()
+
+
+@pytest.mark.parametrize("flags", [["--rows", "-1"], ["--resolution", "0"], ["--caption_dropout", "2"]])
+def test_wrong_flags_are_refused(file_list, flags):
+    with pytest.raises(InputError, match=flags[0].lstrip("-")):
+        inspect.main([file_list, *flags])
+
+
+def test_a_missing_list_ends_with_one_line_and_exit_code_2():
+    command = [sys.executable, "-m", "sd.data.inspect", "nowhere.filelist.list"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "nowhere.filelist.list" in done.stderr

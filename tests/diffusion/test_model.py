@@ -1,0 +1,287 @@
+import dataclasses
+
+import numpy as np
+import paddle
+import pytest
+
+from sd.diffusion import schedule
+from sd.diffusion.model import StableDiffusionModel
+from sd.errors import InputError
+from sd.flags.arguments import SDModelArguments
+from sd.sampling.pipeline import encode_prompt
+from tests.tiny import RESOLUTION, make_tiny_repository
+
+CAPTIONS = ["a red circle on a black background", "", "a blue square", "a green triangle on a white background"]
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    return make_tiny_repository(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def make_model(repository):
+    def make(**flags):
+        args = SDModelArguments(pretrained_model_name_or_path=str(repository), **flags)
+        return StableDiffusionModel.from_arguments(args, RESOLUTION)
+
+    return make
+
+
+def make_batch(model, timesteps=(3, 146, 500, 999), seed=0):
+    """Four samples as the data workers hand them over, as tensors."""
+    rng = np.random.default_rng(seed)
+    samples = [model.draws(RESOLUTION)(rng) for _ in timesteps]
+    batch = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+    batch["timestep"] = np.array(timesteps)
+    batch["pixel_values"] = rng.integers(0, 256, (len(timesteps), 3, RESOLUTION, RESOLUTION), dtype=np.uint8)
+    batch["input_ids"] = np.stack([model.tokenize(CAPTIONS[i % 4]) for i in range(len(timesteps))])
+    return {name: paddle.to_tensor(value) for name, value in batch.items()}
+
+
+def gradients(model, batch):
+    model.clear_gradients()
+    model(**batch)["loss"].backward()
+    return {name: p.grad.numpy().copy() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def reference_loss(args, latents, batch, prediction):
+    """The batch's UNet input and loss in float64, written out from the papers."""
+    x0, prediction = latents.astype(np.float64), prediction.astype(np.float64)
+    alpha_bar = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    if args.rescale_betas_zero_snr:
+        root = np.sqrt(alpha_bar)
+        alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    alpha_bar = alpha_bar[batch["timestep"]][:, None, None, None]
+    noise = batch["noise"].astype(np.float64)
+    if args.noise_offset:
+        noise = noise + args.noise_offset * batch["offset_noise"]
+    input_noise = noise
+    if args.input_perturbation:
+        input_noise = noise + args.input_perturbation * batch["perturbation_noise"]
+    noisy = np.sqrt(alpha_bar) * x0 + np.sqrt(1 - alpha_bar) * input_noise
+    wanted = noise
+    if args.prediction_type == "v_prediction":
+        wanted = np.sqrt(alpha_bar) * noise - np.sqrt(1 - alpha_bar) * x0
+    losses = ((prediction - wanted) ** 2).mean(axis=(1, 2, 3))
+    weights = np.ones(len(losses))
+    if args.snr_gamma is not None:
+        snr = (alpha_bar / (1 - alpha_bar)).reshape(-1)
+        weights = np.minimum(snr, args.snr_gamma) / (snr if args.prediction_type == "epsilon" else snr + 1)
+    return noisy, (weights * losses).mean(), losses
+
+
+FLAG_SETS = [
+    {},
+    {"snr_gamma": 5.0},
+    {"prediction_type": "v_prediction"},
+    {"prediction_type": "v_prediction", "snr_gamma": 5.0},
+    {"prediction_type": "v_prediction", "snr_gamma": 5.0, "rescale_betas_zero_snr": True},
+    {"noise_offset": 0.1, "input_perturbation": 0.1},
+    {"prediction_type": "v_prediction", "noise_offset": 0.05, "input_perturbation": 0.1, "snr_gamma": 1.0},
+]
+
+
+@pytest.mark.parametrize("flags", FLAG_SETS, ids=lambda flags: "-".join(flags) or "default")
+def test_loss_equals_a_float64_reference(make_model, flags):
+    model = make_model(**flags)
+    batch = make_batch(model)
+    seen = {}
+    model.unet.register_forward_post_hook(lambda _, inputs, output: seen.update(noisy=inputs[0], out=output[0]))
+    result = model(**batch)
+    latents = model.encode_images(batch["pixel_values"], batch["posterior_noise"]).numpy()
+    arrays = {name: value.numpy() for name, value in batch.items()}
+    noisy, loss, sample_loss = reference_loss(model.model_args, latents, arrays, seen["out"].numpy())
+    np.testing.assert_allclose(seen["noisy"].numpy(), noisy, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(float(result["loss"]), loss, rtol=1e-5)
+    np.testing.assert_allclose(result["sample_loss"].numpy(), sample_loss, rtol=1e-5)
+    assert result["timestep"].numpy().tolist() == [3, 146, 500, 999]
+
+
+@pytest.mark.defect(4)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_defect_04_each_sample_has_its_own_snr_weight(make_model, prediction_type):
+    model = make_model(snr_gamma=5.0, prediction_type=prediction_type)
+    batch = make_batch(model)
+    losses = [float(model(**{name: value[i : i + 1] for name, value in batch.items()})["loss"]) for i in range(4)]
+    together = float(model(**batch)["loss"])
+    np.testing.assert_allclose(together, np.mean(losses), rtol=1e-5)
+    weights = schedule.min_snr_weight(schedule.snr_table(schedule.alpha_bar_table()), 5.0, prediction_type)[[3, 999]]
+    with_first_weight = weights[0] * float(model(**batch)["sample_loss"].mean())
+    assert abs(with_first_weight - together) > 0.1 * together
+
+
+def test_a_random_unet_predicts_zero_so_its_loss_is_the_mean_square_of_the_noise(make_model, repository):
+    model = make_model(unet_name_or_path=str(repository / "unet_config.json"))
+    batch = make_batch(model)
+    np.testing.assert_allclose(float(model(**batch)["loss"]), (batch["noise"].numpy() ** 2).mean(), rtol=1e-6)
+    trained = {name for name, gradient in gradients(model, batch).items() if np.abs(gradient).max() > 0}
+    assert trained == {"unet.conv_out.weight", "unet.conv_out.bias"}
+
+
+def test_latents_are_drawn_from_the_posterior_and_scaled(make_model):
+    model = make_model()
+    batch = make_batch(model)
+    images = paddle.to_tensor(batch["pixel_values"].numpy().astype(np.float32) / 127.5 - 1)
+    posterior = model.vae.encode(images).latent_dist
+    mean, log_variance = posterior.mean.numpy().astype(np.float64), posterior.logvar.numpy().astype(np.float64)
+    wanted = (mean + np.exp(log_variance / 2) * batch["posterior_noise"].numpy()) * 0.18215
+    latents = model.encode_images(batch["pixel_values"], batch["posterior_noise"])
+    np.testing.assert_allclose(latents.numpy(), wanted, rtol=1e-4, atol=1e-5)
+    assert tuple(latents.shape[1:]) == model.latent_shape(RESOLUTION) == (4, 8, 8)
+    assert latents.stop_gradient
+
+
+def test_encode_text_equals_the_encoders_own_forward(make_model):
+    model = make_model()
+    ids = make_batch(model)["input_ids"]
+    np.testing.assert_allclose(model.encode_text(ids).numpy(), model.text_encoder(ids)[0].numpy(), atol=1e-6)
+    short = ids[:, :20]
+    np.testing.assert_allclose(model.encode_text(short).numpy(), model.text_encoder(short)[0].numpy(), atol=1e-6)
+
+
+def test_only_what_is_trained_gets_gradients_and_training_mode(make_model):
+    model = make_model()
+    model.eval()
+    model.train()
+    assert model.unet.training and not model.vae.training and not model.text_encoder.training
+    assert {name.split(".")[0] for name in gradients(model, make_batch(model))} == {"unet"}
+
+    model = make_model(train_text_encoder=True)
+    model.train()
+    assert model.text_encoder.training and not model.vae.training
+    found = gradients(model, make_batch(model))
+    assert {name for name in found if not name.startswith("unet.")} == {
+        f"text_encoder.{name}" for name, _ in model.text_encoder.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("train_text_encoder", [False, True])
+def test_recompute_gives_identical_gradients(make_model, train_text_encoder):
+    model = make_model(train_text_encoder=train_text_encoder)
+    batch = make_batch(model)
+    kept = gradients(model, batch)
+    model.set_recompute(True)
+    assert model.unet.is_gradient_checkpointing
+    recomputed = gradients(model, batch)
+    assert set(kept) == set(recomputed)
+    for name, gradient in kept.items():
+        np.testing.assert_array_equal(gradient, recomputed[name], err_msg=name)
+
+
+def test_a_step_reads_nothing_back_from_the_device(make_model, monkeypatch):
+    """Only single integers may be read: sizes made by paddle.shape, which lie on the CPU on every device."""
+    model = make_model(snr_gamma=5.0, noise_offset=0.1, input_perturbation=0.1, train_text_encoder=True)
+    batch = make_batch(model)
+    reads = []
+
+    def watch(name):
+        original = getattr(paddle.Tensor, name)
+
+        def read(tensor, *args, **kwargs):
+            if tensor.ndim or tensor.is_floating_point():
+                reads.append(name)
+            return original(tensor, *args, **kwargs)
+
+        monkeypatch.setattr(paddle.Tensor, name, read)
+
+    for name in ("numpy", "item", "tolist", "__float__", "__int__", "__bool__", "__index__", "__array__"):
+        watch(name)
+    result = model(**batch)
+    result["loss"].backward()
+    assert reads == []
+    assert float(result["loss"]) > 0 and reads  # the watch works
+
+
+def test_a_forward_pass_calls_few_operators(make_model, monkeypatch):
+    """On small models the calls cost more than the numbers: VAE encoder 103, text encoder 57, UNet and loss 352."""
+    model = make_model(snr_gamma=5.0)
+    batch = make_batch(model)
+    calls = []
+
+    def watch(name, operator):
+        def call(*args, **kwargs):
+            calls.append(name)
+            return operator(*args, **kwargs)
+
+        monkeypatch.setattr(paddle._C_ops, name, call)
+
+    for name, operator in list(vars(paddle._C_ops).items()):
+        if callable(operator) and not name.startswith("_"):
+            watch(name, operator)
+    model(**batch)
+    assert 400 < len(calls) <= 530
+
+
+def test_tokens_are_cut_and_padded_to_the_flag(make_model):
+    model = make_model(model_max_length=8)
+    start, end = len(model.tokenizer) - 2, len(model.tokenizer) - 1
+    ids = model.tokenize("a red circle on a black background")
+    assert ids.dtype == np.int64 and ids.shape == (8,) and (ids[0], ids[-1]) == (start, end)
+    assert model.tokenize("").tolist() == [start] + [end] * 7
+
+
+def test_pictures_of_the_log_see_the_text_states_of_training(make_model):
+    model = make_model(model_max_length=8)
+    drawn = encode_prompt(model.text_encoder, model.tokenizer, "a red circle")
+    trained = model.encode_text(paddle.to_tensor(model.tokenize("a red circle")[None]))
+    assert drawn.shape == [1, 8, model.text_encoder.config.hidden_size]
+    np.testing.assert_allclose(drawn.numpy(), trained.numpy(), atol=1e-5)
+
+
+def test_extra_keys_of_a_batch_do_no_harm(make_model):
+    model = make_model()
+    batch = make_batch(model)
+    extra = {"place": paddle.zeros([4, 2], "int64"), "sample": paddle.arange(4)}
+    assert float(model(**batch, **extra)["loss"]) == float(model(**batch)["loss"])
+
+
+def test_tables_are_not_saved_with_the_weights(make_model):
+    model = make_model()
+    assert {name.split(".")[0] for name in model.state_dict()} == {"unet", "vae", "text_encoder"}
+
+
+def test_tables_and_vae_stay_in_float32_under_o2(make_model):
+    from paddle.amp.auto_cast import need_keep_fp32
+
+    model = make_model()
+    assert need_keep_fp32(model, "bfloat16")
+    assert all(need_keep_fp32(layer, "bfloat16") for layer in model.vae.sublayers(include_self=True))
+    assert not need_keep_fp32(model.unet.conv_in, "bfloat16")
+
+
+def test_nothing_assumes_four_channels(tmp_path):
+    repository = make_tiny_repository(tmp_path, latent_channels=3)
+    args = SDModelArguments(pretrained_model_name_or_path=str(repository))
+    model = StableDiffusionModel.from_arguments(args, 64)
+    assert model.latent_shape(64) == (3, 16, 16)
+    assert model.draws(64)(np.random.default_rng(0))["noise"].shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("resolution", [20, 36])
+def test_a_resolution_that_cannot_be_halved_is_refused(make_model, resolution):
+    with pytest.raises(InputError, match=rf"--resolution {resolution}: the VAE divides it by 4 .* multiple of 8"):
+        make_model().latent_shape(resolution)
+
+
+def test_zero_snr_needs_v_prediction():
+    with pytest.raises(InputError, match="v_prediction"):
+        SDModelArguments(rescale_betas_zero_snr=True)
+
+
+def test_efficient_attention_says_where_it_is_missing(make_model, caplog):
+    model = make_model()
+    batch = make_batch(model)
+    before = float(model(**batch)["loss"])
+    model.enable_efficient_attention()
+    assert "memory-efficient attention is not available" in caplog.text
+    assert float(model(**batch)["loss"]) == before
+
+
+def test_every_model_flag_is_used():
+    """A flag of SDModelArguments that no module reads would be dead."""
+    from pathlib import Path
+
+    text = "".join(path.read_text() for path in Path("sd").glob("*.py") if path.name != "arguments.py")
+    unused = [field.name for field in dataclasses.fields(SDModelArguments) if field.name not in text]
+    assert unused == [] or unused == ["num_inference_steps"]

@@ -1,0 +1,266 @@
+"""Flags: the documented defaults and command lines, values that are refused, and the environment's switches."""
+
+import logging
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sd.errors import InputError
+from sd.flags.arguments import SDDataArguments, SDModelArguments
+from sd.flags.command_line import environment_values, parse_arguments
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUIRED = ["--output_dir", "out", "--device", "cpu"]
+
+# As the reference documents them.
+DEFAULTS = {
+    "vae_name_or_path": None,
+    "text_encoder_name_or_path": None,
+    "unet_name_or_path": None,
+    "tokenizer_name": None,
+    "pretrained_model_name_or_path": "CompVis/stable-diffusion-v1-4",
+    "model_max_length": 77,
+    "prediction_type": "epsilon",
+    "num_inference_steps": 50,
+    "train_text_encoder": False,
+    "noise_offset": 0,
+    "snr_gamma": None,
+    "input_perturbation": 0,
+    "file_list": "./data/filelist/train.filelist.list",
+    "num_records": 10_000_000,
+    "buffer_size": 100,
+    "shuffle_every_n_samples": 5,
+    "interpolation": "lanczos",
+    "resolution": 512,
+    "image_logging_steps": 1000,
+    "use_ema": False,
+    "recompute": False,
+    "enable_xformers_memory_efficient_attention": False,
+    "only_save_updated_model": True,
+    "unet_learning_rate": None,
+    "text_encoder_learning_rate": None,
+    "to_static": False,
+    "benchmark": False,
+    "profiler_options": None,
+    "report_to": ["visualdl"],
+    # Ours
+    "caption_dropout": 0.1,
+    "data_lanes": None,
+    "max_bad_fraction": 0.05,
+    "eval_file_list": None,
+    "validation_prompts": None,
+    "rescale_betas_zero_snr": False,
+    "ema_decay": 0.9999,
+    "ema_start_step": 0,
+    "save_on_exit": True,
+    "max_bad_steps": 10,
+    "allow_changed_resume": False,
+}
+
+# What train.sh passes.
+TRAIN_SH = {
+    "do_train": True,
+    "output_dir": "./laion400m_pretrain_output_trainer",
+    "per_device_train_batch_size": 32,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 1e-4,
+    "weight_decay": 0.01,
+    "max_steps": 200_000,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "image_logging_steps": 1000,
+    "logging_steps": 10,
+    "resolution": 256,
+    "save_steps": 10_000,
+    "save_total_limit": 20,
+    "seed": 23,
+    "dataloader_num_workers": 4,
+    "vae_name_or_path": "CompVis/stable-diffusion-v1-4/vae",
+    "text_encoder_name_or_path": "CompVis/stable-diffusion-v1-4/text_encoder",
+    "unet_name_or_path": "./sd/unet_config.json",
+    "model_max_length": 77,
+    "max_grad_norm": -1,
+    "disable_tqdm": True,
+    "bf16": False,
+    "use_ema": False,
+    "recompute": True,
+    "enable_xformers_memory_efficient_attention": True,
+}
+
+
+def parse(*flags, environ=None):
+    groups = parse_arguments([*REQUIRED, *map(str, flags)], environ=environ or {})
+    return {name: value for group in groups for name, value in vars(group).items()}
+
+
+def test_the_defaults_are_the_documented_ones():
+    parsed = parse()
+    assert {name: parsed[name] for name in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prediction_type", "eps"], r"prediction_type='eps'; expected one of \('epsilon', 'v_prediction'\)"),
+        (["--interpolation", "cubic"], "interpolation='cubic'"),
+        (["--resolution", 0], "resolution=0; expected at least 8"),
+        (["--snr_gamma", 0], "snr_gamma=0.0; expected above 0"),
+        (["--noise_offset", -1], "noise_offset=-1.0"),
+        (["--caption_dropout", 1.5], "caption_dropout=1.5; expected at least 0 and at most 1"),
+        (["--caption_dropout", "nan"], "caption_dropout=nan"),
+        (["--image_logging_steps", 0], "image_logging_steps=0; expected -1"),
+        (["--per_device_train_batch_size", 0], "per_device_train_batch_size=0"),
+        (["--gradient_accumulation_steps", 0], "gradient_accumulation_steps=0"),
+        (["--logging_steps", 0], "logging_steps=0"),
+        (["--save_steps", -5], "save_steps=-5"),
+        (["--learning_rate", -1], "learning_rate=-1.0"),
+        (["--ema_decay", 2], "ema_decay=2.0"),
+        (["--seed", -1], "seed=-1"),
+        (["--report_to", "paper"], "report_to='paper'"),
+        (["--rescale_betas_zero_snr"], "use --prediction_type v_prediction"),
+        (["--fp16"], "fp16=True on device 'cpu'"),
+        (["--bf16", "True"], "bf16=True on device 'cpu'"),
+        (["--sharding", "stage2"], "sharding='stage2' on device 'cpu'; stages 2 and 3 need a GPU"),
+        (["--sharding", "stage3"], "sharding='stage3' is not supported"),
+        (["--tensor_parallel_degree", 2], "tensor_parallel_degree=2 is not supported"),
+        (["--load_best_model_at_end", "True"], "load_best_model_at_end=True is not supported"),
+        (["--unified_checkpoint"], "unified_checkpoint"),
+        (["--max_steps", "many"], "argument --max_steps: invalid int value: 'many'"),
+        (["--learning_rat", "1"], "unknown argument '--learning_rat'; did you mean --learning_rate?"),
+        (["--warmup_ratio", 3], "warmup_ratio must lie in range"),
+        (["--lr_scheduler_type", "spiral"], "spiral"),
+    ],
+)
+def test_wrong_values_are_named_in_one_line(flags, message):
+    with pytest.raises(InputError, match=message) as caught:
+        parse(*flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_dataclasses_check_themselves_without_a_command_line():
+    with pytest.raises(InputError, match="model_max_length=1"):
+        SDModelArguments(model_max_length=1)
+    with pytest.raises(InputError, match="buffer_size=0"):
+        SDDataArguments(buffer_size=0)
+
+
+def test_image_logging_goes_up_to_a_multiple_of_logging_steps(caplog):
+    caplog.set_level(logging.INFO, logger="sd")
+    assert parse("--image_logging_steps", 25, "--logging_steps", 10)["image_logging_steps"] == 30
+    assert "image_logging_steps: 25 -> 30" in caplog.text
+    assert parse("--image_logging_steps", -1, "--logging_steps", 10)["image_logging_steps"] == -1
+
+
+def test_switches_of_the_environment_are_said_and_lose_against_flags(caplog):
+    caplog.set_level(logging.INFO, logger="sd")
+    environ = {"FLAG_USE_EMA": "1", "FLAG_RECOMPUTE": "0", "FLAG_XFORMERS": "true", "FLAG_BENCHMARK": "1"}
+    parsed = parse("--benchmark", "False", environ=environ)
+    assert parsed["use_ema"] is True and parsed["enable_xformers_memory_efficient_attention"] is True
+    assert parsed["recompute"] is False and parsed["benchmark"] is False
+    assert "FLAG_USE_EMA=1 in the environment: use_ema is on" in caplog.text
+    assert "FLAG_RECOMPUTE" not in caplog.text and "FLAG_BENCHMARK" not in caplog.text
+    assert environment_values({"FLAG_TO_STATIC": "1"}) == {"to_static": True}
+    with pytest.raises(InputError, match="FLAG_USE_EMA='maybe'; expected 0 or 1"):
+        parse(environ={"FLAG_USE_EMA": "maybe"})
+
+
+def run_script(script, folder, *more, **environ):
+    """Run a start script with a Python that only tells its arguments and the FLAG variables."""
+    python = folder / "python"
+    python.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\nenv | grep "^FLAG"\n')
+    python.chmod(0o755)
+    run = subprocess.run(
+        ["sh", os.path.relpath(ROOT / script, folder), *more],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "PYTHON": str(python), **environ},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = run.stdout.splitlines()
+    words = [line for line in lines if not line.startswith("FLAG")]
+    return words, dict(line.split("=", 1) for line in lines if line.startswith("FLAG"))
+
+
+def test_train_sh_is_the_documented_command(tmp_path):
+    words, environ = run_script("train.sh", tmp_path)
+    start = next(number for number, word in enumerate(words) if word.endswith("train_txt2img_laion400m_trainer.py"))
+    assert words[:start] == ["-u"]
+    unet = words[words.index("--unet_name_or_path") + 1]
+    assert (tmp_path / unet).samefile(ROOT / "sd/unet_config.json")
+    words[words.index("--unet_name_or_path") + 1] = "./sd/unet_config.json"
+    groups = parse_arguments([*words[start + 1 :], "--device", "cpu"], environ)
+    parsed = {name: value for group in groups for name, value in vars(group).items()}
+    assert {name: getattr(parsed[name], "value", parsed[name]) for name in TRAIN_SH} == TRAIN_SH
+    assert environ == {
+        "FLAG_FUSED_LINEAR": "0",
+        "FLAGS_conv_workspace_size_limit": "4096",
+        "FLAG_USE_EMA": "0",
+        "FLAG_RECOMPUTE": "1",
+        "FLAG_XFORMERS": "1",
+    }
+
+
+def test_train_multi_sh_is_the_same_behind_the_launcher(tmp_path):
+    one, environ = run_script("train.sh", tmp_path)
+    several, environ_of_several = run_script("train_multi.sh", tmp_path)
+    assert several[:5] == ["-u", "-m", "paddle.distributed.launch", "--gpus", "0,1,2,3,4,5,6,7"]
+    assert several[5:] == one[1:] and environ == environ_of_several
+    machines, _ = run_script("train_multi.sh", tmp_path, GPUS="0,1", LAUNCH="--ips 10.0.0.1,10.0.0.2")
+    assert machines[3:7] == ["--gpus", "0,1", "--ips", "10.0.0.1,10.0.0.2"]
+    on_cpus, _ = run_script("train_multi.sh", tmp_path, "--device", "cpu", NPROC="3")
+    assert on_cpus[3:5] == ["--nproc_per_node", "3"]
+    assert run_script("train_multi.sh", tmp_path, "--device", "cpu")[0][3:5] == ["--nproc_per_node", "2"]
+
+
+def test_further_arguments_win(tmp_path):
+    words, environ = run_script("train.sh", tmp_path, "--max_steps", "100", "--bf16", "True", FLAG_USE_EMA="1")
+    assert words[-4:] == ["--max_steps", "100", "--bf16", "True"] and environ["FLAG_USE_EMA"] == "1"
+    groups = parse_arguments([*words[2:], "--bf16", "False", "--device", "cpu"], environ)
+    assert groups[2].max_steps == 100 and groups[2].use_ema
+
+
+def test_the_packed_data_is_taken_if_there_is_any(tmp_path):
+    def file_list():
+        words, _ = run_script("train.sh", tmp_path)
+        return words[words.index("--file_list") + 1]
+
+    assert file_list() == "./data/filelist/train.filelist.list"
+    packed = tmp_path / "processed_data/filelist"
+    packed.mkdir(parents=True)
+    (packed / "custom_dataset.filelist.list").write_text("")
+    assert file_list() == "./processed_data/filelist/custom_dataset.filelist.list"
+
+
+def test_help_names_every_flag_and_is_there_at_once():
+    begin = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "train_txt2img_laion400m_trainer.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert time.monotonic() - begin < 5  # half a second on a machine that has nothing else to do
+    told = set(re.findall(r"^  --(\w+) \(", run.stdout, re.MULTILINE))
+    assert told >= set(DEFAULTS) | set(TRAIN_SH) - {"do_train"} | {"resume_from_checkpoint", "overwrite_output_dir"}
+    assert "{', '" not in run.stdout
+
+
+def test_documented_commands_parse():
+    """Every training command of the READMEs and of docs/, as far as it names flags."""
+    commands = 0
+    for path in (ROOT / "README.md", ROOT / "README_zh.md", *(ROOT / "docs").glob("*.md")):
+        text = path.read_text().replace("\\\n", " ")
+        for line in text.splitlines():
+            if re.match(r"\s*(sh train\w*\.sh|python (-u )?train_txt2img_laion400m_trainer\.py)\b", line):
+                flags = [word for word in shlex.split(line, comments=True) if word.startswith("--")]
+                known = {f"--{name}" for name in parse()}
+                assert set(flags) <= known | {"--help"}, line
+                commands += 1
+    assert commands > 10

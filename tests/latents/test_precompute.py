@@ -1,0 +1,303 @@
+"""A caching run: every row keeps its place, what is cached is what training would compute, and going on is safe."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+
+from sd.data.parts.filelist import read_file_list
+from sd.data.parts.moments import decode_payload, find_manifest
+from sd.data.parts.part import PartError, PartWriter
+from sd.data.parts.record import encode_captions_row, encode_row
+from sd.data.streaming.sample import centre_crop, decode_image
+from sd.diffusion.model import StableDiffusionModel
+from sd.errors import InputError, RunError
+from sd.latents import models, run
+from sd.latents.claims import Claims
+from sd.latents.decode import decode_chunk
+from sd.latents.options import CacheOptions
+from sd.latents.part import chunks_of
+from sd.latents.plan import make_plan
+from sd.latents.run import precompute
+from sd.models.hashes import weights_hash
+from tests.data_maker import write_lists
+from tests.latent_maker import MODEL, SIDE, make_shapes, options, read_records, shape
+from tests.pack_input import contents
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Two parts: 6 rows, one broken, one without a size, one too small; and 3 rows, the second of 2 captions."""
+    parts = [tmp_path / "in" / f"part-{number}.gz" for number in range(2)]
+    parts[0].parent.mkdir()
+    with PartWriter(parts[0]) as part:
+        for number, size in enumerate([SIDE, SIDE, 0, 16, SIDE, SIDE]):
+            caption, image = shape(number)
+            part.add(encode_row(caption, b"?" if number == 1 else image), size, size)
+    with PartWriter(parts[1]) as part:
+        for number in range(6, 9):
+            caption, image = shape(number)
+            captions = (caption, "a longer one " * 20) if number == 7 else (caption,)
+            part.add(encode_captions_row(captions, image), SIDE, SIDE)
+    return write_lists(tmp_path / "in", (1.0, parts))
+
+
+def test_every_row_keeps_its_place_and_has_one_outcome(mixed, tmp_path):
+    file_list, report = precompute(options(mixed, tmp_path / "out", max_bad_fraction=0.3))
+    assert file_list == f"{tmp_path}/out/filelist/custom_dataset.filelist.list"
+    (source,) = read_file_list(file_list)
+    assert source.parts == [f"{tmp_path}/out/latents/part-00000{n}.gz" for n in (1, 2)]
+    first, rows = read_records(source.parts[0])
+    assert first.kind == "moments" and first.widths.tolist() == first.heights.tolist() == [32, 0, 0, 16, 32, 32]
+    assert {row: record.captions for row, record in rows.items()} == {n: (shape(n)[0],) for n in (0, 4, 5)}
+    _, rows = read_records(source.parts[1])
+    assert [rows[row].captions for row in range(3)] == [
+        (shape(6)[0],),
+        (shape(7)[0], "a longer one " * 20),
+        (shape(8)[0],),
+    ]
+    rejected = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    part = f"{tmp_path}/in/part-0.gz"
+    assert [(row["part"], row["row"], row["outcome"]) for row in rejected] == [
+        (part, 2, "bad"),
+        (part, 3, "bad"),
+        (part, 4, "filtered"),
+    ]
+    assert rejected[0]["reason"].startswith("not an image") and rejected[2]["detail"] == "16x16"
+    assert report == json.loads((tmp_path / "out/report.json").read_text())
+    assert report["rows"] == sum(report["outcomes"].values()) == 9 and report["outcomes"]["cached"] == 6
+    manifest = find_manifest(file_list)
+    assert (manifest.num_rows, manifest.num_bad, manifest.latent_shape) == (9, 2, (4, 4, 4))
+    assert first.notes["cache"] == manifest.id and not manifest.has_text
+    assert manifest.vae_hash == weights_hash("vae", f"{MODEL}/vae") == weights_hash("vae", MODEL, "vae")
+
+
+def test_what_is_cached_is_what_training_would_compute(mixed, tmp_path):
+    flags = {"crop": "centre", "cache_text": True, "max_bad_fraction": 0.3}
+    file_list, _ = precompute(options(mixed, tmp_path / "out", **flags))
+    model = StableDiffusionModel.from_arguments(model_arguments(), 32)
+    manifest = find_manifest(file_list)
+    _, records = read_records(read_file_list(file_list)[0].parts[1])
+    for row, record in records.items():
+        moments, states = decode_payload(record.image)
+        pixels = centre_crop(decode_image(shape(6 + row)[1]), 32, "lanczos")[None]
+        mean, std = (
+            model.encode_images(paddle.to_tensor(pixels), paddle.full([1, 4, 4, 4], noise)).numpy()[0]
+            for noise in (0.0, 1.0)
+        )
+        cached_mean, cached_logvar = np.split(moments[0].astype(np.float32), 2)
+        np.testing.assert_allclose(cached_mean * manifest.scaling_factor, mean, atol=2e-3)
+        np.testing.assert_allclose(np.exp(cached_logvar / 2) * manifest.scaling_factor, std - mean, atol=2e-3)
+        ids = np.stack([model.tokenize(caption) for caption in record.captions])
+        assert states.shape == (len(record.captions), 16, 64)
+        np.testing.assert_allclose(states, model.encode_text(paddle.to_tensor(ids)).numpy(), atol=4e-3)
+    empty = model.encode_text(paddle.to_tensor(model.tokenize("")[None])).numpy()[0]
+    np.testing.assert_allclose(manifest.empty_text_state(), empty, atol=4e-3)
+
+
+def model_arguments():
+    from sd.flags.arguments import SDModelArguments
+
+    unet = str(Path(MODEL).parent / "unet_config.json")
+    return SDModelArguments(pretrained_model_name_or_path=MODEL, unet_name_or_path=unet, model_max_length=16)
+
+
+def test_variants_are_crops_each_followed_by_its_mirror_image(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        models.encoders, "encode_posterior", lambda vae, pixels: seen.append(pixels.numpy()) or posterior(vae, pixels)
+    )
+    file_list, _ = precompute(options(make_shapes(tmp_path / "in", [3]), tmp_path / "out", num_crops=2, flip=True))
+    pixels = np.concatenate(seen).reshape(3, 2, 2, 3, 32, 32)
+    np.testing.assert_array_equal(pixels[:, :, 0], pixels[:, :, 1, :, :, ::-1])
+    assert (pixels[:, 0] != pixels[:, 1]).any()
+    assert max(len(batch) for batch in seen) == 4
+    _, records = read_records(read_file_list(file_list)[0].parts[0])
+    assert [decode_payload(record.image)[0].shape for record in records.values()] == [(4, 8, 4, 4)] * 3
+
+
+posterior = models.encoders.encode_posterior
+
+
+def test_threads_that_decode_one_part_do_not_read_each_other_s_rows(tmp_path):
+    source = make_shapes(tmp_path / "in", [200])
+    flags = options(source, tmp_path / "out")
+    (task,) = make_plan(flags).tasks
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            decoded = list(pool.map(lambda chunk: decode_chunk(chunk, flags), chunks_of(task, flags)))
+            assert [bad for chunk in decoded for bad in chunk.bad.values()] == []
+    assert [caption for chunk in decoded for (caption,) in chunk.captions] == [shape(n)[0] for n in range(200)]
+
+
+def test_several_sources_keep_their_weights_and_repeats(tmp_path):
+    make_shapes(tmp_path, [2, 3, 4])
+    a, b, c = (tmp_path / f"part-{number:06d}.gz" for number in range(3))
+    source = write_lists(tmp_path, (2.5, [a, b, a]), (1.0, [c, a]))
+    file_list, report = precompute(options(source, tmp_path / "out", output_name="mine"))
+    assert report["parts"] == 3 and report["rows"] == 9
+    parts = [f"{tmp_path}/out/latents/part-00000{number}.gz" for number in (1, 2, 3)]
+    assert [(s.weight, s.parts) for s in read_file_list(file_list)] == [
+        (2.5, [parts[0], parts[0], parts[1]]),
+        (1.0, [parts[2], parts[0]]),
+    ]
+    assert find_manifest(file_list).num_rows == 5
+    assert sorted(path.name for path in (tmp_path / "out/filelist").iterdir()) == [
+        "mine-1.cache.json",
+        "mine-1.filelist",
+        "mine-2.cache.json",
+        "mine-2.filelist",
+        "mine.filelist.list",
+    ]
+
+
+def test_a_second_run_makes_only_what_is_missing_or_cut_to_the_same_bytes(tmp_path, monkeypatch):
+    source, out = make_shapes(tmp_path / "in", [5, 3, 4]), tmp_path / "out"
+    precompute(options(source, out, num_workers=1))
+    before = contents(out)
+    (out / "latents/part-000001.gz").unlink()
+    cut = out / "latents/part-000003.gz"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    (out / "latents/part-000002.gz.0123abcd.tmp").write_bytes(b"left by a kill")
+    (out / "filelist/custom_dataset.filelist.list").unlink()
+    made = []
+    write = run.write_part
+    monkeypatch.setattr(run, "write_part", lambda task, *rest: made.append(task.number) or write(task, *rest))
+    precompute(options(source, out))
+    assert made == [0, 2] and contents(out) == before
+    precompute(options(source, out))
+    assert made == [0, 2]
+
+
+def test_crops_do_not_depend_on_the_place_in_the_list(tmp_path):
+    """So a list may grow at either end, and a part that two lists share is cached alike."""
+    make_shapes(tmp_path, [3, 4])
+    parts = [tmp_path / f"part-{number:06d}.gz" for number in range(2)]
+    cached = []
+    for number, order in enumerate((parts, parts[::-1])):
+        (tmp_path / str(number)).mkdir()
+        file_list, _ = precompute(options(write_lists(tmp_path / str(number), (1.0, order)), tmp_path / f"out{number}"))
+        cached.append([Path(part).read_bytes() for part in read_file_list(file_list)[0].parts])
+    assert cached[0] == cached[1][::-1]
+
+
+def test_another_cache_or_source_in_the_folder_is_refused_with_the_difference(tmp_path):
+    source, out = make_shapes(tmp_path / "in", [3, 2]), tmp_path / "out"
+    precompute(options(source, out))
+    says = r"part-000001\.gz was made otherwise: crop was random, is centre; seed was 23, is 24; .*--overwrite"
+    with pytest.raises(InputError, match=says):
+        precompute(options(source, out, crop="centre", seed=24))
+    make_shapes(tmp_path / "in", [3, 4])
+    with pytest.raises(
+        InputError, match=r"part-000002\.gz is not of .*/in/part-000001\.gz as it is now; .*--overwrite"
+    ):
+        precompute(options(source, out))
+    precompute(options(source, tmp_path / "fresh", crop="centre"))
+    precompute(options(source, out, crop="centre", overwrite=True))
+    parts = [contents(folder / "latents") for folder in (out, tmp_path / "fresh")]
+    assert parts[0] == parts[1]
+    shutil.copy(tmp_path / "in/part-000000.gz", out / "latents/part-000001.gz")
+    shutil.copy(tmp_path / "in/part-000000.gz.idx", out / "latents/part-000001.gz.idx")
+    with pytest.raises(InputError, match=r"part-000001\.gz is no part of a cache"):
+        precompute(options(source, out, crop="centre"))
+
+
+def test_too_many_bad_rows_end_the_run_with_reports_and_without_lists(mixed, tmp_path):
+    with pytest.raises(RunError, match=r"2 of 9 rows are bad, .*--max_bad_fraction 0\.15; most often: "):
+        precompute(options(mixed, tmp_path / "out", max_bad_fraction=0.15))
+    assert list((tmp_path / "out/filelist").iterdir()) == []
+    assert (tmp_path / "out/rejected.jsonl").read_text().count("\n") == 3
+
+
+def test_a_vae_that_answers_nonsense_ends_the_run_early(tmp_path, monkeypatch):
+    def nonsense(vae, pixels):
+        answer = posterior(vae, pixels)
+        answer.mean = answer.mean * float("nan")
+        return answer
+
+    monkeypatch.setattr(models.encoders, "encode_posterior", nonsense)
+    monkeypatch.setattr(run, "_HOPELESS_ROWS", 4)
+    source = make_shapes(tmp_path / "in", [4, 4])
+    with pytest.raises(RunError, match=r"none of the first 4 rows .*part-000000\.gz the first was row 1: moments"):
+        precompute(options(source, tmp_path / "out"))
+    assert len(list((tmp_path / "out/latents").glob("*.gz"))) == 1
+
+
+def test_what_fails_on_the_way_ends_with_one_line(tmp_path, monkeypatch):
+    source = make_shapes(tmp_path / "in", [2, 2])
+
+    def fails(error, says):
+        def write(task, *rest):
+            raise error
+
+        with monkeypatch.context() as patch, pytest.raises(RunError, match=says):
+            patch.setattr(run, "write_part", write)
+            precompute(options(source, tmp_path / "out"))
+
+    fails(MemoryError("\n\nOut of memory error on GPU 0\n"), "^Out of memory error on GPU 0; lower --batch_size")
+    fails(PartError("in/part-1.gz: no such part"), "^in/part-1.gz: no such part; the same command goes on")
+    fails(KeyboardInterrupt(), "^stopped; the same command goes on")
+    fails(OSError(28, "No space left", "out/x"), "^out/x: No space left; mend that")
+
+
+def test_a_part_that_is_gone_is_reported_and_the_others_keep_their_numbers(tmp_path):
+    source = make_shapes(tmp_path / "in", [3] * 9)
+    for suffix in (".gz", ".gz.idx"):
+        (tmp_path / f"in/part-000001{suffix}").unlink()
+    file_list, report = precompute(options(source, tmp_path / "out", max_bad_fraction=0.2))
+    assert report["outcomes"] == {"cached": 24, "bad: part unreadable": 1}
+    numbers = [int(part[-9:-3]) for part in read_file_list(file_list)[0].parts]
+    assert numbers == [1, 3, 4, 5, 6, 7, 8, 9]
+    assert '"row": null' in (tmp_path / "out/rejected.jsonl").read_text()
+
+
+def test_parts_in_other_hands_are_left_and_nobody_writes_lists_before_their_time(tmp_path, monkeypatch):
+    source, out = make_shapes(tmp_path / "in", [2] * 4), tmp_path / "out"
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
+    monkeypatch.setattr(Claims, "take", lambda self, number: number % 2 == 1)  # the other rank is at work on its own
+    assert precompute(options(source, out)) is None
+    assert sorted(path.name for path in (out / "latents").glob("*.gz")) == ["part-000002.gz", "part-000004.gz"]
+    assert list((out / "filelist").iterdir()) == []
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "0")
+    monkeypatch.setattr(Claims, "take", lambda self, number: True)
+    file_list, _ = precompute(options(source, out))
+    monkeypatch.delenv("PADDLE_TRAINERS_NUM")
+    precompute(options(source, tmp_path / "alone"))
+    assert contents(out / "latents") == contents(tmp_path / "alone/latents")
+    assert len(read_file_list(file_list)[0].parts) == 4
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        ({"resolution": 30}, "--resolution 30: the VAE divides it by 8"),
+        ({"model_max_length": 78, "cache_text": True}, "--model_max_length 78: .* positions for"),
+        ({"num_crops": 0}, "--num_crops 0; expected at least 1"),
+        ({"crop": "centre", "num_crops": 2}, "--num_crops 2 with --crop centre"),
+        ({"crop": "top"}, "--crop top; expected one of"),
+        ({"ray_address": "auto"}, "--ray_address auto needs --engine ray"),
+        ({"check": -1}, "--check -1"),
+        ({"output_name": "a/b"}, "--output_name a/b"),
+    ],
+)
+def test_wrong_flags_are_refused(tmp_path, flags, says):
+    source = make_shapes(tmp_path / "in", [1])
+    with pytest.raises(InputError, match=says):
+        precompute(options(source, tmp_path / "out", **flags))
+
+
+def test_a_cache_is_not_cached_again(tmp_path):
+    file_list, _ = precompute(options(make_shapes(tmp_path / "in", [2]), tmp_path / "out"))
+    with pytest.raises(InputError, match="is a cache of latents; name the list of the images"):
+        precompute(options(file_list, tmp_path / "again"))
+
+
+def test_the_flags_of_the_script_are_the_options(tmp_path):
+    from precompute_latents import parse_arguments
+
+    assert parse_arguments(["--file_list", "a", "--output_path", "b"]) == CacheOptions("a", "b")

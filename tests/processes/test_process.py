@@ -1,0 +1,77 @@
+"""The pool: results in order, tasks drawn no further ahead than they are worked on, failures passed on."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from sd.errors import RunError
+from sd.processes.pool import run_local
+
+
+def slow_square(number):
+    time.sleep(0.02 * (number % 3))
+    return number * number
+
+
+def fail_at_three(number):
+    if number == 3:
+        raise OSError(28, "No space left on device", "some/part")
+    return number
+
+
+def die_at_three(number):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def sleep_long(number):
+    time.sleep(60)
+
+
+def num_children():
+    return sum("spawn_main" in " ".join(child.cmdline()) for child in psutil.Process().children())
+
+
+def test_results_come_in_order_and_tasks_are_drawn_as_needed():
+    drawn = []
+
+    def tasks():
+        for number in range(30):
+            drawn.append(number)
+            yield number
+
+    for place, result in enumerate(run_local(slow_square, tasks(), 2)):
+        assert result == place * place
+        assert len(drawn) <= place + 2 * 2 + 1
+    assert place == 29
+    assert num_children() == 0
+
+
+def test_a_failure_is_passed_on_and_no_process_stays():
+    with pytest.raises(OSError, match="No space left on device"):
+        list(run_local(fail_at_three, range(10), 2))
+    assert num_children() == 0
+
+
+def test_a_killed_worker_is_said():
+    with pytest.raises(RunError, match="a worker was killed"):
+        list(run_local(die_at_three, range(10), 2))
+    assert num_children() == 0
+
+
+def test_ctrl_c_does_not_wait_for_the_tasks():
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    start = time.monotonic()
+    signal.alarm(3)
+    with pytest.raises(KeyboardInterrupt):
+        next(run_local(sleep_long, iter([1, 2, 3, 4]), 2))
+    signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - start < 40
+    assert num_children() == 0

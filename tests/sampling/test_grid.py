@@ -1,0 +1,67 @@
+"""The labelled grid: every picture is there, unchanged, in its place, and its labels fit."""
+
+import numpy as np
+import pytest
+from PIL import ImageFont
+
+from sd.sampling.grid import _GAP, _TEXT_SIZE, _wrap, columns_for, labelled_sheet, labelled_table
+
+
+def flat(height, width, colour):
+    return np.full([height, width, 3], colour, np.uint8)
+
+
+def places(sheet, colour):
+    """(first row, first column, rows, columns) of the one rectangle of a colour."""
+    y, x = np.nonzero((np.asarray(sheet) == colour).all(-1))
+    rows, columns = np.ptp(y) + 1, np.ptp(x) + 1
+    assert len(y) == rows * columns
+    return y.min(), x.min(), rows, columns
+
+
+def test_table_holds_each_picture_once_in_its_place():
+    colours = [[(200, 0, 0), (0, 200, 0)], [(0, 0, 200), (90, 90, 0)]]
+    sheet = labelled_table(
+        [[flat(32, 48, colour) for colour in row] for row in colours],
+        row_labels=["first prompt", "second"],
+        column_labels=["A", "B"],
+        title="a title",
+    )
+    found = [[places(sheet, colour) for colour in row] for row in colours]
+    # 48 pixels are enlarged three times, the first size at or above 144.
+    assert {place[2:] for row in found for place in row} == {(96, 144)}
+    assert found[0][0][0] == found[0][1][0] < found[1][0][0] == found[1][1][0]
+    assert found[0][1][1] - found[0][0][1] == 144 + _GAP
+    # Something is written above and to the left of the pictures.
+    dark = (np.asarray(sheet) < 100).all(-1)
+    assert dark[: found[0][0][0]].any() and dark[:, : found[0][0][1]].any()
+
+
+def test_pixels_survive_the_enlargement():
+    noise = np.random.default_rng(0).integers(0, 256, [40, 40, 3], dtype=np.uint8)
+    sheet = np.asarray(labelled_table([[noise]]))
+    assert (sheet[_GAP : _GAP + 160 : 4, _GAP : _GAP + 160 : 4] == noise).all()
+
+
+def test_sheet_fills_rows_and_keeps_other_sizes():
+    colours = [(10 * i + 30, 0, 250) for i in range(5)]
+    sheet = labelled_sheet([flat(150, 150, c) for c in colours[:-1]] + [flat(75, 150, colours[-1])], list("abcde"))
+    assert columns_for(5) == 3
+    found = [places(sheet, colour) for colour in colours]
+    assert len({place[0] for place in found[:3]}) == 1 and found[3][0] == found[4][0] > found[0][0]
+    assert found[4][2:] == (75, 150)
+
+
+def test_large_sheets_stay_below_their_limit():
+    sheet = labelled_table([[np.zeros([512, 512, 3], np.uint8)] * 40] * 20)
+    assert sheet.width * sheet.height < 60_000_000
+
+
+@pytest.mark.parametrize("text", ["a red circle on a black background " * 5, "x" * 300, "short", "一个红色的圆" * 20])
+def test_wrapped_text_fits_and_says_what_is_missing(text):
+    font = ImageFont.load_default(size=_TEXT_SIZE)
+    lines = _wrap(text, font, 150, 3)
+    assert len(lines) <= 3 and max(font.getlength(line) for line in lines) <= 150
+    joined = "".join(lines).replace(" ", "")
+    whole = text.replace(" ", "")
+    assert joined == whole if text == "short" else joined.endswith("...") and whole.startswith(joined[:-3])

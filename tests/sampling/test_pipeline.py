@@ -1,0 +1,191 @@
+"""The sampling loop: bit-equal alone and in a batch, equal to ppdiffusers' pipeline, and plain about what cannot be."""
+
+import numpy as np
+import paddle
+import pytest
+
+from sd.errors import InputError
+from sd.sampling.models import load_models
+from sd.sampling.pipeline import (
+    SCHEDULERS,
+    check_size,
+    cut_text,
+    decode,
+    default_batch_size,
+    denoise,
+    draw_images,
+    initial_noise,
+    make_scheduler,
+    reconstruct,
+    stream_images,
+)
+from tests.tiny import make_tiny_repository
+
+PROMPTS = ["a red circle", "a blue square", "x", "a green triangle", ""]
+SIZE = {"height": 32, "width": 36}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return load_models(pretrained_model=str(make_tiny_repository(tmp_path_factory.mktemp("tiny"))))
+
+
+def parts(models):
+    return models.unet, models.vae, models.text_encoder, models.tokenizer
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_picture_is_the_same_alone_and_in_a_batch(models, name):
+    settings = {**SIZE, "num_inference_steps": 4, "scheduler": make_scheduler(name)}
+    together = draw_images(*parts(models), PROMPTS, seeds=[1, 2, 3, 4, 5], **settings)
+    assert together.dtype == np.uint8 and together.shape == (5, 32, 36, 3)
+    alone = draw_images(*parts(models), PROMPTS[3:4], seeds=[4], **settings)
+    assert (alone[0] == together[3]).all()
+    other = draw_images(*parts(models), PROMPTS[3:4], seeds=[5], **settings)
+    assert (other[0] != together[3]).any()
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_equals_the_pipeline_of_ppdiffusers(models, name, guidance_scale):
+    from ppdiffusers import StableDiffusionPipeline
+
+    unet, vae, text_encoder, tokenizer = parts(models)
+    pipeline = StableDiffusionPipeline(
+        vae, text_encoder, tokenizer, unet, make_scheduler(name), None, None, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 7, "guidance_scale": guidance_scale}
+    noise = paddle.to_tensor(np.stack([initial_noise(seed, (4, 8, 8)) for seed in (1, 2)]))
+    options = {"height": 32, "width": 32, "negative_prompt": ["dark"] * 2, "output_type": "np"}
+    theirs = pipeline(PROMPTS[:2], latents=noise, **settings, **options).images
+    ours = draw_images(
+        *parts(models),
+        PROMPTS[:2],
+        seeds=[1, 2],
+        negative_prompt="dark",
+        height=32,
+        width=32,
+        scheduler=make_scheduler(name),
+        **settings,
+    )
+    # Half a grey level is the rounding.
+    assert np.abs(theirs * 255 - ours).max() <= 0.51
+
+
+def test_ddim_follows_its_closed_form_for_both_predictions():
+    """A UNet that predicts exactly leads from any noise to its x0 in every number of steps."""
+    image = np.random.default_rng(0).standard_normal([1, 4, 8, 8]).astype(np.float32)
+
+    class Exact:
+        dtype = paddle.float32
+
+        def __init__(self, scheduler):
+            self.alpha_bar, self.kind = scheduler.alphas_cumprod, scheduler.config.prediction_type
+
+        def __call__(self, noisy, timestep, encoder_hidden_states):
+            signal, noise = self.alpha_bar[timestep] ** 0.5, (1 - self.alpha_bar[timestep]) ** 0.5
+            epsilon = (noisy - signal * image) / noise
+            value = epsilon if self.kind == "epsilon" else signal * epsilon - noise * image
+            return type("Output", (), {"sample": value})
+
+    noise = paddle.to_tensor(initial_noise(3, (1, 4, 8, 8)))
+    for settings in ({}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}):
+        scheduler = make_scheduler("ddim", **settings)
+        scheduler.set_timesteps(10)
+        steps = iter(range(100))
+        got = denoise(Exact(scheduler), scheduler, noise, paddle.zeros([1, 1, 1]), None, 1.0, steps.__next__)
+        last = float(scheduler.alphas_cumprod[0])  # the last step ends at t=0's noise level, not at none
+        assert next(steps) == 10
+        residue = got.numpy() - last**0.5 * image
+        assert np.abs(residue).max() < 4.5 * (1 - last) ** 0.5
+    assert int(scheduler.timesteps[0]) == 999, "zero SNR must start at the step that has no signal"
+
+
+def test_guidance_moves_along_the_difference(models):
+    """With a UNet that answers its text, guidance g gives base + g * (text - base)."""
+
+    class Answers:
+        dtype = paddle.float32
+
+        def __call__(self, noisy, timestep, encoder_hidden_states):
+            answer = encoder_hidden_states.reshape([-1, 1, 1, 1]) * paddle.ones_like(noisy)
+            return type("Output", (), {"sample": answer})
+
+    class OneStep:
+        init_noise_sigma, timesteps = 1.0, (0,)
+        scale_model_input = staticmethod(lambda latents, timestep: latents)
+        step = staticmethod(lambda output, timestep, latents: type("Step", (), {"prev_sample": output}))
+
+    noise = paddle.zeros([2, 1, 2, 2])
+    text, base = paddle.to_tensor([[[2.0]], [[3.0]]]), paddle.to_tensor([[[1.0]], [[1.0]]])
+    got = denoise(Answers(), OneStep, noise, text, base, 7.5)
+    assert got[:, 0, 0, 0].tolist() == [1 + 7.5 * 1, 1 + 7.5 * 2]
+
+
+def test_progress_adds_up_to_the_pictures(models):
+    shares = []
+    settings = {"num_inference_steps": 3, "scheduler": make_scheduler("pndm"), "progress": shares.append}
+    stream = stream_images(*parts(models), PROMPTS[:3], seeds=[0] * 3, batch_size=2, height=32, width=32, **settings)
+    assert sum(1 for _ in stream) == 3 and sum(shares) == pytest.approx(3)
+
+
+def test_layers_come_back_in_their_mode(models):
+    models.unet.train()
+    models.unet.down_blocks.eval()
+    draw_images(
+        *parts(models), ["x"], seeds=[0], height=32, width=32, num_inference_steps=1, scheduler=make_scheduler("ddim")
+    )
+    assert models.unet.training and not models.unet.down_blocks.training and not models.vae.training
+    models.unet.eval()
+
+
+def test_reconstruct_is_encode_and_decode_one_by_one(models):
+    pixels = np.random.default_rng(0).integers(0, 256, [3, 3, 32, 32], dtype=np.uint8)
+    got = reconstruct(models.vae, pixels)
+    with paddle.no_grad():
+        mean = models.vae.encode(paddle.to_tensor(pixels[1:2].astype("float32") / 127.5 - 1)).latent_dist.mean
+        assert (got[1:2] == decode(models.vae, mean * models.vae.config.scaling_factor)).all()
+    assert got.shape == (3, 32, 32, 3)
+
+
+def test_initial_noise_is_fixed_for_ever():
+    """Pictures of old checkpoints can be drawn again: seed 42 stands for these numbers."""
+    assert initial_noise(42, (3,)).tolist() == pytest.approx([0.14190717, -1.66850793, -1.33210802], abs=1e-7)
+
+
+def test_cut_text_is_what_the_model_does_not_see(models):
+    tokenizer = models.tokenizer
+    assert cut_text(tokenizer, "a red circle") == ""
+    # One token a letter here: 75 letters fit between the two marks of begin and end.
+    assert cut_text(tokenizer, "a" * 75) == "" and cut_text(tokenizer, "a" * 75 + " bcd") == "bcd"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"height": 30}, "height=30 does not fit the VAE, which halves to 1/4; try 32"),
+        ({"width": 0}, "width=0 does not fit the VAE, which halves to 1/4; try 4"),
+        ({"guidance_scale": 0.5}, "guidance_scale=0.5; expected at least 1"),
+        ({"num_inference_steps": 1000}, "num_inference_steps=1000; expected 1 to 999"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0; expected 1 to 999"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(models, change, message):
+    settings = {"height": 32, "width": 32, "scheduler": make_scheduler("ddim")} | change
+    with pytest.raises(InputError) as error:
+        draw_images(*parts(models), ["x"], seeds=[0], **settings)
+    assert message in str(error.value)
+
+
+def test_schedulers_that_cannot_follow_are_named():
+    with pytest.raises(InputError, match="expected one of ddim, pndm"):
+        make_scheduler("euler_ancestral")
+    with pytest.raises(InputError, match="use --scheduler ddim"):
+        make_scheduler("pndm", prediction_type="v_prediction", rescale_betas_zero_snr=True)
+
+
+def test_nothing_assumes_a_factor_of_eight(models):
+    assert default_batch_size(models.unet, models.vae, 32, 32) == 8
+    assert default_batch_size(models.unet, models.vae, 512 * 100, 512 * 100) == 1
+    check_size(models.vae, 36, 4)

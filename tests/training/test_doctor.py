@@ -1,0 +1,64 @@
+"""What the doctor says before a long run, with numbers given and as a command."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from sd.training import doctor
+
+ROOT = Path(__file__).resolve().parents[2]
+PEAKS = {1: 10 * 2**30, 2: 11 * 2**30, 4: 13 * 2**30}
+
+
+def test_memory_grows_by_what_each_image_cost():
+    assert doctor.predicted_peak(PEAKS, 0) == 9 * 2**30
+    assert doctor.predicted_peak(PEAKS, 32) == 41 * 2**30
+    assert doctor.largest_batch(PEAKS, 24 * 2**30) == 15
+    assert doctor.largest_batch(PEAKS, 5 * 2**30) == 0
+
+
+def test_too_large_a_batch_is_a_problem_with_a_remedy(capsys):
+    assert doctor.report_memory(PEAKS, 24 * 2**30, 15) is False
+    assert doctor.report_memory(PEAKS, 24 * 2**30, 16) is True
+    told = capsys.readouterr().out.splitlines()
+    assert told[1].startswith("PROBLEM memory")
+    assert "largest batch that fits: about 15; lower --per_device_train_batch_size" in told[1]
+
+
+class Args:
+    save_total_limit, max_steps, save_steps, use_ema, only_save_updated_model = 3, 100, 10, True, True
+
+
+class Model:
+    trained_parts = ("unet",)
+
+
+def test_disk_counts_moments_the_average_and_the_one_being_written(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(doctor, "millions", lambda model, part: 256 * 2**20 / 1e6)
+    assert doctor.checkpoint_bytes(Model, Args) == 4 * 2**30
+    free = type("Usage", (), {"free": 15 * 2**30})
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: free)
+    assert doctor.report_disk(Model, Args, tmp_path / "not" / "there") is True
+    assert "16.0 GiB, free 15.0; use --save_total_limit 2" in capsys.readouterr().out
+
+
+def test_the_command_names_what_is_wrong_and_leaves_the_output_folder_alone(tmp_path):
+    command = [sys.executable, "-m", "sd.doctor", "--do_train", "--device", "cpu"]
+    command += ["--pretrained_model_name_or_path", "demo/tiny_sd", "--unet_name_or_path", "demo/unet_config.json"]
+    command += ["--resolution", "32", "--per_device_train_batch_size", "2", "--max_steps", "10"]
+    command += ["--output_dir", str(tmp_path / "out"), "--file_list", str(tmp_path / "no.list")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = {line.split()[1]: line for line in result.stdout.splitlines() if line.startswith(("ok", "PROBLEM"))}
+    assert set(lines) == {"versions", "device", "models", "memory", "step", "data", "disk"}, result.stderr
+    assert lines["data"].startswith("PROBLEM") and "no.list" in lines["data"]
+    assert [line for line in lines.values() if line.startswith("PROBLEM")] == [lines["data"]]
+    assert result.returncode == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_that_do_not_fit_are_told_before_any_step(tmp_path):
+    command = [sys.executable, "-m", "sd.doctor", "--do_train", "--device", "cpu", "--output_dir", str(tmp_path)]
+    command += ["--pretrained_model_name_or_path", "demo/tiny_sd", "--unet_name_or_path", "demo/unet_config.json"]
+    result = subprocess.run([*command, "--resolution", "33"], cwd=ROOT, capture_output=True, text=True)
+    assert "PROBLEM models" in result.stdout and "--resolution 33" in result.stdout
+    assert result.returncode == 1

@@ -1,0 +1,96 @@
+"""The moving average against NumPy, its warm-up, its start, cancelled steps and the exchange with the weights."""
+
+import numpy as np
+import paddle
+import pytest
+
+from sd.training.ema import EMA
+
+
+@pytest.fixture
+def layer():
+    paddle.seed(3)
+    return paddle.nn.Linear(3, 2)
+
+
+def set_weights(layer, value):
+    for parameter in layer.parameters():
+        parameter.set_value(np.full(parameter.shape, value, np.float32))
+
+
+def test_it_follows_the_formula_with_warm_up(layer):
+    ema = EMA(layer, decay=0.25)
+    expected = layer.weight.numpy().astype(np.float64)
+    for step, value in enumerate([1.0, -2.0, 4.0, 0.5], start=1):
+        set_weights(layer, value)
+        decay = min(0.25, step / (9 + step))
+        expected = decay * expected + (1 - decay) * value
+        ema.update(step)
+    assert ema.updates == 4
+    assert np.allclose(ema.average["weight"].numpy(), expected, atol=1e-6)
+
+
+def test_the_warm_up_ends_at_the_decay(layer):
+    ema = EMA(layer, decay=0.9999)
+    decays = []
+    for ema.updates in (0, 1, 90, 1_000, 89_989, 89_990, 10**6):
+        decays.append(ema.decay_now())
+    assert decays == pytest.approx([0.1, 2 / 11, 0.91, 1001 / 1010, 0.9999, 0.9999, 0.9999], abs=1e-8)
+
+
+def test_until_its_start_it_is_a_copy(layer):
+    ema = EMA(layer, decay=0.9, start_step=2)
+    for step, value in enumerate([5.0, 7.0], start=1):
+        set_weights(layer, value)
+        ema.update(step)
+        assert ema.average["weight"].numpy() == pytest.approx(value)
+    set_weights(layer, 17.0)
+    ema.update(3)
+    assert ema.updates == 1 and ema.average["weight"].numpy() == pytest.approx(0.1 * 7 + 0.9 * 17)
+
+
+def test_a_cancelled_step_does_not_move_it(layer):
+    ema = EMA(layer, decay=0.5)
+    before = ema.average["weight"].numpy().copy()
+    set_weights(layer, 9.0)
+    ema.update(1, cancel=paddle.to_tensor([True]))
+    assert np.array_equal(ema.average["weight"].numpy(), before)
+    ema.update(2, cancel=paddle.to_tensor([False]))
+    assert not np.array_equal(ema.average["weight"].numpy(), before)
+
+
+def test_swapped_in_and_out_again_changes_nothing(layer):
+    ema = EMA(layer, decay=0.5)
+    set_weights(layer, 2.0)
+    ema.update(1)
+    average = ema.average["weight"].numpy().copy()
+    with pytest.raises(RuntimeError), ema.swapped_in():
+        assert np.array_equal(layer.weight.numpy(), average)
+        raise RuntimeError
+    assert (layer.weight.numpy() == 2.0).all() and np.array_equal(ema.average["weight"].numpy(), average)
+
+
+def test_half_precision_weights_do_not_round_the_average(layer):
+    layer.to(dtype="bfloat16")
+    ema = EMA(layer, decay=0.9)
+    master = {layer.weight.name: paddle.full([3, 2], 1.001), layer.bias.name: paddle.full([2], 1.001)}
+    ema.update(1, masters=master)
+    average = ema.average["weight"].numpy().copy()
+    weights = layer.weight.astype("float32").numpy().copy()
+    with ema.swapped_in():
+        assert layer.weight.dtype == paddle.bfloat16
+        assert np.allclose(layer.weight.astype("float32").numpy(), average, atol=1e-2)
+    assert np.array_equal(ema.average["weight"].numpy(), average)
+    assert np.array_equal(layer.weight.astype("float32").numpy(), weights)
+
+
+def test_a_kept_average_is_taken_up_again(layer):
+    ema, other = EMA(layer, decay=0.9), EMA(paddle.nn.Linear(3, 2), decay=0.9)
+    for step in range(1, 6):
+        set_weights(layer, float(step))
+        ema.update(step)
+    other.load(((name, tensor.numpy()) for name, tensor in ema.average.items()), ema.updates)
+    for each in (ema, other):
+        set_weights(each.layer, 6.0)
+        each.update(6)
+    assert np.array_equal(ema.average["bias"].numpy(), other.average["bias"].numpy())

@@ -1,0 +1,344 @@
+"""Training in one process: resume to the bit, moving average, accumulation, bad losses, settings, full disks."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+
+import numpy as np
+import paddle
+import pytest
+
+from sd.diffusion.model import StableDiffusionModel
+from sd.errors import InputError, RunError
+from sd.runs import checkpoint as ck
+from tests.training_harness import EMA, UNET, Workshop, checksums, weights
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    return Workshop(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture
+def info(caplog):
+    caplog.set_level(logging.INFO, logger="sd")
+    return caplog
+
+
+@pytest.mark.defect(2)
+def test_defect_02_twenty_and_twenty_steps_are_forty(workshop):
+    whole = workshop.train("whole", "--max_steps", 40, "--save_steps", 20)
+    workshop.train("halves", "--max_steps", 20)
+    halves = workshop.train("halves", "--max_steps", 40)
+    assert checksums(whole / "checkpoint-40") == checksums(halves / "checkpoint-40")
+    assert (
+        checksums(whole / "checkpoint-20")["optimizer.safetensors"]
+        == checksums(halves / "checkpoint-20")["optimizer.safetensors"]
+    )
+    assert not np.array_equal(weights(whole / "checkpoint-20"), weights(whole / "checkpoint-40"))
+    assert set(checksums(whole / "checkpoint-40")) == {
+        "unet/config.json",
+        UNET,
+        "optimizer.safetensors",
+        "scheduler.json",
+        "trainer_state.json",
+        "data_state.json",
+        "settings.json",
+    }
+    assert json.loads((whole / "checkpoint-40/data_state.json").read_text())["samples_seen"] == 160
+
+
+def test_everything_on_resumes_to_the_bit(workshop):
+    flags = ["--use_ema", "--train_text_encoder", "--text_encoder_learning_rate", 5e-4, "--save_steps", 3]
+    flags += ["--gradient_accumulation_steps", 2, "--dataloader_num_workers", 2, "--lr_scheduler_type", "cosine"]
+    flags += ["--warmup_steps", 2, "--noise_offset", 0.1, "--snr_gamma", 5, "--input_perturbation", 0.1]
+    flags += ["--max_grad_norm", 0.5, "--recompute", "--max_steps", 6]
+    whole = workshop.train("everything", *flags)
+    resumed = workshop.train("everything_resumed", *flags, "--resume_from_checkpoint", whole / "checkpoint-3")
+    assert checksums(whole / "checkpoint-6") == checksums(resumed / "checkpoint-6")
+    assert {EMA, "text_encoder/model.safetensors"} <= set(checksums(whole / "checkpoint-6"))
+
+
+def test_a_finished_run_does_nothing_when_run_again(workshop, info):
+    output_dir = workshop.train("finished")
+    before = checksums(output_dir / "checkpoint-4")
+    info.clear()
+    workshop.train("finished")
+    assert "this run of 4 steps is finished" in info.text and "loss" not in info.text
+    assert checksums(output_dir / "checkpoint-4") == before
+
+
+def test_from_pretrained_reads_weights_and_average(workshop):
+    from ppdiffusers import UNet2DConditionModel
+    from ppdiffusers.transformers import CLIPTextModel
+
+    folder = workshop.train("pretrained", "--use_ema", "--train_text_encoder") / "checkpoint-4"
+    for variant, name in ((None, UNET), ("ema", EMA)):
+        unet = UNet2DConditionModel.from_pretrained(str(folder / "unet"), variant=variant)
+        state = unet.state_dict()
+        assert np.array_equal(
+            np.concatenate([state[key].numpy().ravel() for key in sorted(state)]), weights(folder, name)
+        )
+    assert not np.array_equal(weights(folder, UNET), weights(folder, EMA))
+    text_encoder = CLIPTextModel.from_pretrained(str(folder / "text_encoder"))
+    state = text_encoder.state_dict()
+    assert np.array_equal(
+        np.concatenate([state[key].numpy().ravel() for key in sorted(state)]),
+        weights(folder, "text_encoder/model.safetensors"),
+    )
+
+
+def test_a_whole_pipeline_is_saved_on_request(workshop):
+    from ppdiffusers import StableDiffusionPipeline
+
+    folder = workshop.train("pipeline", "--only_save_updated_model", False, "--max_steps", 1) / "checkpoint-1"
+    pipeline = StableDiffusionPipeline.from_pretrained(str(folder), safety_checker=None)
+    image = pipeline("a red circle", height=32, width=32, num_inference_steps=2, output_type="np").images
+    assert image.shape == (1, 32, 32, 3) and np.isfinite(image).all()
+
+
+def test_save_total_limit_holds(workshop):
+    output_dir = workshop.train("limit", "--save_steps", 1, "--max_steps", 5, "--save_total_limit", 2)
+    assert [folder.name for folder in ck.list_checkpoints(output_dir)] == ["checkpoint-4", "checkpoint-5"]
+
+
+@pytest.mark.defect(15)
+def test_defect_15_the_average_moves_at_every_step_without_visualdl_and_is_kept(workshop):
+    flags = ["--use_ema", "--ema_decay", 0.3, "--save_steps", 1, "--gradient_accumulation_steps", 2]
+    workshop.train("average", *flags, "--max_steps", 2)
+    output_dir = workshop.train("average", *flags, "--max_steps", 5)
+    average = weights(workshop.train("start", "--learning_rate", 0, "--max_steps", 1) / "checkpoint-1").astype(
+        np.float64
+    )
+    for step in range(1, 6):
+        folder = output_dir / f"checkpoint-{step}"
+        decay = min(0.3, step / (9 + step))
+        average = decay * average + (1 - decay) * weights(folder)
+        assert np.allclose(weights(folder, EMA), average, atol=1e-6)
+        assert json.loads((folder / "ema_state.json").read_text()) == {"updates": step}
+    assert np.abs(weights(folder, EMA) - weights(folder)).max() > 1e-4
+
+
+def test_accumulation_is_a_larger_batch(workshop):
+    one = workshop.train("batch_8", "--per_device_train_batch_size", 8, "--data_lanes", 1, "--max_steps", 10)
+    flags = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 4, "--data_lanes", 1]
+    four = workshop.train("batch_4x2", *flags, "--max_steps", 10)
+    difference = np.abs(weights(one / "checkpoint-10") - weights(four / "checkpoint-10")).max()
+    assert 0 < difference < 1e-5
+
+
+def test_recompute_changes_no_bit(workshop):
+    plain, recomputed = workshop.train("plain"), workshop.train("recomputed", "--recompute")
+    assert np.array_equal(weights(plain / "checkpoint-4"), weights(recomputed / "checkpoint-4"))
+
+
+def test_the_learning_rates_reach_their_parts(workshop):
+    flags = ["--train_text_encoder", "--weight_decay", 0, "--max_steps", 1]
+    flags += ["--unet_name_or_path", workshop.folder / "models/unet"]  # a new one hands no gradient on
+    text = "text_encoder/model.safetensors"
+    start = workshop.train("rates_0", *flags, "--learning_rate", 0) / "checkpoint-1"
+    only_text = workshop.train("rates_1", *flags, "--unet_learning_rate", 0, "--learning_rate", 2e-3) / "checkpoint-1"
+    both = workshop.train("rates_2", *flags, "--text_encoder_learning_rate", 2e-3) / "checkpoint-1"
+    assert np.array_equal(weights(only_text), weights(start))
+    # AdamW's first step is the learning rate wherever the gradient is not tiny.
+    assert np.abs(weights(only_text, text) - weights(start, text)).max() == pytest.approx(2e-3, rel=1e-2)
+    assert np.abs(weights(both, text) - weights(start, text)).max() == pytest.approx(2e-3, rel=1e-2)
+    assert np.abs(weights(both) - weights(start)).max() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_gradients_are_clipped_only_if_asked(workshop):
+    one, two = ["--max_steps", 1, "--adam_epsilon", 1.0], ["--max_grad_norm", 1e-4]
+    start = weights(workshop.train("clip_0", *one, "--learning_rate", 0, "--weight_decay", 0) / "checkpoint-1")
+    free = weights(workshop.train("clip_no", *one, "--weight_decay", 0) / "checkpoint-1")
+    clipped = weights(workshop.train("clip_yes", *one, *two, "--weight_decay", 0) / "checkpoint-1")
+    assert 0 < np.abs(clipped - start).max() < 0.1 * np.abs(free - start).max()
+
+
+@pytest.fixture
+def bad_samples(monkeypatch):
+    """Samples whose loss is made NaN."""
+    bad = set()
+    forward = StableDiffusionModel.forward
+
+    def broken(self, *arguments, **batch):
+        outputs = forward(self, *arguments, **batch)
+        poison = paddle.to_tensor([float("nan") if int(number) in bad else 1.0 for number in batch["sample"]])
+        return {**outputs, "loss": outputs["loss"] * poison.mean(), "sample_loss": outputs["sample_loss"] * poison}
+
+    monkeypatch.setattr(StableDiffusionModel, "forward", broken)
+    return bad
+
+
+def test_a_loss_that_is_no_number_moves_nothing_and_is_named(workshop, info, bad_samples):
+    bad_samples.add(9)  # the second sample of step 3
+    output_dir = workshop.train("bad", "--save_steps", 1, "--use_ema")
+    second, third, fourth = (output_dir / f"checkpoint-{step}" for step in (2, 3, 4))
+    for name in (UNET, EMA, "optimizer.safetensors"):
+        assert checksums(second)[name] == checksums(third)[name] != checksums(fourth)[name]
+    message = next(record.getMessage() for record in info.records if "not applied" in record.getMessage())
+    assert message.startswith("step 3: the loss is nan") and message.count(" row ") == 1
+    assert np.isfinite(weights(fourth)).all()
+
+
+def test_too_many_bad_steps_end_the_run(workshop, bad_samples):
+    bad_samples.update(range(8, 400))
+    with pytest.raises(RunError, match=r"step 6: 4 losses in a row .*--max_bad_steps 3.*checkpoint-4"):
+        workshop.train("too_bad", "--max_bad_steps", 3, "--max_steps", 50, "--save_steps", 2)
+
+
+def test_a_resume_that_changes_the_result_is_refused(workshop, info):
+    workshop.train("changed", "--max_steps", 2)
+    with pytest.raises(InputError, match=r"other settings \(seed: 23 -> 24, snr_gamma: None -> 5.0\).*--allow_changed"):
+        workshop.train("changed", "--seed", 24, "--snr_gamma", 5)
+    workshop.train("changed", "--snr_gamma", 5, "--allow_changed_resume")
+    assert "with changed settings: snr_gamma: None -> 5.0" in info.text
+
+
+def test_other_steps_of_a_constant_schedule_are_no_change_but_of_a_cosine_one(workshop):
+    workshop.train("longer", "--max_steps", 1)
+    workshop.train("longer", "--max_steps", 2)
+    workshop.train("longer_cosine", "--lr_scheduler_type", "cosine", "--max_steps", 1)
+    with pytest.raises(InputError, match="max_steps: 1 -> 2"):
+        workshop.train("longer_cosine", "--lr_scheduler_type", "cosine", "--max_steps", 2)
+
+
+def test_the_run_can_be_read_from_run_json(workshop):
+    output_dir = workshop.train("told", "--max_steps", 1)
+    workshop.train("told", "--max_steps", 2)
+    run = json.loads((output_dir / "run.json").read_text())
+    assert run["arguments"]["SDTrainingArguments"]["max_steps"] == 2
+    assert run["arguments"]["SDDataArguments"]["resolution"] == 32
+    assert run["arguments"]["SDModelArguments"]["prediction_type"] == "epsilon"
+    assert run["versions"]["paddlenlp"] == "3.0.0b4" and len(run["file_list_fingerprint"]) == 32
+    assert run["resumed_from"].endswith("checkpoint-1")
+    assert [start["arguments"]["SDTrainingArguments"]["max_steps"] for start in run["earlier_starts"]] == [1]
+
+
+def test_a_full_disk_keeps_what_is_there_and_trains_on(workshop, caplog, monkeypatch):
+    usage = ck.shutil.disk_usage
+    calls = []
+
+    def full_from_the_second_save_on(folder):
+        calls.append(folder.name)
+        full = folder.name == "checkpoint-2.tmp"
+        return type("Usage", (), {"free": 1000})() if full else usage(folder)
+
+    monkeypatch.setattr(ck.shutil, "disk_usage", full_from_the_second_save_on)
+    output_dir = workshop.train("full", "--save_steps", 1, "--max_steps", 3)
+    assert [folder.name for folder in ck.list_checkpoints(output_dir)] == ["checkpoint-1", "checkpoint-3"]
+    assert not list(output_dir.glob("*.tmp")) and "checkpoint-2.tmp" in calls
+    assert "checkpoint-2 not saved: it needs" in caplog.text and "training goes on" in caplog.text
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(workshop, caplog):
+    output_dir = workshop.train("damaged", "--save_steps", 1, "--max_steps", 3)
+    whole = checksums(output_dir / "checkpoint-3")
+    path = output_dir / "checkpoint-3" / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    workshop.train("damaged", "--save_steps", 1, "--max_steps", 3)
+    assert "checkpoint-3 is damaged: optimizer.safetensors has" in caplog.text
+    assert checksums(output_dir / "checkpoint-3") == whole
+    with pytest.raises(
+        InputError, match=r"checkpoint-9'?: no such folder; .* checkpoint-1, checkpoint-2, checkpoint-3"
+    ):
+        workshop.train("damaged", "--resume_from_checkpoint", output_dir / "checkpoint-9")
+
+
+def test_overwrite_starts_again(workshop):
+    output_dir = workshop.train("overwritten", "--max_steps", 3)
+    workshop.train("overwritten", "--max_steps", 2, "--overwrite_output_dir")
+    assert [folder.name for folder in ck.list_checkpoints(output_dir)] == ["checkpoint-2"]
+
+
+def test_epochs_count_the_records(workshop):
+    output_dir = workshop.train("epochs", "--max_steps", -1, "--num_train_epochs", 1)
+    assert [folder.name for folder in ck.list_checkpoints(output_dir)] == ["checkpoint-9"]  # 33 records, batches of 4
+    output_dir = workshop.train("records", "--max_steps", -1, "--num_train_epochs", 2, "--num_records", 8)
+    assert [folder.name for folder in ck.list_checkpoints(output_dir)] == ["checkpoint-4"]
+
+
+def test_a_step_never_waits_for_the_device(workshop, monkeypatch):
+    """Nothing in a step reads a value back from the device; that is left to `settle`, once every logging_steps."""
+    from sd.training.step_record import StepRecords
+    from sd.training.trainer import StableDiffusionTrainer
+
+    read, inside = [], []
+    for name in ("numpy", "item", "tolist", "__bool__", "__float__", "__int__", "__array__"):
+        original = getattr(paddle.Tensor, name)
+
+        def counted(self, *arguments, original=original, name=name):
+            if inside and (self.dtype != paddle.int64 or self.ndim):  # ppdiffusers reads shapes, which the host has
+                read.append((name, self.dtype))
+            return original(self, *arguments)
+
+        monkeypatch.setattr(paddle.Tensor, name, counted)
+    take_step = StableDiffusionTrainer._take_step
+
+    def watched(self, *arguments):
+        self.records._settle_every = self.args.logging_steps  # as on a GPU
+        inside.append(True)
+        take_step(self, *arguments)
+        inside.clear()
+
+    settled = []
+    settle = StepRecords.settle
+
+    def noted(self, due):
+        settled.append(len(self._unread) if due or len(self._unread) >= self._settle_every else 0)
+        return settle(self, due)
+
+    monkeypatch.setattr(StableDiffusionTrainer, "_take_step", watched)
+    monkeypatch.setattr(StepRecords, "settle", noted)
+    workshop.train("no_wait", "--use_ema", "--max_steps", 6, "--logging_steps", 3, "--gradient_accumulation_steps", 2)
+    assert read == [] and settled == [0, 0, 3, 0, 0, 3]
+
+
+def test_a_really_full_disk_keeps_what_is_there_and_trains_on(workshop, tmp_path, caplog):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True)
+    if mount.returncode:
+        pytest.skip("no right to mount a small file system")
+    try:
+        with (disk / "ballast").open("wb") as ballast:
+            workshop.train(disk / "out", "--max_steps", 1)
+            ballast.write(b"." * (ck.shutil.disk_usage(disk).free - 100_000))
+        workshop.train(disk / "out", "--max_steps", 3, "--save_steps", 1)
+        assert "checkpoint-2 not saved: it needs" in caplog.text
+        assert [folder.name for folder in ck.list_checkpoints(disk / "out")] == ["checkpoint-1"]
+        assert ck.find_problem(disk / "out/checkpoint-1") is None
+        (disk / "ballast").unlink()
+        workshop.train(disk / "out", "--max_steps", 3)
+        assert ck.newest_whole_checkpoint(disk / "out").name == "checkpoint-3"
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize(("save", "kept"), [(True, ["checkpoint-2"]), (False, [])])
+def test_a_signal_ends_training_after_its_step(workshop, monkeypatch, save, kept):
+    from sd.training.step_record import StepRecords
+
+    add = StepRecords.add
+
+    def add_and_signal(self, step, *arguments):
+        add(self, step, *arguments)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # as Paddle's launcher does
+
+    monkeypatch.setattr(StepRecords, "add", add_and_signal)
+    handler = signal.getsignal(signal.SIGTERM)
+    output_dir = workshop.train(f"signal_{save}", "--max_steps", 50, "--save_on_exit", save)
+    assert [folder.name for folder in ck.list_checkpoints(output_dir)] == kept
+    assert workshop.stopped_by == signal.SIGTERM and signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_full_memory_is_told_plainly(workshop, monkeypatch):
+    def forward(self, **batch):
+        raise MemoryError("ResourceExhaustedError: Out of memory error on GPU 0")
+
+    monkeypatch.setattr(StableDiffusionModel, "forward", forward)
+    with pytest.raises(RunError, match="memory ran out; a smaller --per_device_train_batch_size"):
+        workshop.train("memory")

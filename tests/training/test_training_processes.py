@@ -1,0 +1,204 @@
+"""Training as processes: stopped, killed at any moment, on several ranks; nothing is lost and nobody is left."""
+
+import os
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sd.runs import checkpoint as ck
+from tests.training_harness import EMA, UNET, Workshop, checksums, processes_of, weights
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="reads /proc")
+
+STEPS = 30
+FLAGS = ["--max_steps", STEPS, "--save_steps", 4, "--save_total_limit", 3, "--use_ema", "--logging_steps", 1]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    return Workshop(tmp_path_factory.mktemp("processes"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workshop):
+    return checksums(workshop.train("undisturbed", *FLAGS) / f"checkpoint-{STEPS}")
+
+
+def wait_for(condition, seconds=120, what=""):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+    return found
+
+
+def wait_for_step(workshop, name, step):
+    def reached():
+        return any(int(found) >= step for found in re.findall(r"step (\d+)/", workshop.log(name)))
+
+    wait_for(reached, what=f"step {step} in {workshop.log(name)[-2000:]}")
+
+
+def wait_until_gone(workshop, name, seconds=60):
+    wait_for(lambda: not processes_of(workshop.folder / name), seconds, f"processes of {name} gone")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_stopped_run_saves_and_goes_on_to_the_same_end(workshop, undisturbed, number):
+    name = f"stopped_{number.name}"
+    run = workshop.start(name, *FLAGS, "--dataloader_num_workers", 1)
+    wait_for_step(workshop, name, 6)
+    os.killpg(run.pid, number)  # as a terminal does
+    assert run.wait(60) == 128 + number
+    newest = ck.newest_whole_checkpoint(workshop.folder / name)
+    assert 6 <= ck.checkpoint_step(newest) < STEPS
+    assert "Traceback" not in workshop.log(name)
+    wait_until_gone(workshop, name)
+    run = workshop.start(name, *FLAGS, "--dataloader_num_workers", 1)
+    assert run.wait(120) == 0
+    assert checksums(workshop.folder / name / f"checkpoint-{STEPS}") == undisturbed
+
+
+def kill_until_done(workshop, name, kills, seed):
+    """Start, kill with SIGKILL at a random moment of the loading, training or saving, again and again."""
+    rng = random.Random(seed)
+    for _ in range(kills):
+        run = workshop.start(name, *FLAGS, "--dataloader_num_workers", 1)
+        before = len(workshop.log(name))
+        if rng.random() < 0.8:  # most of the time lies in the start, most of the danger after it
+            wait_for(lambda before=before, run=run: "step" in workshop.log(name)[before:] or run.poll() is not None)
+            time.sleep(rng.uniform(0, 1.5))
+        else:
+            time.sleep(rng.uniform(0, 5))
+        run.kill()
+        run.wait()
+        wait_until_gone(workshop, name)
+    run = workshop.start(name, *FLAGS, "--dataloader_num_workers", 1)
+    assert run.wait(180) == 0, workshop.log(name)[-2000:]
+
+
+def test_killed_at_random_moments_it_ends_as_undisturbed(workshop, undisturbed):
+    kill_until_done(workshop, "killed", kills=2, seed=1)
+    assert checksums(workshop.folder / f"killed/checkpoint-{STEPS}") == undisturbed
+    assert len(ck.list_checkpoints(workshop.folder / "killed")) <= 3
+    assert not list((workshop.folder / "killed").glob("checkpoint-*.*"))
+
+
+@pytest.mark.slow
+def test_killed_fifty_times_it_ends_as_undisturbed(workshop, undisturbed):
+    for seed in range(10):
+        kill_until_done(workshop, f"killed_{seed}", kills=5, seed=seed)
+        assert checksums(workshop.folder / f"killed_{seed}/checkpoint-{STEPS}") == undisturbed
+
+
+def test_an_output_dir_in_use_is_refused_at_once(workshop):
+    lock = ck.lock_output_dir(workshop.folder / "in_use")
+    run = workshop.start("in_use", *FLAGS)
+    assert run.wait(60) == 2
+    assert re.search(r"error: output_dir='.*in_use' is in use by process \d+; ", workshop.log("in_use"))
+    lock.close()
+
+
+TWO = ["--data_lanes", 1, "--max_steps", 20, "--logging_steps", 5, "--learning_rate", 1e-4]
+
+
+@pytest.fixture(scope="module")
+def one_process(workshop):
+    return weights(workshop.train("one_process", *TWO, "--per_device_train_batch_size", 4) / "checkpoint-20")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(["--per_device_train_batch_size", 2], id="two ranks"),
+        pytest.param(
+            ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2, "--recompute"],
+            id="accumulation and recompute",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--per_device_train_batch_size", 2, "--sharding", "stage1"], id="sharding stage 1", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_two_ranks_are_one_process_with_twice_the_batch(workshop, one_process, request, flags):
+    name = re.sub(r"\W+", "_", request.node.callspec.id)
+    run = workshop.start(name, *TWO, *flags, ranks=2)
+    assert run.wait(180) == 0, workshop.log(name)[-3000:]
+    folder = workshop.folder / name / "checkpoint-20"
+    assert np.abs(weights(folder) - one_process).max() < 1e-5
+    wait_until_gone(workshop, name)
+    assert ck.find_problem(folder) is None
+
+
+@pytest.mark.slow
+def test_sharded_state_goes_on_on_one_rank_and_back(workshop, one_process):
+    steps = ["--save_steps", 5]
+    flags = ["--per_device_train_batch_size", 2, "--sharding", "stage1", *steps]
+    assert workshop.start("reshard", *TWO, *flags, "--max_steps", 5, ranks=2).wait(180) == 0
+    workshop.train("reshard", *TWO, *steps, "--per_device_train_batch_size", 4, "--max_steps", 10)
+    assert workshop.start("reshard", *TWO, *flags, "--max_steps", 15, ranks=2).wait(180) == 0
+    assert workshop.start("reshard", *TWO, *steps, "--per_device_train_batch_size", 2, ranks=2).wait(180) == 0
+    assert np.abs(weights(workshop.folder / "reshard/checkpoint-20") - one_process).max() < 1e-5
+
+
+@pytest.mark.slow
+def test_two_machines_of_two_ranks_are_one_process(workshop, one_process):
+    port = 20000 + os.getpid() % 20000
+    launch = ["--nnodes", 2, "--master", f"127.0.0.1:{port}"]
+    flags = [*TWO, "--per_device_train_batch_size", 1]
+    machines = [workshop.start("machines", *flags, ranks=2, launch=[*launch, "--rank", number]) for number in range(2)]
+    assert [machine.wait(240) for machine in machines] == [0, 0], workshop.log("machines")[-3000:]
+    assert np.abs(weights(workshop.folder / "machines/checkpoint-20") - one_process).max() < 1e-5
+
+
+def test_a_killed_rank_ends_the_others_and_the_next_start_goes_on(workshop):
+    flags = ["--per_device_train_batch_size", 2, "--dataloader_num_workers", 1, "--save_steps", 5, "--logging_steps", 1]
+    run = workshop.start("rank_killed", *TWO, *flags, "--max_steps", 3000, ranks=2)
+    wait_for_step(workshop, "rank_killed", 6)
+    ranks = [
+        process
+        for process in processes_of(workshop.folder / "rank_killed")
+        if b"PADDLE_TRAINER_ID=1" in Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    ]
+    os.kill(min(ranks), signal.SIGKILL)
+    assert run.wait(60) != 0
+    told = workshop.log("rank_killed") + (workshop.folder / "rank_killed.ranks/workerlog.0").read_text()
+    assert f"error: rank 1 (process {min(ranks)}) died" in told
+    wait_until_gone(workshop, "rank_killed", 30)
+    done = ck.checkpoint_step(ck.newest_whole_checkpoint(workshop.folder / "rank_killed"))
+    run = workshop.start("rank_killed", *TWO, *flags, "--max_steps", done + 2, ranks=2)
+    assert run.wait(120) == 0
+    assert f"going on from {workshop.folder}/rank_killed/checkpoint-{done}" in workshop.log("rank_killed")
+
+
+def test_a_killed_launcher_leaves_nobody(workshop):
+    flags = ["--per_device_train_batch_size", 2, "--dataloader_num_workers", 1, "--max_steps", 3000]
+    run = workshop.start("launcher_killed", *TWO, *flags, ranks=2)
+    wait_for_step(workshop, "launcher_killed", 5)
+    assert len(processes_of(workshop.folder / "launcher_killed")) >= 5  # launcher, two ranks, two workers
+    run.kill()
+    run.wait()
+    wait_until_gone(workshop, "launcher_killed", 20)
+
+
+@pytest.mark.slow
+def test_a_stopped_launcher_saves_the_same_step_on_both_ranks(workshop):
+    flags = [*TWO, "--per_device_train_batch_size", 2, "--dataloader_num_workers", 1, "--logging_steps", 1]
+    flags += ["--train_text_encoder", "--use_ema"]
+    run = workshop.start("launcher_stopped", *flags, ranks=2)
+    wait_for_step(workshop, "launcher_stopped", 5)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(60) != 0
+    wait_until_gone(workshop, "launcher_stopped")
+    assert ck.checkpoint_step(ck.newest_whole_checkpoint(workshop.folder / "launcher_stopped")) < 20
+    assert workshop.start("launcher_stopped", *flags, ranks=2).wait(180) == 0
+    whole = workshop.train("not_stopped", *flags, "--per_device_train_batch_size", 4) / "checkpoint-20"
+    for name in (UNET, EMA, "text_encoder/model.safetensors"):
+        resumed = weights(workshop.folder / "launcher_stopped/checkpoint-20", name)
+        assert np.abs(weights(whole, name) - resumed).max() < 1e-5

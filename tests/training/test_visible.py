@@ -1,0 +1,167 @@
+"""What a run shows: log line, benchmark line, VisualDL scalars, histograms and images, validation; on rank 0 alone."""
+
+import logging
+import re
+
+import numpy as np
+import pytest
+
+from sd.errors import InputError
+from sd.training.previews import read_prompts
+from sd.training.validation import evaluate_loss
+from tests.training_harness import Workshop, checksums, weights
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    return Workshop(tmp_path_factory.mktemp("visible"))
+
+
+@pytest.fixture
+def info(caplog):
+    caplog.set_level(logging.INFO, logger="sd")
+    return caplog
+
+
+def read_log(output_dir):
+    """{kind: {tag: [records]}} of the VisualDL log below output_dir."""
+    from visualdl import LogReader
+
+    (path,) = output_dir.glob("runs/*/vdlrecords.*.log")
+    reader = LogReader(file_path=str(path))
+    return {kind: {tag: reader.get_data(kind, tag) for tag in tags} for kind, tags in reader.get_tags().items() if tags}
+
+
+@pytest.fixture(scope="module")
+def shown(workshop):
+    (workshop.folder / "prompts.txt").write_text("a red circle\n\n a blue square \n")
+    flags = ["--report_to", "visualdl", "--image_logging_steps", 2, "--num_inference_steps", 2, "--use_ema"]
+    flags += ["--validation_prompts", workshop.folder / "prompts.txt", "--train_text_encoder"]
+    flags += ["--text_encoder_learning_rate", 1e-4, "--eval_file_list", workshop.file_list, "--eval_steps", 2]
+    return workshop.train("shown", *flags)
+
+
+def test_visualdl_holds_scalars_at_every_log(shown):
+    scalars = read_log(shown)["scalar"]
+    for name in ("loss", "learning_rate", "samples_per_second", "data_wait_percent", "memory_gb"):
+        records = scalars[f"train/{name}"]
+        assert [record.id for record in records] == [2, 4]
+        assert all(np.isfinite(record.value) and record.value >= 0 for record in records)
+    assert [record.value for record in scalars["train/learning_rate"]] == pytest.approx([1e-3, 1e-3])
+    assert [record.value for record in scalars["train/learning_rate_text_encoder"]] == pytest.approx([1e-4, 1e-4])
+    assert [record.id for record in scalars["eval/eval_loss"]] == [2, 4]
+
+
+def test_visualdl_holds_the_images_of_the_reference_and_the_validation_prompts(shown):
+    images = read_log(shown)["image"]
+    assert set(images) == {"reconstruction", "ddim-samples-1.0", "ddim-samples-7.5", "validation"}
+    assert all([record.id for record in records] == [2, 4] for records in images.values())
+
+
+def test_visualdl_holds_the_loss_by_timestep(shown):
+    histograms = read_log(shown)["histogram"]
+    assert histograms and all(re.fullmatch(r"loss_by_timestep/\d{4}-\d{4}", tag) for tag in histograms)
+    counted = sum(sum(record.histogram.hist) for records in histograms.values() for record in records)
+    assert counted == 16  # four steps of four samples
+
+
+@pytest.mark.defect(17)
+def test_defect_17_rank_0_alone_draws_and_always_the_same_captions(workshop, monkeypatch):
+    from sd.training import callbacks, previews
+
+    asked = []
+
+    def noted(*arguments, seeds, **settings):
+        asked.append((arguments[4], list(seeds), settings["guidance_scale"]))
+        return np.zeros([len(arguments[4]), 32, 32, 3], np.uint8)
+
+    monkeypatch.setattr(previews, "draw_images", noted)
+    workshop.train("same", "--report_to", "visualdl", "--image_logging_steps", 2)
+    captions = asked[0][0]
+    assert len(set(captions)) == 4 and all(re.fullmatch(r"part \d row \d+", caption) for caption in captions)
+    assert asked == [(captions, [0, 1, 2, 3], scale) for _ in range(2) for scale in (1.0, 7.5)]
+
+    class Arguments:
+        process_index, disable_tqdm, benchmark, report_to, profiler_options = 1, False, True, ["visualdl"], None
+
+    assert callbacks.for_arguments(Arguments, trainer=None) == []
+
+
+def test_what_is_shown_changes_nothing_that_is_trained(workshop):
+    quiet = workshop.train("quiet", "--use_ema")
+    flags = ["--report_to", "visualdl", "--image_logging_steps", 2, "--num_inference_steps", 1, "--benchmark"]
+    seen = workshop.train("seen", "--use_ema", *flags, "--disable_tqdm", False, "--eval_file_list", workshop.file_list)
+    assert checksums(quiet / "checkpoint-4") == checksums(seen / "checkpoint-4")
+
+
+def test_the_log_line_and_the_benchmark_line(workshop, info):
+    workshop.train("lines", "--benchmark", "--gradient_accumulation_steps", 3, "--logging_steps", 4)
+    lines = [record.getMessage() for record in info.records]
+    (line,) = [line for line in lines if line.startswith("step 4/4 | ")]
+    assert re.fullmatch(
+        r"step 4/4 \| loss [\d.]+ \| lr 0\.001 \| [\d.]+ images/s \| waiting for data [\d.]+% \| memory [\d.]+ GB \| "
+        r"left 00:00",
+        line,
+    )
+    (line,) = [line for line in lines if line.startswith("global step 4 / 4")]
+    numbers = dict(re.findall(r"(\w+): ([\d.]+)", line))
+    assert float(numbers["avg_samples"]) == pytest.approx(12)  # three micro-batches of four
+    assert float(numbers["ips"]) == pytest.approx(12 / float(numbers["avg_batch_cost"]), rel=1e-3)
+
+
+def test_the_validation_loss_is_the_same_for_the_same_weights(workshop, info):
+    flags = ["--eval_file_list", workshop.file_list, "--eval_steps", 2]
+    for name, more in (("eval_1", []), ("eval_2", ["--per_device_eval_batch_size", 3])):
+        workshop.train(name, *flags, *more)
+    told = [record.getMessage() for record in info.records if "eval_loss" in record.getMessage()]
+    assert len(told) == 4 and told[0].startswith("step 2: ") and told[1].startswith("step 4: ")
+    numbers = [[float(text) for text in re.findall(r": ([\d.]+)[,}]", line)] for line in told]
+    assert numbers[0] == pytest.approx(numbers[2], rel=1e-6) and numbers[1] == pytest.approx(numbers[3], rel=1e-6)
+    assert numbers[0] != numbers[1]
+
+
+def test_the_validation_loss_by_band_is_the_mean_of_its_records():
+    class Model:
+        def eval(self):
+            pass
+
+        def __call__(self, timestep, value):
+            return {"sample_loss": value}
+
+    timesteps = np.array([0, 249, 250, 999, 999])
+    values = np.array([1.0, 3.0, 10.0, 5.0, 8.0], np.float32)
+    records = [{"timestep": timestep, "value": value} for timestep, value in zip(timesteps, values, strict=True)]
+
+    def collate(samples):
+        return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+    whole = evaluate_loss(Model(), records, collate, 2)
+    assert whole == {
+        "eval_loss": pytest.approx(5.4),
+        "eval_records": 5,
+        "eval_loss_0000-0249": 2,
+        "eval_loss_0250-0499": 10,
+        "eval_loss_0750-0999": 6.5,
+    }
+    half = evaluate_loss(Model(), records[1::2], collate, 8, prefix="half")
+    assert half["half_loss"] == pytest.approx(4) and half["half_records"] == 2
+
+
+def test_the_average_is_what_is_judged(workshop, info):
+    workshop.train("raw", "--eval_file_list", workshop.file_list, "--eval_steps", 4)
+    frozen = ["--use_ema", "--ema_decay", 0, "--eval_file_list", workshop.file_list, "--eval_steps", 4]
+    workshop.train("raw_as_average", *frozen)
+    output_dir = workshop.train("average", *frozen, "--ema_decay", 0.9999, "--learning_rate", 0.05)
+    told = [record.getMessage() for record in info.records if "eval_loss" in record.getMessage()]
+    losses = [float(re.search(r'"eval_loss": ([\d.]+)', line)[1]) for line in told]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # a decay of 0 averages nothing
+    assert losses[0] != pytest.approx(losses[2], rel=1e-3)
+    assert np.isfinite(weights(output_dir / "checkpoint-4")).all()
+
+
+def test_prompts_that_cannot_be_had_are_named(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_prompts(tmp_path / "none.txt")
+    (tmp_path / "blank.txt").write_text("\n  \n")
+    with pytest.raises(InputError, match="holds no prompt"):
+        read_prompts(tmp_path / "blank.txt")

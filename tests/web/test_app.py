@@ -1,0 +1,293 @@
+"""The web page without a browser: what is drawn, refused, cancelled and survived, and what app.py says at once."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sd.commands import serve as app
+from sd.errors import InputError
+from sd.runs.locate import list_choices
+from sd.sampling import run
+from sd.sampling.files import read_png_text
+from sd.web.client import Drawer, Visitors, caption, details, follow, status
+from sd.web.engine import CancelledError, Engine, Server, check_request
+from tests.checkpoints import make_output_dir, save_checkpoint
+from tests.sampling.test_sampling import flags
+from tests.tiny import make_tiny_repository
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUEST = {
+    "model": "checkpoint-10", "weights": "raw", "prompt": "a red circle", "negative_prompt": "", "guidance_scale": 2,
+    "num_inference_steps": 2, "seed": 42, "num_images": 2, "width": None, "height": None, "scheduler": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def output_dir(tmp_path_factory):
+    repository = make_tiny_repository(tmp_path_factory.mktemp("tiny"))
+    return make_output_dir(repository, tmp_path_factory.mktemp("output"))
+
+
+@pytest.fixture
+def engine(output_dir, tmp_path):
+    config = vars(app.parse_arguments(["--output_dir", str(output_dir), "--device", "cpu"]))
+    return Engine(config | {"output": str(tmp_path / "pictures")})
+
+
+def draw(engine, **given):
+    """(pictures' paths, everything told)."""
+    told = []
+    engine.draw(REQUEST | given, lambda **news: told.append(news))
+    return [Path(news["picture"]) for news in told if "picture" in news], told
+
+
+# The engine.
+
+
+def test_pictures_are_those_of_eval_to_the_byte(engine, output_dir, tmp_path):
+    paths, told = draw(engine)
+    run.run(flags(unet=str(output_dir), num_images=2, output=str(tmp_path / "eval")))
+    wanted = [tmp_path / "eval" / f"0-a-red-circle-{seed}.png" for seed in (42, 43)]
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in wanted]
+    assert told[0] == {"note": "loading checkpoint-10 raw"}
+    assert told[1] == {"progress": (1.0, 2)}
+    assert [news["settings"] for news in told if "settings" in news] == [read_png_text(path)[1] for path in paths]
+
+
+def test_other_settings_have_other_files_and_the_same_ones_are_found_again(engine):
+    first, _ = draw(engine)
+    stamps = [path.stat().st_mtime_ns for path in first]
+    others = [draw(engine, **given)[0] for given in ({"weights": "ema"}, {"guidance_scale": 3}, {"height": 28})]
+    assert len({*first, *(path for paths in others for path in paths)}) == 8
+    again, told = draw(engine)
+    assert again == first and [path.stat().st_mtime_ns for path in again] == stamps
+    assert told[-1]["settings"]["seed"] == 43
+
+
+def test_one_unet_is_in_memory_and_other_parts_are_shared(engine, output_dir):
+    draw(engine)
+    first = engine._models
+    draw(engine, model="checkpoint-5")
+    assert first.unet is None and engine._models.vae is first.vae
+    with pytest.raises(InputError, match="no weights of variant 'ema'"):
+        draw(engine, model="checkpoint-5", weights="ema")
+    assert len(draw(engine, model="checkpoint-5")[0]) == 2  # after an error all goes on
+
+
+def test_a_cut_prompt_is_told(engine):
+    _, told = draw(engine, prompt="b" * 18 + " rest")
+    assert {"note": "prompt 1 is longer than the model's 20 tokens; cut off: 'rest'"} in told
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"guidance_scale": 0.5}, "guidance_scale=0.5; expected at least 1"),
+        ({"guidance_scale": None}, "guidance_scale=None; expected a number"),
+        ({"guidance_scale": float("inf")}, "guidance_scale=inf; expected at least 1"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan; expected at least 1"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps=2.5; expected a whole number"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0; expected 1 to 999"),
+        ({"num_inference_steps": float("inf")}, "num_inference_steps=inf; expected a whole number"),
+        ({"seed": None}, "seed=None; expected a whole number"),
+        ({"seed": -1}, "seed=-1; expected at least 0"),
+        ({"num_images": 17}, "num_images=17; expected at least 1 and at most 16"),
+        ({"width": 30}, "width=30 does not fit the VAE"),
+        ({"height": 10**6}, "height=1000000; expected at least 1 and at most 2048"),
+        ({"scheduler": "foo"}, "scheduler='foo'; expected one of ddim"),
+        ({"weights": "best"}, "weights='best'; expected one of ('raw', 'ema')"),
+        ({"model": "checkpoint-7"}, "checkpoint-7 is not there; there are checkpoint-10, checkpoint-5"),
+        ({"model": "../../etc"}, "../../etc is not there"),
+        ({"model": None}, "no checkpoint is not there"),
+    ],
+)
+def test_wrong_values_are_explained(engine, given, message):
+    with pytest.raises(InputError) as error:
+        draw(engine, **given)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_whole_numbers_may_come_as_floats():
+    asked = check_request(REQUEST | {"seed": 7.0, "num_images": 1.0})
+    assert (asked.seed, asked.num_images, asked.guidance_scale) == (7, 1, 2.0)
+    assert isinstance(asked.seed, int) and isinstance(asked.guidance_scale, float)
+
+
+def test_what_can_be_chosen(output_dir, tmp_path):
+    assert list(list_choices(output_dir=output_dir)) == ["checkpoint-10", "checkpoint-5"]
+    assert list_choices(checkpoint=output_dir) == list_choices(output_dir=output_dir)
+    assert list(list_choices(checkpoint=output_dir / "checkpoint-5")) == ["checkpoint-5"]
+    assert list(list_choices()) == ["CompVis/stable-diffusion-v1-4"]
+    assert list_choices(output_dir=tmp_path) == {}  # training has only begun
+    with pytest.raises(InputError, match="no such folder"):
+        list_choices(output_dir=tmp_path / "none")
+
+
+def served(engine, requests):
+    """All answers to requests, after listening and working."""
+    answers, ended = [], []
+    server = Server(engine, answers.append)
+    server.listen(map(json.dumps, requests), lambda: ended.append(True))
+    server.work()
+    assert ended == [True]
+    return answers
+
+
+def test_the_server_lists_draws_cancels_and_survives(output_dir, tmp_path, capfd):
+    def act(request, tell):
+        if request["prompt"] == "broken":
+            raise ValueError("long story\nout of memory")
+        if request["prompt"] == "wrong":
+            raise InputError("seed=-1; expected at least 0")
+        tell(progress=(1.0, 1))
+
+    engine = SimpleNamespace(draw=act, choices=lambda: {"checkpoint-5": "x"})
+    prompts = ["fine", "broken", "cancelled", "wrong", "fine"]
+    requests = [{"do": "draw", "job": number, "prompt": prompt} for number, prompt in enumerate(prompts)]
+    answers = served(engine, [*requests, {"do": "cancel", "job": 2}, {"do": "list", "job": 9}])
+    assert answers == [
+        {"job": 9, "choices": ["checkpoint-5"]}, {"job": 9, "end": "done"},
+        {"job": 0, "progress": (1.0, 1)}, {"job": 0, "end": "done"},
+        {"job": 1, "end": "error", "message": "drawing failed (ValueError: out of memory)"},
+        {"job": 2, "end": "cancelled"},
+        {"job": 3, "end": "error", "message": "seed=-1; expected at least 0"},
+        {"job": 4, "progress": (1.0, 1)}, {"job": 4, "end": "done"},
+    ]  # fmt: skip
+    assert "long story" in capfd.readouterr().err  # the whole of it is for the terminal
+
+
+def test_a_cancelled_drawing_keeps_its_finished_pictures(engine, tmp_path):
+    pictures = []
+
+    def tell(**news):
+        pictures.extend(news.get("picture", "").split())
+        if len(pictures) == 8 and "picture" not in news:
+            raise CancelledError
+
+    with pytest.raises(CancelledError):
+        engine.draw(REQUEST | {"num_images": 12}, tell)  # eight at a time
+    assert len(list((tmp_path / "pictures").iterdir())) == 8
+
+
+# The page's side.
+
+ENGINE = """
+import json, os, sys
+for line in sys.stdin:
+    request = json.loads(line)
+    if request["do"] == "cancel": continue
+    if request.get("prompt") == "die": os.kill(os.getpid(), 9)
+    print(json.dumps({"job": request["job"], "note": request.get("prompt")}), flush=True)
+    print(json.dumps({"job": request["job"], "end": "done"}), flush=True)
+"""
+
+
+@pytest.fixture
+def drawer():
+    drawer = Drawer([sys.executable, "-c", ENGINE])
+    yield drawer
+    drawer.stop()
+
+
+def test_a_dead_engine_is_told_and_replaced(drawer):
+    for _ in range(3):
+        died = list(drawer.ask(drawer.new_job(), {"do": "draw", "prompt": "die"}))
+        assert len(died) == 1 and "exit code -9), most likely for want of memory" in died[0]["message"]
+        assert [a.get("note") for a in drawer.ask(drawer.new_job(), {"do": "draw", "prompt": "a"})] == ["a", None]
+    process = drawer._process
+    drawer.stop()
+    assert process.poll() == 0
+
+
+def test_many_pages_get_their_own_answers(drawer):
+    found = {}
+
+    def ask(number):
+        found[number] = [a.get("note") for a in drawer.ask(drawer.new_job(), {"do": "draw", "prompt": str(number)})]
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert found == {number: [str(number), None] for number in range(20)} and drawer._waiting == {}
+
+
+def test_a_page_cancels_its_own_drawing_even_before_its_turn(drawer):
+    visitors = Visitors(drawer)
+    visitors.expect("one")
+    visitors.expect("two")
+    visitors.give_up("one")
+    visitors.give_up("nobody")
+    assert list(visitors.draw("one", {"prompt": "a"})) == [{"end": "cancelled"}]
+    assert list(visitors.draw("two", {"prompt": "a"}))[-1]["end"] == "done"
+    visitors.give_up("one")  # nothing is waited for: the next one is not touched
+    visitors.expect("one")
+    assert list(visitors.draw("one", {"prompt": "a"}))[-1]["end"] == "done"
+
+
+def test_answers_become_pictures_and_a_line():
+    settings = {"model": "checkpoint-5", "seed": 3, "guidance_scale": 2.0, "num_inference_steps": 9, "width": 24,
+                "height": 32, "scheduler": "ddim", "negative_prompt": "blue"}  # fmt: skip
+    answers = [{"note": "loading x"}, {"note": "cut off: '<b>'"}, {"progress": [0.5, 1]},
+               {"picture": "/p/new.png", "settings": settings}, {"end": "done"}]  # fmt: skip
+    shown = [{"path": "/p/old.png"}, {"path": "/p/new.png"}]
+    states = list(follow(answers, shown, "red"))
+    assert [None if pictures is None else [p["path"] for p in pictures] for pictures, _ in states] == [
+        None, None, None, ["/p/new.png", "/p/old.png"], None,
+    ]  # fmt: skip
+    assert "loading x" in states[0][1] and "&lt;b&gt;" in states[1][1] and "0.5 of 1 pictures" in states[2][1]
+    assert states[4][1] == status("cut off: '<b>'; 1 picture drawn")
+    told = caption(states[3][0][0])
+    assert told == "checkpoint-5, seed 3, guidance 2, 9 steps ddim, 24 x 32, without 'blue': red"
+    assert details(states[3][0][0]) == {"file": "new.png", "prompt": "red", **settings}
+    assert list(follow([{"end": "error", "message": "seed=-1"}], [], "")) == [(None, status("seed=-1", "error"))]
+    assert next(follow([{"end": "cancelled"}], [], ""))[1] == status("cancelled, 0 pictures drawn")
+
+
+# app.py itself.
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--output_dir", "none"], "error: output_dir='none': no such folder"),
+        (["--checkpoint", "out/checkpoint-7"], "error: out/checkpoint-7: no UNet there"),
+        (["--checkpoint", "a", "--output_dir", "b"], "error: --output_dir with --checkpoint; give one of them"),
+    ],
+)
+def test_wrong_arguments_are_one_line(tmp_path, words, message):
+    command = [sys.executable, str(ROOT / "app.py"), *words]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 2 and process.stderr.startswith(message) and process.stderr.count("\n") == 1
+
+
+def test_missing_packages_are_named_with_their_remedy(output_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["app.py", "--output_dir", str(output_dir)])
+    monkeypatch.setattr(app, "PAGE_PYTHON", tmp_path / ".venv-app/bin/python")
+    with pytest.raises(InputError, match=r"packages are not installed .*`sh .*setup_app.sh`"):
+        app.main()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_this_machine_is_let_in_by_default():
+    given = app.parse_arguments([])
+    assert (given.host, given.port) == ("127.0.0.1", 7860)
+
+
+def test_a_new_checkpoint_is_listed(engine, output_dir, tmp_path):
+    assert list(engine.choices()) == ["checkpoint-10", "checkpoint-5"]
+    engine._config.output_dir = str(tmp_path / "run")
+    repository = Path(json.loads((output_dir / "run.json").read_text())["folder"])
+    name = json.loads((output_dir / "run.json").read_text())["arguments"]["SDModelArguments"]
+    repository = repository / name["pretrained_model_name_or_path"]
+    (tmp_path / "run").mkdir()
+    assert engine.choices() == {}
+    save_checkpoint(repository, tmp_path / "run", 3)
+    assert list(engine.choices()) == ["checkpoint-3"]
