@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from sd.data.images.resize import FILTERS
@@ -27,6 +27,7 @@ from sd.data.streaming.sample import choose_caption, decode_image, random_crop
 from sd.data.streaming.stream import RowReader
 from sd.errors import InputError, RunError, run_script
 from sd.processes.watchdog import Watchdog
+from sd.text_layout import fit_line, load_font
 
 SIDES = (0, 1, 64, 128, 256, 384, 512, 768, 1024, 2048)
 CAPTION_LENGTHS = (0, 1, 20, 50, 100, 200, 400)
@@ -129,15 +130,14 @@ def contact_sheet(samples):
     columns = max(1, int(np.ceil(np.sqrt(len(samples)))))
     lines = -(-len(samples) // columns)
     sheet = Image.new("RGB", (columns * _TILE, lines * (_TILE + _LABEL)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    pen, font = ImageDraw.Draw(sheet), load_font(10)
     for number, (pixels, caption, name) in enumerate(samples):
         x, y = number % columns * _TILE, number // columns * (_TILE + _LABEL)
         tile = Image.fromarray(pixels.transpose(1, 2, 0))
         sheet.paste(tile.resize((_TILE - 4, _TILE - 4), Image.LANCZOS), (x + 2, y + 2))
         for line, text in enumerate((caption or "(caption dropped or empty)", name)):
-            while pen.textlength(text, font) > _TILE - 4:
-                text = text.rstrip("…")[:-1] + "…"
-            pen.text((x + 2, y + _TILE + 13 * line), text, "black" if line == 0 else "gray", font)
+            shown = fit_line(text, font, _TILE - 4)
+            pen.text((x + 2, y + _TILE + 13 * line), shown, "black" if line == 0 else "gray", font)
     return sheet
 
 

@@ -3,7 +3,9 @@
 import math
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from sd.text_layout import load_font, wrap
 
 _INK, _PAPER, _GAP = (20, 20, 20), (255, 255, 255), 8
 _SMALLEST_SIDE, _LARGEST_AREA = 144, 48_000_000
@@ -34,14 +36,14 @@ def labelled_table(rows, row_labels=None, column_labels=None, captions=None, tit
     """
     width, height = _cell_size(rows)
     columns = max(len(row) for row in rows)
-    font = ImageFont.load_default(size=_TEXT_SIZE)
+    font = load_font(_TEXT_SIZE)
     line = _TEXT_SIZE + 4
     left = _GAP + (min(240, max(width, 120)) + _GAP if row_labels else 0)
     sheet_width = left + columns * (width + _GAP)
-    title_lines = _wrap(title, font, sheet_width - 2 * _GAP, 4) if title else []
-    heads = [_wrap(label, font, width, _LINES) for label in column_labels or []]
-    below = [[_wrap(caption, font, width, _LINES) for caption in row] for row in captions or []]
-    beside = [_wrap(label, font, left - 2 * _GAP, max(1, height // line)) for label in row_labels or []]
+    title_lines = wrap(title, font, sheet_width - 2 * _GAP, 4) if title else []
+    heads = [wrap(label, font, width, _LINES) for label in column_labels or []]
+    below = [[wrap(caption, font, width, _LINES) for caption in row] for row in captions or []]
+    beside = [wrap(label, font, left - 2 * _GAP, max(1, height // line)) for label in row_labels or []]
     top = _GAP + line * (len(title_lines) + max(map(len, heads), default=0)) + (_GAP if title_lines else 0)
     caption_height = line * max((len(lines) for row in below for lines in row), default=0)
     pitch = height + caption_height + _GAP
@@ -82,21 +84,3 @@ def _fitted(picture, width, height):
     size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
     kind = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
     return Image.fromarray(picture).resize(size, kind)
-
-
-def _wrap(text, font, width, most):
-    """Text as at most `most` lines that fit `width` pixels, the last one ending in dots if something was left out."""
-    lines, rest = [], " ".join(str(text).split())
-    while rest and len(lines) < most:
-        fits = next((n for n in range(len(rest), 0, -1) if font.getlength(rest[:n]) <= width), 1)
-        if fits < len(rest) and len(lines) + 1 < most:
-            space = rest.rfind(" ", 0, fits + 1)
-            fits = space if space > 0 else fits
-        lines.append(rest[:fits].rstrip())
-        rest = rest[fits:].lstrip()
-    if rest:
-        last = lines[-1]
-        while last and font.getlength(last + "...") > width:
-            last = last[:-1]
-        lines[-1] = last + "..."
-    return lines
