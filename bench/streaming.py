@@ -33,12 +33,13 @@ from threadpoolctl import threadpool_limits
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # in place of bench/, where this file would hide the package `streaming`
 
+from sd.data.images.decode import decode_image  # noqa: E402
 from sd.data.images.resize import resize_and_crop, shown_size  # noqa: E402
 from sd.data.parts.part import PartWriter  # noqa: E402
 from sd.data.parts.record import encode_row  # noqa: E402
 from sd.data.streaming.dataset import TextImagePair, collate  # noqa: E402
 from sd.data.streaming.order import Order  # noqa: E402
-from sd.data.streaming.sample import decode_image, short_side  # noqa: E402
+from sd.data.streaming.sample import short_side  # noqa: E402
 
 RESOLUTION, BATCH = 256, 32
 

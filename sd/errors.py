@@ -15,6 +15,11 @@ class RunError(RuntimeError):
     """A failure on the way. The message names what failed and what to do; exit code 1."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says in one line of at most 200 letters: the first of its text, else its type's name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def run_script(main):
     """Call `main()` and leave the process: exit code 0, 2 after an `InputError`, 1 after a `RunError`.
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from sd.data.images.decode import decode_image
 from sd.data.images.resize import FILTERS
 from sd.data.parts import storage
 from sd.data.parts.index import PartError
@@ -23,7 +24,7 @@ from sd.data.parts.record import RowError
 from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.order import CAPTION, CROP, rng
-from sd.data.streaming.sample import choose_caption, decode_image, random_crop
+from sd.data.streaming.sample import choose_caption, random_crop
 from sd.data.streaming.stream import RowReader
 from sd.errors import InputError, RunError, run_script
 from sd.processes.watchdog import Watchdog

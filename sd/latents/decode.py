@@ -7,11 +7,12 @@ from threading import get_ident
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from sd.data.images.decode import decode_image
 from sd.data.parts.part import PartError, load_index
 from sd.data.parts.record import RowError, decode_row
 from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.order import CROP, rng
-from sd.data.streaming.sample import centre_crop, decode_image, random_crop
+from sd.data.streaming.sample import centre_crop, random_crop
 
 
 @dataclass(frozen=True)

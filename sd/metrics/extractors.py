@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 from PIL import Image
 
-from sd.errors import InputError
+from sd.errors import InputError, first_line
 from sd.metrics.inception import FEATURES, load_inception
 from sd.models.weights import find_weights, load_weights, read_config
 
@@ -92,8 +92,9 @@ def _published_clip(name):
     try:
         return CLIPModel.from_pretrained(name), CLIPTokenizer.from_pretrained(name)
     except Exception as error:  # the libraries raise whatever the failing layer below them raised
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise InputError(f"CLIP {name!r} could not be had ({reason}); point to a local folder of it") from error
+        raise InputError(
+            f"CLIP {name!r} could not be had ({first_line(error)}); point to a local folder of it"
+        ) from error
 
 
 def _square(image, side):

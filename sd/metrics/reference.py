@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from sd.data.images.decode import decode_image
 from sd.data.parts.record import RowError
 from sd.data.streaming.dataset import EvalPairs
-from sd.data.streaming.sample import centre_crop, decode_image
+from sd.data.streaming.sample import centre_crop
 from sd.data.streaming.stream import raise_if_failed
 from sd.errors import InputError
 from sd.metrics.scores import Moments

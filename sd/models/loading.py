@@ -9,7 +9,7 @@ import math
 import re
 from pathlib import Path
 
-from sd.errors import InputError
+from sd.errors import InputError, first_line
 from sd.models.weights import find_weights, load_weights, read_config
 
 FLAGS = {
@@ -123,7 +123,7 @@ def _build(part, config, path):
             return layer_class(layer_class.config_class(**config)).eval()
         return layer_class.from_config(config).eval()
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"{path}: makes no {layer_class.__name__} ({_first_line(error)})") from error
+        raise InputError(f"{path}: makes no {layer_class.__name__} ({first_line(error)})") from error
 
 
 def _build_empty(part, config, path):
@@ -151,7 +151,7 @@ def _load_tokenizer(folder):
     try:
         return CLIPTokenizer.from_pretrained(str(folder))
     except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"{folder}: not a CLIP tokenizer ({_first_line(error)})") from error
+        raise InputError(f"{folder}: not a CLIP tokenizer ({first_line(error)})") from error
 
 
 def _load_published(part, name, subfolder, variant):
@@ -185,10 +185,6 @@ def _told_plainly(part, name, subfolder):
         where = "/".join(filter(None, (str(name), subfolder)))
         raise InputError(
             f"{where} could not be had: no such local folder, and ppdiffusers could not fetch it "
-            f"({_first_line(error)}); with no network, point --{FLAGS[part]} or "
+            f"({first_line(error)}); with no network, point --{FLAGS[part]} or "
             "--pretrained_model_name_or_path to a local folder"
         ) from error
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

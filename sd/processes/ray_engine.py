@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sd
-from sd.errors import InputError, RunError
+from sd.errors import InputError, RunError, first_line
 
 _MAX_RETRIES = 8  # a part whose node dies is packed elsewhere, to the same bytes
 
@@ -36,7 +36,7 @@ def run_on_ray(function, tasks, address, *, on_gpus=False):
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayError as error:
-            raise RunError(f"Ray: {str(error).splitlines()[0]}; the same command goes on") from error
+            raise RunError(f"Ray: {first_line(error)}; the same command goes on") from error
 
 
 def _in_folder(folder, function, task):
@@ -52,7 +52,7 @@ def _connected(ray, address):
     try:
         ray.init(address=address or "local", runtime_env=code, log_to_driver=False, logging_level="ERROR", **own)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RaySystemError) as error:
-        raise InputError(f"--ray_address {address}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"--ray_address {address}: {first_line(error)}") from error
     try:
         yield
     finally:

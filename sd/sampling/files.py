@@ -7,9 +7,10 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, PngImagePlugin
 
+from sd.data.images.decode import decode_image
+from sd.data.parts.record import RowError
 from sd.errors import InputError, RunError
 
 
@@ -72,9 +73,11 @@ def read_png_text(path):
 
 
 def read_pixels(path):
-    """A picture's uint8 [H,W,3]."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    """A picture's uint8 [H,W,3], as training would see it. Raises InputError."""
+    try:
+        return decode_image(Path(path).read_bytes())
+    except (OSError, RowError) as error:
+        raise InputError(f"{path}: {error}; take it out of the folder, or draw it again") from None
 
 
 def slug(text, most=40):

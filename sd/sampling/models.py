@@ -11,7 +11,7 @@ import xxhash
 
 from sd.diffusion.model import check_parts
 from sd.diffusion.schedule import sampler_config
-from sd.errors import InputError
+from sd.errors import InputError, first_line
 from sd.flags.arguments import check_choice
 from sd.models.loading import load_part
 from sd.models.weights import read_config
@@ -154,7 +154,6 @@ def _published_schedule(repository):
     try:
         return DDIMScheduler.load_config(repository, subfolder="scheduler")
     except Exception as error:  # the libraries raise whatever the failing layer below them raised
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise InputError(
-            f"{repository}/scheduler could not be had ({reason}); point --pretrained_model to a local folder"
+            f"{repository}/scheduler could not be had ({first_line(error)}); point --pretrained_model to a local folder"
         ) from error

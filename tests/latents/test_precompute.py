@@ -9,11 +9,12 @@ import numpy as np
 import paddle
 import pytest
 
+from sd.data.images.decode import decode_image
 from sd.data.parts.filelist import read_file_list
 from sd.data.parts.moments import decode_payload, find_manifest
 from sd.data.parts.part import PartError, PartWriter
 from sd.data.parts.record import encode_captions_row, encode_row
-from sd.data.streaming.sample import centre_crop, decode_image
+from sd.data.streaming.sample import centre_crop
 from sd.diffusion.model import StableDiffusionModel
 from sd.errors import InputError, RunError
 from sd.latents import models, run

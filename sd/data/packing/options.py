@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from sd.data.images.check import MAX_PIXELS
+from sd.data.images.open import MAX_PIXELS
 from sd.errors import InputError
 from sd.runtime import usable_cores
 
@@ -72,6 +72,11 @@ class PackOptions:
         self._hold("output_name", self.output_name and "/" not in self.output_name, "a file name without a slash")
         if self.verify == "none" and (self.min_size or self.max_aspect_ratio or self.resize):
             raise InputError("--verify none looks at no image; --min_size, --max_aspect_ratio and --resize need one")
+        if self.max_pixels > MAX_PIXELS and not self.resize:
+            raise InputError(
+                f"--max_pixels {self.max_pixels} without --resize: training reads at most {MAX_PIXELS} pixels; add "
+                "--resize to shrink larger images"
+            )
         if self.ray_address and self.engine != "ray":
             raise InputError(f"--ray_address {self.ray_address} needs --engine ray")
 

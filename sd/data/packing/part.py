@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from sd.data.images import check
+from sd.data.images.decode import shrink, to_rgb
+from sd.data.images.open import MAX_PIXELS, open_image
 from sd.data.packing.sources.folders import BadRow
 from sd.data.parts import storage
 from sd.data.parts.index import SUFFIX, PartError, parse_index
@@ -41,7 +42,7 @@ class PartResult:
 
 def pack_part(task, source, options):
     """Write one part, or find that it is there already. Raises OSError for an output that cannot be written."""
-    Image.MAX_IMAGE_PIXELS = options.max_pixels
+    Image.MAX_IMAGE_PIXELS = options.max_pixels  # Pillow refuses twice as many
     with source.open() as loader:
         signature = loader.signature(task.items)
         found = _finished(task.path, signature, options.part_settings())
@@ -72,13 +73,15 @@ def _make_row(caption, data, options):
     if len(caption.strip()) < options.min_caption_length:
         raise Filtered("caption too short", f"{len(caption.strip())} characters")
     try:
-        image = check.open_image(data, options.max_pixels)
-        size = check.shown_size(image)
+        opened = open_image(data, options.max_pixels)
+        size = opened.size
         _filter(size, options)
         if options.resize and min(size) > options.resize:
-            data, size = check.shrink(image, options.resize, options.quality)
+            data, size = shrink(opened, options.resize, options.quality)
         elif options.verify == "decode":
-            check.decode_all(image)
+            to_rgb(opened.image)
+        if size[0] * size[1] > MAX_PIXELS:
+            raise RowError(f"too many pixels: {size[0]}x{size[1]}, readers of parts take {MAX_PIXELS}")
     except RowError as error:
         if options.verify != "none":
             reason, _, detail = str(error).partition(": ")

@@ -5,7 +5,7 @@ from itertools import chain
 import numpy as np
 from isal import isal_zlib
 
-from sd.data.images.check import image_size
+from sd.data.images.open import image_size
 from sd.data.parts import storage
 from sd.data.parts.gunzip import PIECE_BYTES, DamageError, unpack
 from sd.data.parts.index import LINES, MEMBERS, STREAM, PartIndex

@@ -3,66 +3,15 @@
 Every random choice comes from a generator of its own, keyed by the sample's number in the run.
 """
 
-import cv2
 import numpy as np
-from PIL import Image
 
-from sd.data.images.check import open_image
+from sd.data.images.decode import decode_image
 from sd.data.images.resize import resize_and_crop, shown_size
 from sd.data.parts.record import RowError
 from sd.data.streaming.order import CAPTION, CROP, DRAW, rng
 from sd.errors import InputError
 
-ORIENTATION = 0x0112
-JPEG_END = b"\xff\xd9"
 SHORT_SIDE_SHARE = 0.9  # the crop is this share of the short side
-
-
-def decode_image(data):
-    """Bytes of an image file -> uint8 [h, w, 3] as shown (EXIF rotation done, transparency on white).
-
-    Raises RowError for what is no image, is damaged, or has too many pixels.
-    """
-    image = open_image(data)
-    try:
-        pixels = _decode_jpeg(data) if _is_plain_jpeg(image, data) else _decode(image)
-        orientation = image.getexif().get(ORIENTATION) if image.info.get("exif") else None
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-        raise RowError(f"damaged image: {error}") from error
-    return _turn(pixels, orientation)
-
-
-def _is_plain_jpeg(image, data):
-    """OpenCV fills what is cut off with grey, without a word; Pillow refuses it, and knows every colour space."""
-    return image.format == "JPEG" and image.mode in ("RGB", "L") and data.endswith(JPEG_END)
-
-
-def _decode_jpeg(data):
-    """The same pixels as Pillow's, in three quarters of the time."""
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if pixels is None:
-        raise RowError("JPEG data without a picture")
-    return pixels
-
-
-def _decode(image):
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
-
-
-def _turn(pixels, orientation):
-    """Pixels as stored -> as shown, by the EXIF orientation 1 to 8."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
 
 
 def short_side(resolution):

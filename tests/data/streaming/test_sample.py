@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
 
+from sd.data.images.decode import decode_image
 from sd.data.images.resize import FILTERS, resize_and_crop, shown_size
 from sd.data.parts.record import Record, RowError
 from sd.data.streaming.order import CAPTION, CROP, rng
-from sd.data.streaming.sample import SampleMaker, centre_crop, choose_caption, decode_image, random_crop, short_side
+from sd.data.streaming.sample import SampleMaker, centre_crop, choose_caption, random_crop, short_side
 from tests.data_maker import draw, tokenize, untokenize
 
 PILLOW = {

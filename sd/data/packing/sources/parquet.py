@@ -8,7 +8,7 @@ from isal import isal_zlib
 from sd.data.packing.sources.folders import BadRow, check_size, folder_at
 from sd.data.packing.sources.inputs import find_inputs
 from sd.data.parts import storage
-from sd.errors import InputError
+from sd.errors import InputError, first_line
 
 _BATCH_ROWS = 64  # what a worker holds unpacked at a time
 
@@ -41,7 +41,7 @@ class ParquetSource:
                 opened = parquet.ParquetFile(file)
                 metadata, names = opened.metadata, opened.schema_arrow.names
         except (ArrowException, OSError) as error:
-            raise InputError(f"{path}: not readable as parquet: {str(error).splitlines()[0]}") from error
+            raise InputError(f"{path}: not readable as parquet: {first_line(error)}") from error
         for flag, name in (("caption_key", self.caption_key), ("image_key", self.image_key)):
             if name not in names:
                 raise InputError(f"{path}: no column {name!r} (--{flag}); it has {', '.join(names)}")

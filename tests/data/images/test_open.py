@@ -1,0 +1,93 @@
+"""Image files of every kind of pixels and with every kind of metadata: the same picture on every path, or a refusal."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from sd.data.images.decode import decode_image, shrink
+from sd.data.images.open import image_size, open_image
+from sd.data.parts.record import RowError
+from tests.data.images.files import METADATA, MODES, TURNED, chunk, encoded, png_with, text_chunk
+
+
+def shown_by_pillow(data):
+    """What Pillow and NumPy make of a file, pixels whole and upright, transparency on white."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if image.mode.startswith("I;16"):
+        return np.repeat((np.asarray(image) // 256).astype(np.uint8)[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        colours = np.asarray(image.convert("RGBA"), np.float64)
+        share = colours[..., 3:] / 255
+        return np.round(colours[..., :3] * share + 255 * (1 - share))
+    return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_every_kind_of_pixels_is_shown_alike_on_every_path_or_refused(name):
+    data = MODES[name]
+    if Image.open(io.BytesIO(data)).mode in ("I", "F"):
+        for path in (open_image, image_size, decode_image):
+            with pytest.raises(RowError, match=r"pixels of no known range: mode [IF] of 32 bits; convert"):
+                path(data)
+        return
+    expected = shown_by_pillow(data)
+    pixels = decode_image(data)
+    assert pixels.dtype == np.uint8 and image_size(data) == pixels.shape[1::-1]
+    assert np.abs(pixels.astype(int) - expected).max() <= (1 if "A" in name or "a" in name else 0)
+    small, size = shrink(open_image(data), 16, 95)
+    mean = np.asarray(Image.fromarray(expected.astype(np.uint8)).resize(size, Image.Resampling.BOX), int)
+    assert np.abs(decode_image(small).astype(int) - mean).mean() < 25  # the same picture, not one inverted or white
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_metadata_before_and_behind_the_pixels_turns_the_picture_on_every_path(name):
+    data = TURNED[name]
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert shown.shape == (48, 32, 3)
+    assert image_size(data) == (32, 48)
+    np.testing.assert_array_equal(decode_image(data), shown)
+    small, size = shrink(open_image(data), 16, 95)
+    assert size == (16, 24) == Image.open(io.BytesIO(small)).size
+    assert np.abs(decode_image(small)[:8].mean((0, 1)) - shown[:16].mean((0, 1))).max() < 12
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_what_cannot_be_read_is_refused_at_once_with_the_librarys_reason(name):
+    data, reason = METADATA[name]
+    for path in (open_image, image_size, decode_image):
+        with pytest.raises(RowError, match=reason):
+            path(data)
+
+
+def test_damaged_exif_does_not_spoil_the_picture():
+    data = png_with(before=[chunk(b"eXIf", b"no exif")])
+    np.testing.assert_array_equal(decode_image(data), np.asarray(Image.open(io.BytesIO(png_with()))))
+
+
+def test_the_transparent_value_of_16_bit_grey_is_white():
+    grey = np.full((16, 16), 0x1234, np.uint16)
+    grey[:4] = 0x8000
+    data = png_with(encoded(Image.fromarray(grey)), before=[chunk(b"tRNS", struct.pack(">H", 0x8000))])
+    pixels = decode_image(data)
+    assert (pixels[:4] == 255).all() and (pixels[4:] == 0x12).all()
+
+
+def test_text_behind_the_pixels_costs_no_orientation():
+    data = png_with(behind=[text_chunk(b"Comment", b"a" * 100)])
+    assert image_size(data) == (48, 32) and decode_image(data).shape == (32, 48, 3)
+
+
+def test_a_cut_png_with_text_behind_is_refused_not_half_read():
+    data = bytearray(png_with(behind=[text_chunk(b"Comment", b"words")]))
+    at = data.index(b"IDAT") + 40
+    data[at] ^= 0xFF
+    with pytest.raises(RowError, match="the image cannot be decoded: broken data stream"):
+        open_image(bytes(data))
+
+
+def test_files_of_other_kinds_say_how_they_begin():
+    with pytest.raises(RowError, match=r"not an image of JPEG.*: it begins with b'<html><body>403 '"):
+        open_image(b"<html><body>403 Forbidden</body></html>")
