@@ -49,23 +49,19 @@ def paddle_step(prepared):
     import paddle
     from ppdiffusers import UNet2DConditionModel
 
-    from sd.training.optimizer import CancellableAdamW
+    from sd.training.optimizer import FusedAdamW
 
     unet = UNet2DConditionModel(**config())
     if prepared:
         from sd.cpu.layers import speed_up
 
         speed_up(unet)
-    optimizer_class = CancellableAdamW if prepared else paddle.optimizer.AdamW
+    optimizer_class = FusedAdamW if prepared else paddle.optimizer.AdamW
     optimizer = optimizer_class(learning_rate=1e-4, parameters=unet.parameters(), weight_decay=0.01)
-    if prepared:
-        optimizer.move_in_backward()
     latents, states, timestep = (paddle.to_tensor(array) for array in inputs())
 
     def step():
         loss = ((unet(latents, timestep, states, return_dict=False)[0] - latents) ** 2).mean()
-        if prepared:
-            optimizer.begin_last_pass()
         loss.backward()
         optimizer.step()
         optimizer.clear_grad(set_to_zero=False)

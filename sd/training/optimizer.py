@@ -1,132 +1,138 @@
-"""AdamW for this trainer: a step that the device itself can cancel, taken in the backward pass where nothing speaks
-against it, and its state under the weights' own names."""
+"""AdamW in as few operator calls as there are learning rates, and its state under the weights' own names."""
 
-import functools
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import paddle
-from paddle import _C_ops
+from paddle import Tensor, _C_ops
 from paddle.base import framework
+from paddle.base.layer_helper import LayerHelper
 from paddle.optimizer import AdamW
 
-LARGE = 2**18  # numbers of a weight whose gradient is worth freeing at once
 MOMENTS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
+CHUNK = 2048 * 32  # numbers of a weight that one block of the GPU's kernel moves
 
 
-class CancellableAdamW(AdamW):
-    """AdamW that leaves weights and moments as they are where `cancel`, a bool tensor on the device, is true.
+class FusedAdamW(AdamW):
+    """Paddle's AdamW with one call of `fused_adam_` for all weights of one learning rate and decay.
 
-    So a loss that is no number stops its step without the host having to wait for the loss at every step.
+    On a CPU the results equal those of Paddle's AdamW to the last bit, on a GPU to the rounding of one step. Nothing is
+    read back from the device: whether the step is taken is the caller's decision.
+
+    Weights in half precision move as float32 masters, by float32 gradients (half ones are converted), and are rounded
+    from the masters afterwards.
     """
 
-    cancel = None
-    _moves_in_backward = _is_last_pass = False
-
-    def __init__(self, *arguments, **options):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._states = {}  # name of a weight -> (its moments and powers of beta, its master weight or None)
-        self._rates = {}  # factor of a weight -> the tensor of its learning rate in this step
+        self._names: tuple[str, ...] = ()  # of the weights that moved in the last step
+        self._groups: list[list[int]] = []  # their positions among these, by call
+        self._steps = 0  # taken with these groups
+        self._moves: Counter[str] = Counter()  # steps of each weight before these groups
+        self._loaded: dict[str, float] = {}  # power of beta1 of each weight in the state that was loaded
 
-    def move_in_backward(self):
-        """Move a large weight when its gradient is whole, and free that, so that they are never held all at once.
+    @paddle.no_grad()
+    def _create_optimization_pass(
+        self, parameters_and_grads: list[tuple[Tensor, Tensor]] | dict[str, Any], param_group_idx: int = 0
+    ) -> None:
+        self.helper = self.helper or LayerHelper(type(self).__name__)
+        self._create_global_learning_rate()
+        if isinstance(parameters_and_grads, dict):
+            parameters_and_grads = self._update_param_group(parameters_and_grads)
+        pairs = [(weight, grad) for weight, grad in parameters_and_grads if grad is not None]
+        if self._names != (names := tuple(weight.name for weight, _ in pairs)):
+            self._regroup([weight for weight, _ in pairs], names)
+        self._steps += 1
+        for positions in self._groups:
+            self._move([pairs[position] for position in positions])
 
-        From then on call `begin_last_pass` before the last backward pass of each step. Not with clipping, loss scaling
-        or gradients to be reduced over ranks, all of which want the gradients first.
+    def _regroup(self, weights: list[Tensor], names: tuple[str, ...]) -> None:
+        """Choose the calls: weights of one learning rate and decay that have taken equally many steps.
+
+        The GPU's kernel takes the powers of beta of a call's first weight for all of them, and a part that is trained
+        later than another has others.
         """
-        self._moves_in_backward = True
-        for parameter in held_parameters(self):
-            if parameter.size >= LARGE:
-                parameter._register_backward_hook(functools.partial(self._move, parameter))
+        self._create_accumulators(framework.default_main_program().global_block(), weights)
+        for name in self._names:
+            self._moves[name] += self._steps
+        groups: dict[tuple, list[int]] = {}
+        for position, weight in enumerate(weights):
+            taken = self._loaded.get(weight.name), self._moves[weight.name]
+            rate = weight.optimize_attr["learning_rate"]
+            groups.setdefault((rate, self._decays(weight), taken), []).append(position)
+        self._names, self._groups, self._steps = names, list(groups.values()), 0
 
-    def begin_last_pass(self):
-        """Gradients of the backward pass that follows complete those of the step; `cancel` is known."""
-        self._is_last_pass = self._moves_in_backward
-        if self._is_last_pass:
-            self._create_optimization_pass([])  # makes the tensor of the learning rate
+    def _decays(self, weight: Tensor) -> bool:
+        return self._apply_decay_param_fun is None or self._apply_decay_param_fun(weight.name)
 
-    def _move(self, parameter):
-        if self._is_last_pass:
-            if parameter.name not in self._states:
-                self._create_accumulators(framework.default_main_program().global_block(), [parameter])
-            self._append_optimize_op(None, (parameter, parameter.grad))
-            parameter.clear_gradient(False)
-
-    def step(self):
-        """Move the weights that have not moved in the backward pass."""
-        self._is_last_pass = False
-        super().step()
-
-    def _append_optimize_op(self, block, param_and_grad):
-        if isinstance(param_and_grad, dict):
-            param_and_grad = self._update_param_group(param_and_grad)
-        param, grad = param_and_grad
-        moments, master = self._states.get(param.name) or self._find_state(param)
-        _C_ops.adamw_(
-            param,
-            grad,
-            self._rate(param),
-            moments[0],
-            moments[1],
+    def _move(self, members: list[tuple[Tensor, Tensor]]) -> None:
+        weights = [weight for weight, _ in members]
+        halves = [weight for weight in weights if self._has_master(weight)]
+        moved = [self._master_weights[weight.name] if self._has_master(weight) else weight for weight in weights]
+        grads = [
+            grad if grad.dtype == target.dtype else grad.astype(target.dtype)
+            for (_, grad), target in zip(members, moved, strict=True)
+        ]
+        moment1, moment2, beta1_power, beta2_power = (
+            [self._get_accumulator_master(name, weight) for weight in weights]
+            for name in (
+                self._moment1_acc_str,
+                self._moment2_acc_str,
+                self._beta1_pow_acc_str,
+                self._beta2_pow_acc_str,
+            )
+        )
+        _C_ops.fused_adam_(
+            moved,
+            grads,
+            self._create_param_lr(members[0]),
+            moment1,
+            moment2,
             None,
-            moments[2],
-            moments[3],
-            master,
-            self.cancel,
+            beta1_power,
+            beta2_power,
+            None,  # the masters are what moves here, so that float32 gradients fit them
+            None,
             self._beta1,
             self._beta2,
             self._epsilon,
-            1.0,
-            self._weight_decay,
-            self._apply_decay_param_fun is None or self._apply_decay_param_fun(param.name),
-            self._lazy_mode,
-            1000,
-            master is not None,
+            CHUNK,
+            self._weight_decay if self._decays(weights[0]) else 0.0,
+            True,
+            False,
             False,
             False,
         )
+        for weight in halves:
+            weight.copy_(self._master_weights[weight.name].astype(weight.dtype), False)
 
-    def _create_global_learning_rate(self):
-        super()._create_global_learning_rate()
-        self._rates.clear()
-
-    def _rate(self, param):
-        factor = param.optimize_attr["learning_rate"]
-        if factor not in self._rates:
-            with paddle.no_grad():
-                self._rates[factor] = self._create_param_lr((param, None))
-        return self._rates[factor]
-
-    def _find_state(self, param):
-        moments = [self._get_accumulator_master(getattr(self, f"_{name}_str"), param) for name in _ACCUMULATORS]
-        master = self._master_weights[param.name] if self._has_master(param) else None
-        self._states[param.name] = moments, master
-        return moments, master
-
-    def set_state_dict(self, state_dict):
-        """As AdamW's; the tensors of the state may be others from here on."""
-        self._states.clear()
+    def set_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As AdamW's."""
+        powers = {key: value for key, value in state_dict.items() if key not in ("master_weights", "LR_Scheduler")}
+        split = {_split(key): value for key, value in powers.items()}
+        self._loaded = {name: value.item() for (name, what), value in split.items() if what == "beta1_pow_acc"}
+        self._names, self._moves = (), Counter()
         super().set_state_dict(state_dict)
 
-    def _has_master(self, param):
-        return self._multi_precision and self._is_dtype_fp16_or_bf16(param.dtype)
+    def _has_master(self, weight: Tensor) -> bool:
+        return self._multi_precision and self._is_dtype_fp16_or_bf16(weight.dtype)
 
 
-_ACCUMULATORS = ("moment1_acc", "moment2_acc", "beta1_pow_acc", "beta2_pow_acc")
-
-
-def innermost(optimizer):
+def innermost(optimizer: Any) -> Any:
     """The optimizer inside the wrappers that sharding and mixed precision put around it."""
     while inner := getattr(optimizer, "_inner_opt", None) or getattr(optimizer, "_optim", None):
         optimizer = inner
     return optimizer
 
 
-def held_parameters(optimizer):
+def held_parameters(optimizer: Any) -> list[Tensor]:
     """The parameters that an optimizer moves; under sharding those of this rank."""
     entries = innermost(optimizer)._parameter_list
     return [p for entry in entries for p in (entry["params"] if isinstance(entry, dict) else [entry])]
 
 
-def named_state(optimizer, names):
+def named_state(optimizer: Any, names: Mapping[str, str]) -> dict[str, Tensor]:
     """The state as {"<weight>/<what>": tensor}, without copies; what: moments, powers of beta, `master`.
 
     names: Paddle's parameter name -> the weight's name in the model. (Paddle's own names count the layers made so far
@@ -143,7 +149,7 @@ def named_state(optimizer, names):
     return state
 
 
-def _split(key):
+def _split(key: str) -> tuple[str, str]:
     """`conv2d_3.w_0_moment1_0` -> (`conv2d_3.w_0`, `moment1`); master weights add `_fp32_master_0` to the name."""
     for what in MOMENTS:
         head, found, tail = key.rpartition(f"_{what}_")
@@ -152,7 +158,7 @@ def _split(key):
     raise KeyError(key)
 
 
-def paddle_state(optimizer, names, state):
+def paddle_state(optimizer: Any, names: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """The inverse of `named_state`: what the optimizer's own `set_state_dict` takes, for the weights it holds.
 
     names as in `named_state`. state: {"<weight>/<what>": tensor}. Returns None before the first step was taken.

@@ -19,7 +19,7 @@ from sd.errors import RunError, training_told_plainly
 from sd.processes.signals import StopSignals
 from sd.training import callbacks as sd_callbacks
 from sd.training.ema import EMA
-from sd.training.optimizer import CancellableAdamW, innermost
+from sd.training.optimizer import FusedAdamW, innermost
 from sd.training.saving import load_models, load_optimizer, save_checkpoint
 from sd.training.step_record import StepRecords
 from sd.training.validation import evaluate_loss
@@ -115,9 +115,9 @@ class StableDiffusionTrainer(Trainer):
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args):
-        """AdamW whose step the device can cancel; paddlenlp's other optimizers as they are."""
+        """AdamW in few calls; paddlenlp's other optimizers as they are."""
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args)
-        return (CancellableAdamW if optimizer_class is paddle.optimizer.AdamW else optimizer_class), options
+        return (FusedAdamW if optimizer_class is paddle.optimizer.AdamW else optimizer_class), options
 
     def create_optimizer(self, lr_scheduler=None):
         """AdamW over the trained weights; biases and norms decay too, as in the reference."""
@@ -133,9 +133,6 @@ class StableDiffusionTrainer(Trainer):
             grad_clip=clip,
             **options,
         )
-        gradients_first = clip or args.world_size > 1 or args.recompute or self.do_grad_scaling
-        if isinstance(self.optimizer, CancellableAdamW) and not gradients_first:
-            self.optimizer.move_in_backward()
         return self.optimizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint=None):
@@ -212,14 +209,18 @@ class StableDiffusionTrainer(Trainer):
                 self.backward(outputs["loss"])
             micro_batches.append((outputs["sample_loss"], outputs["timestep"], batch.get("place")))
         self._reduce_gradients(model)
-        self._move_weights(cancel)
+        skipped = bool(cancel)
+        if skipped:
+            self.optimizer.clear_grad()
+        else:
+            self._move_weights()
         self.state.global_step += 1
         self.samples_seen += self._micro_samples * accumulation
         self.state.consumed_samples = self.samples_seen
         self.state.epoch = self.state.global_step / self.state.max_steps
-        if self.ema:
+        if self.ema and not skipped:
             masters = getattr(innermost(self.optimizer), "_master_weights", None)
-            self.ema.update(self.state.global_step, masters, cancel)
+            self.ema.update(self.state.global_step, masters)
         self.records.add(self.state.global_step, agreed, micro_batches, time.perf_counter() - begin, waited)
 
     def forward(self, model, batch):
@@ -230,7 +231,7 @@ class StableDiffusionTrainer(Trainer):
         return outputs
 
     def begin_last_pass(self, total, stop=False):
-        """Agree over the ranks before the last backward pass of a step, in which weights may move.
+        """Agree over the ranks before the last backward pass of a step.
 
         Returns the sums of `total`, this rank's loss, and `stop` as float32 [2], and bool [1]: the step is to be left
         out.
@@ -238,12 +239,7 @@ class StableDiffusionTrainer(Trainer):
         agreed = paddle.stack([total.reshape([]), paddle.full([], float(stop))])
         if self.args.world_size > 1:
             paddle.distributed.all_reduce(agreed)
-        cancel = paddle.logical_not(paddle.isfinite(agreed[0])).reshape([1])
-        optimizer = innermost(self.optimizer)
-        if isinstance(optimizer, CancellableAdamW):
-            optimizer.cancel = cancel
-            optimizer.begin_last_pass()
-        return agreed, cancel
+        return agreed, paddle.logical_not(paddle.isfinite(agreed[0])).reshape([1])
 
     def backward(self, loss):
         """Add a micro-batch's share to the gradients."""
@@ -277,10 +273,7 @@ class StableDiffusionTrainer(Trainer):
         elif self.args.recompute and hasattr(model, "no_sync"):
             fused_allreduce_gradients(list(model.parameters()), None)
 
-    def _move_weights(self, cancel):
-        if not isinstance(innermost(self.optimizer), CancellableAdamW) and bool(cancel):
-            self.optimizer.clear_grad()
-            return
+    def _move_weights(self):
         if self.do_grad_scaling:
             self.scaler.step(self.optimizer)
             self.scaler.update()
