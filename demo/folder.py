@@ -1,6 +1,6 @@
 """A folder of pictures with their captions beside them (cat.jpg, cat.txt), as the JSONL that packing reads.
 
-    python -m demo.folder pictures --output captions.jsonl
+python -m demo.folder pictures --output captions.jsonl
 """
 
 import argparse
@@ -21,7 +21,8 @@ def rows_of(folder: Path) -> tuple[list[dict[str, str]], list[Path]]:
         try:
             caption = picture.with_suffix(".txt").read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            raise InputError(f"{picture.with_suffix('.txt')}: {error.reason} at byte {error.start}; save it as UTF-8")
+            place = f"{picture.with_suffix('.txt')}: {error.reason} at byte {error.start}"
+            raise InputError(f"{place}; save it as UTF-8") from None
         rows.append({"caption": " ".join(caption.split()), "image": str(picture.resolve())})
     return rows, sorted(set(pictures) - set(captioned))
 

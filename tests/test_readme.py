@@ -77,3 +77,12 @@ def commands_of(text):
     """The lines of the fenced sh blocks, without their comments."""
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [re.sub(r"\s+#.*", "", line).rstrip() for block in blocks for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_files_and_modules_that_are_named_exist(name):
+    text = (ROOT / name).read_text()
+    files = re.findall(r"`((?:sd|tests|bench|demo|docs|recipes)/[\w./]*)`", text)
+    assert [file for file in files if not (ROOT / file).exists()] == []
+    modules = {module.replace(".", "/") for module in re.findall(r"python -m ((?:sd|demo)[\w.]*)", text)}
+    assert [module for module in modules if not (ROOT / f"{module}.py").exists()] == []
