@@ -35,8 +35,11 @@ echo "== 2/4 a contact sheet of what the model will see"
 list=$out/processed_data/filelist/custom_dataset.filelist.list
 python -m sd.data.inspect "$list" --resolution 32 --output "$out/inspect.png"
 
-echo "== 3/4 training, $steps steps"
+batch=$(python -c "import json, sys; print(min(32, json.load(open(sys.argv[1]))['outcomes']['packed']))" \
+    "$out/processed_data/report.json")
+echo "== 3/4 training, $steps steps of $batch pictures"
 sh train.sh --device cpu --disable_tqdm False --output_dir "$out/model" --max_steps "$steps" \
+    --per_device_train_batch_size "$batch" \
     --file_list "$list" --resolution 32 --model_max_length 16 \
     --pretrained_model_name_or_path demo/tiny_sd --vae_name_or_path demo/tiny_sd/vae \
     --text_encoder_name_or_path demo/tiny_sd/text_encoder --unet_name_or_path demo/unet_config.json \

@@ -1,6 +1,7 @@
 """The documentation: links and anchors lead somewhere, every flag is listed, both READMEs hold the same things."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,8 @@ def test_files_and_modules_that_are_named_exist(name):
     assert [file for file in files if not (ROOT / file).exists()] == []
     modules = {module.replace(".", "/") for module in re.findall(r"python -m ((?:sd|demo)[\w.]*)", text)}
     assert [module for module in modules if not (ROOT / f"{module}.py").exists()] == []
+
+
+def test_the_architecture_is_what_its_script_draws():
+    drawn = runpy.run_path(str(ROOT / "docs/draw_architecture.py"))["draw"]().svg()
+    assert (ROOT / "docs/architecture.svg").read_text() == drawn
