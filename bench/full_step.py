@@ -50,6 +50,7 @@ def paddle_step(prepared):
     from ppdiffusers import UNet2DConditionModel
 
     from sd.training.optimizer import FusedAdamW
+    from sd.training.step import sum_of_squares
 
     unet = UNet2DConditionModel(**config())
     if prepared:
@@ -63,6 +64,8 @@ def paddle_step(prepared):
     def step():
         loss = ((unet(latents, timestep, states, return_dict=False)[0] - latents) ** 2).mean()
         loss.backward()
+        if prepared:  # the check that each step of training makes
+            float(sum_of_squares(parameter.grad for parameter in unet.parameters()))
         optimizer.step()
         optimizer.clear_grad(set_to_zero=False)
 

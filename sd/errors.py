@@ -57,6 +57,12 @@ def _report(error, code):
     return code
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception, of Python or of Paddle, says that the memory of the host or the device is full."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "ResourceExhausted" in text or "out of memory" in text.lower()
+
+
 @contextlib.contextmanager
 def training_told_plainly():
     """Make one clear line of what Paddle raises, wherever the trainer stands, for lost data workers and full memory."""
@@ -71,7 +77,7 @@ def training_told_plainly():
                 "a data worker was killed, most often because memory ran out; fewer --dataloader_num_workers or a "
                 "smaller --buffer_size need less, and the same command goes on from the last checkpoint"
             ) from error
-        if isinstance(error, MemoryError) or "ResourceExhausted" in text or "out of memory" in text.lower():
+        if is_out_of_memory(error):
             raise RunError(
                 "memory ran out; a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, or "
                 "--recompute, needs less, and the same command goes on from the last checkpoint"

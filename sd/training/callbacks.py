@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 TIMESTEP_BANDS = 4
 _SCALARS = (
     "loss",
+    "gradient_norm",
     "learning_rate",
     "learning_rate_text_encoder",
     "samples_per_second",

@@ -3,6 +3,8 @@
 Takes a few real steps with growing batches and reads a few real batches; output_dir is left alone.
 """
 
+import itertools
+import math
 import shutil
 import sys
 import tempfile
@@ -10,7 +12,7 @@ import time
 from pathlib import Path
 
 from sd import runtime
-from sd.errors import InputError, RunError
+from sd.errors import InputError, RunError, is_out_of_memory, training_told_plainly
 from sd.logs import import_quietly, set_up_logging
 
 GIB = 2**30
@@ -58,8 +60,10 @@ def examine(model_args, data_args, training_args):
     yield answer("models", told + (f"; not loaded for training from the cache: {left_out}" if left_out else ""))
     with tempfile.TemporaryDirectory() as folder:
         training_args.output_dir, output_dir = folder, training_args.output_dir
-        peaks, seconds_per_image = measure_steps(model, data_args, training_args, total_memory)
-    yield report_memory(peaks, total_memory, training_args.per_device_train_batch_size)
+        peaks, seconds_per_image, full_at = measure_steps(model, data_args, training_args, total_memory)
+    yield report_memory(peaks, total_memory, training_args.per_device_train_batch_size, full_at)
+    if not peaks:
+        return
     steps_rate = 1 / seconds_per_image
     yield answer("step", f"{seconds_per_image:.3g} s an image, {steps_rate:.3g} images/s on this device")
     yield report_data(model, data_args, training_args, steps_rate)
@@ -103,39 +107,40 @@ def describe_device(device):
 
 
 def measure_steps(model, data_args, training_args, available):
-    """({batch size: peak bytes}, seconds per image at the largest), by optimizer steps on made-up batches.
+    """Take optimizer steps on made-up batches of 1, 2, 4, ... images up to the chosen size, as long as the next fits
+    into `available` bytes with room to spare.
 
-    The size doubles up to the chosen one, as long as the next fits into `available` bytes with room to spare.
+    Returns ({batch size: peak bytes}, seconds per image at the largest, batch size at which memory ran out or None).
     """
+    from sd.training.step import StepRunner
     from sd.training.trainer import StableDiffusionTrainer
 
-    training_args.report_to = []
+    training_args.report_to, training_args.gradient_accumulation_steps = [], 1
     trainer = StableDiffusionTrainer(model, training_args)
     trainer.create_scheduler(training_args.max_steps if training_args.max_steps > 0 else 1000)
     trainer.create_optimizer(trainer.lr_scheduler)
     trainer._load_from_checkpoint()
     model.train()
-    peaks, size = {}, 1
+    runner = StepRunner(trainer, model)
+    peaks, per_image, size = {}, math.inf, 1
     while True:
-        batch = made_up_batch(model, data_args, size)
         seconds = []
-        for _ in range(TIMED_STEPS + 1):
-            begin = time.perf_counter()
-            outputs = trainer.forward(model, batch)
-            trainer.begin_last_pass(outputs["loss"])
-            trainer.backward(outputs["loss"])
-            trainer.optimizer.step()
-            trainer.optimizer.clear_grad()
-            float(outputs["loss"])  # waits for the device
-            seconds.append(time.perf_counter() - begin)
-        peaks[size] = peak_bytes(training_args.device)
+        try:
+            batches = itertools.repeat(made_up_batch(model, data_args, size))
+            for _ in range(TIMED_STEPS + 1):
+                seconds.append(runner.take(batches).busy_seconds)
+        except (MemoryError, RuntimeError, SystemError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return peaks, per_image, size
+        peaks[size], per_image = peak_bytes(training_args.device), min(seconds[1:]) / size
         size *= 2
         if len(peaks) > 1 and (
             size > training_args.per_device_train_batch_size
             or predicted_peak(peaks, size) > ROOM * available
             or sum(seconds) > PATIENCE_SECONDS
         ):
-            return peaks, min(seconds[1:]) / (size // 2)
+            return peaks, per_image, None
 
 
 def predicted_peak(peaks, batch_size):
@@ -185,43 +190,39 @@ def largest_batch(peaks, available):
     return max(0, int((available - predicted_peak(peaks, 0)) // each))
 
 
-def report_memory(peaks, available, batch_size):
-    """Tell the memory of the chosen batch and the largest that fits."""
-    needed, fits = predicted_peak(peaks, batch_size), largest_batch(peaks, available)
+def report_memory(peaks, available, batch_size, full_at=None):
+    """Tell the memory of the chosen batch and the largest that fits. full_at: the batch at which memory ran out."""
+    if full_at is not None:
+        fits = max(peaks, default=0)
+        if len(peaks) > 1:
+            fits = max(fits, min(largest_batch(peaks, available), full_at - 1))
+        told = f"ran out at batch {full_at}, of {available / GIB:.1f} GiB"
+    else:
+        fits = largest_batch(peaks, available)
+        needed = predicted_peak(peaks, batch_size)
+        told = f"about {needed / GIB:.1f} GiB at batch {batch_size}, of {available / GIB:.1f}"
     advice = "" if batch_size <= fits else "; lower --per_device_train_batch_size, or use --recompute True"
-    return answer(
-        "memory",
-        f"about {needed / GIB:.1f} GiB at batch {batch_size}, of {available / GIB:.1f}; largest batch that fits: "
-        f"about {fits}{advice}",
-        bad=batch_size > fits,
-    )
+    return answer("memory", f"{told}; largest batch that fits: about {fits}{advice}", bad=batch_size > fits)
 
 
 def report_data(model, data_args, training_args, images_per_second):
     """Tell what the data holds and whether reading keeps up with one device's step."""
-    from paddle.io import DataLoader
-
-    from sd.data.streaming.dataset import collate, raise_if_failed, worker_init_fn
+    from sd.data.streaming.dataset import collate, raise_if_failed
     from sd.training.run import make_dataset
+    from sd.training.setup import end_workers, make_dataloader
 
     try:
         dataset = make_dataset(model, data_args, training_args, checkpoint=None)
-        loader = DataLoader(
-            dataset,
-            batch_size=training_args.per_device_train_batch_size,
-            collate_fn=collate,
-            num_workers=training_args.dataloader_num_workers,
-            worker_init_fn=worker_init_fn,
-        )
-        batches = iter(loader)
-        raise_if_failed(next(batches))
-        begin, read = time.perf_counter(), 0
-        while time.perf_counter() - begin < READ_SECONDS:
+        batches = iter(make_dataloader(dataset, collate, training_args))
+        with end_workers(batches), training_told_plainly():
             raise_if_failed(next(batches))
-            read += training_args.per_device_train_batch_size
+            begin, read = time.perf_counter(), 0
+            while time.perf_counter() - begin < READ_SECONDS:
+                raise_if_failed(next(batches))
+                read += training_args.per_device_train_batch_size
+            rate = read / (time.perf_counter() - begin)
     except (InputError, RunError) as error:
         return answer("data", str(error), bad=True)
-    rate = read / (time.perf_counter() - begin)
     slow = rate < images_per_second
     advice = "; more --dataloader_num_workers, or smaller images (--resize when packing)" if slow else ""
     return answer(

@@ -1,4 +1,4 @@
-"""What the steps since the last log did: losses left on the device until they are due, times, steps not applied."""
+"""What the steps since the last log did: losses, times, skipped steps."""
 
 import logging
 import time
@@ -10,6 +10,7 @@ import psutil
 
 from sd.errors import RunError
 from sd.runs.checkpoint import list_checkpoints
+from sd.training.step import StepOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -17,56 +18,38 @@ _KEPT_BATCHES = 2000
 
 
 class StepRecords:
-    """Collects steps; `settle` reads their losses back in one go, and a step whose loss is no number is named.
-
-    On a GPU reading back waits for the device, so it is done once every logging_steps; on a CPU at every step.
-    """
+    """Collects the outcomes of steps for the log, and ends the run after too many skipped ones in a row."""
 
     def __init__(self, args, dataset):
         self.args, self.dataset = args, dataset
-        self._settle_every = 1 if args.device == "cpu" else args.logging_steps
-        self._unread = []
-        self._bad_in_a_row = 0
+        self._skipped_in_a_row = 0
         self._timestep_losses = deque(maxlen=_KEPT_BATCHES)
         self._all_losses = [0.0, 0]
         self._start_interval()
         self._begin = time.perf_counter()
 
     def _start_interval(self):
-        self._losses, self._steps = [], 0
+        self._losses, self._gradient_norms, self._steps = [], [], 0
         self._busy_seconds = self._waited_seconds = 0.0
         self._interval_begin = time.perf_counter()
 
-    def add(self, step, agreed, micro_batches, busy_seconds, waited_seconds):
-        """Take a step in. agreed: [loss summed over ranks, ranks asked to stop], on the device; micro_batches: of
-        each its squared error per sample [B], timesteps [B] and places [B,2] in the data.
-        """
-        self._unread.append((step, agreed, micro_batches))
-        self._timestep_losses.extend((timestep, loss) for loss, timestep, _ in micro_batches)
+    def add(self, step: int, outcome: StepOutcome) -> None:
+        """Take in step number `step`. Raises RunError after more than max_bad_steps skipped ones in a row."""
+        self._timestep_losses.extend((timestep, loss) for loss, timestep, _ in outcome.micro_batches)
         self._steps += 1
-        self._busy_seconds += busy_seconds
-        self._waited_seconds += waited_seconds
+        self._busy_seconds += outcome.busy_seconds
+        self._waited_seconds += outcome.waited_seconds
+        if outcome.applied:
+            self._skipped_in_a_row = 0
+            self._losses.append(outcome.loss)
+            self._gradient_norms.append(outcome.gradient_norm)
+        else:
+            self._skipped_in_a_row += 1
+            self._report_skipped(step, outcome)
 
-    def settle(self, due):
-        """Read back what is due. Returns whether a rank was asked to stop. Raises RunError after too many bad steps."""
-        if not self._unread or not (due or len(self._unread) >= self._settle_every):
-            return False
-        begin = time.perf_counter()
-        read = paddle.stack([agreed for _, agreed, _ in self._unread]).numpy()
-        self._busy_seconds += time.perf_counter() - begin
-        unread, self._unread = self._unread, []
-        for (loss, _), (step, _, micro_batches) in zip(read, unread, strict=True):
-            if np.isfinite(loss):
-                self._losses.append(loss / self.args.world_size)
-                self._bad_in_a_row = 0
-            else:
-                self._bad_in_a_row += 1
-                self._tell_bad_step(step, loss, micro_batches)
-        return bool(read[:, 1].any())
-
-    def _tell_bad_step(self, step, loss, micro_batches):
+    def _report_skipped(self, step, outcome):
         rows = []
-        for sample_loss, _, place in micro_batches:
+        for sample_loss, _, place in outcome.micro_batches:
             bad = ~np.isfinite(sample_loss.numpy())
             if place is not None and bad.any():
                 rows += self.dataset.name_rows(np.asarray(place)[bad])
@@ -74,13 +57,14 @@ class StepRecords:
             gathered = []
             paddle.distributed.all_gather_object(gathered, rows)
             rows = [row for each in gathered for row in each]
-        named = ", ".join(rows) or "no single sample (the weighted sum overflowed)"
-        logger.warning("step %d: the loss is %s, the step is not applied; samples: %s", step, loss, named)
-        if self._bad_in_a_row > self.args.max_bad_steps:
+        named = ", ".join(rows) or "none with a loss of its own that is not finite"
+        logger.warning("step %d skipped: %s; samples: %s", step, outcome.non_finite, named)
+        if self._skipped_in_a_row > self.args.max_bad_steps:
             last = next(reversed(list_checkpoints(self.args.output_dir)), None)
             raise RunError(
-                f"step {step}: {self._bad_in_a_row} losses in a row were no numbers (--max_bad_steps "
-                f"{self.args.max_bad_steps}); last checkpoint: {last.name if last else 'none'}; samples: {named}"
+                f"step {step}: {self._skipped_in_a_row} steps in a row were skipped for a loss or gradient that is not "
+                f"finite (--max_bad_steps {self.args.max_bad_steps}); the latest: {outcome.non_finite}; last "
+                f"checkpoint: {last.name if last else 'none'}; samples: {named}"
             )
 
     def take_logs(self, learning_rates, samples_seen, step, max_steps):
@@ -91,7 +75,8 @@ class StepRecords:
         first, *others = learning_rates.items()
         logs = {
             "global_step": step,
-            "loss": float(np.mean(self._losses)) if self._losses else float("nan"),
+            "loss": _mean(self._losses),
+            "gradient_norm": _mean(self._gradient_norms),
             "learning_rate": first[1],
             **{f"learning_rate_{part}": rate for part, rate in others},
             "samples_per_second": samples / max(self._busy_seconds, 1e-9),
@@ -121,6 +106,10 @@ class StepRecords:
         seconds = time.perf_counter() - self._begin
         mean = self._all_losses[0] / self._all_losses[1] if self._all_losses[1] else float("nan")
         return {"train_loss": mean, "train_steps": steps, "train_seconds": seconds}
+
+
+def _mean(values):
+    return float(np.mean(values)) if values else float("nan")
 
 
 def memory_bytes(device):

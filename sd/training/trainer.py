@@ -4,23 +4,28 @@ import contextlib
 import json
 import logging
 import signal
-import time
 
-import numpy as np
 import paddle
-from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 from paddlenlp.trainer import Trainer
 from paddlenlp.trainer.trainer_callback import DefaultFlowCallback, TrainerState
-from paddlenlp.trainer.trainer_utils import TrainOutput, get_scheduler
+from paddlenlp.trainer.trainer_utils import TrainOutput
 
 from sd.cpu.layers import speed_up
-from sd.data.streaming.dataset import raise_if_failed, worker_init_fn
-from sd.errors import RunError, training_told_plainly
+from sd.errors import training_told_plainly
 from sd.processes.signals import StopSignals
 from sd.training import callbacks as sd_callbacks
 from sd.training.ema import EMA
-from sd.training.optimizer import FusedAdamW, innermost
+from sd.training.optimizer import FusedAdamW
 from sd.training.saving import load_models, load_optimizer, save_checkpoint
+from sd.training.setup import (
+    end_workers,
+    learning_rates,
+    make_dataloader,
+    make_optimizer,
+    make_scheduler,
+    set_learning_rates,
+)
+from sd.training.step import StepRunner
 from sd.training.step_record import StepRecords
 from sd.training.validation import evaluate_loss
 
@@ -64,22 +69,10 @@ class StableDiffusionTrainer(Trainer):
             model.enable_efficient_attention()
         if args.to_static:
             model.unet = paddle.jit.to_static(model.unet)
-        self._choose_learning_rates()
-        self._choose_callbacks()
-
-    def _choose_learning_rates(self):
-        """Paddle scales one base rate by a factor of each weight. (Groups of weights would rule out sharding.)"""
-        args, model = self.args, self.model
-        rates = {"unet": args.unet_learning_rate, "text_encoder": args.text_encoder_learning_rate}
-        self.learning_rates = {
-            part: args.learning_rate if rates[part] is None else rates[part] for part in model.trained_parts
-        }
+        self.learning_rates = learning_rates(args, model.trained_parts)
         self.base_learning_rate = max(self.learning_rates.values())
-        self.trained_parameters = []
-        for part, rate in self.learning_rates.items():
-            for parameter in getattr(model, part).parameters():
-                parameter.optimize_attr["learning_rate"] = rate / (self.base_learning_rate or 1.0)
-                self.trained_parameters.append(parameter)
+        self.trained_parameters = set_learning_rates(model, self.learning_rates)
+        self._choose_callbacks()
 
     def _choose_callbacks(self):
         self.callback_handler.callbacks = [DefaultFlowCallback()]
@@ -90,27 +83,11 @@ class StableDiffusionTrainer(Trainer):
 
     def get_train_dataloader(self):
         """Batches of NumPy arrays from workers that run no Paddle operation."""
-        return paddle.io.DataLoader(
-            self.train_dataset,
-            batch_size=self.args.per_device_train_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            worker_init_fn=worker_init_fn,
-            use_shared_memory=False,  # a kill would leave its batches there, and a container may have 64 MB of it
-        )
+        return make_dataloader(self.train_dataset, self.data_collator, self.args)
 
     def create_scheduler(self, num_training_steps):
         """The schedule of the base learning rate."""
-        args = self.args
-        self.lr_scheduler = get_scheduler(
-            args.lr_scheduler_type,
-            learning_rate=self.base_learning_rate,
-            num_warmup_steps=args.warmup_steps or int(args.warmup_ratio * num_training_steps),
-            num_training_steps=num_training_steps,
-            num_cycles=args.num_cycles,
-            lr_end=args.lr_end,
-            power=args.power,
-        )
+        self.lr_scheduler = make_scheduler(self.args, self.base_learning_rate, num_training_steps)
         return self.lr_scheduler
 
     @staticmethod
@@ -120,18 +97,9 @@ class StableDiffusionTrainer(Trainer):
         return (FusedAdamW if optimizer_class is paddle.optimizer.AdamW else optimizer_class), options
 
     def create_optimizer(self, lr_scheduler=None):
-        """AdamW over the trained weights; biases and norms decay too, as in the reference."""
-        args = self.args
-        optimizer_class, options = self.get_optimizer_cls_and_kwargs(args)
-        if args.fp16_opt_level == "O2" and (args.fp16 or args.bf16):
-            options["multi_precision"] = True
-        clip = paddle.nn.ClipGradByGlobalNorm(args.max_grad_norm) if args.max_grad_norm > 0 else None
-        self.optimizer = optimizer_class(
-            learning_rate=self.lr_scheduler,
-            parameters=self.trained_parameters,
-            weight_decay=args.weight_decay,
-            grad_clip=clip,
-            **options,
+        """The optimizer of the trained weights; biases and norms decay too, as in the reference."""
+        self.optimizer = make_optimizer(
+            *self.get_optimizer_cls_and_kwargs(self.args), self.args, self.lr_scheduler, self.trained_parameters
         )
         return self.optimizer
 
@@ -161,13 +129,17 @@ class StableDiffusionTrainer(Trainer):
         ignore_keys_for_eval,
     ):
         self._begin(max_steps, train_dataloader, resume_from_checkpoint)
+        runner = StepRunner(self, model)
         batches = iter(train_dataloader)  # before the signals: workers are not to inherit their handlers
-        with StopSignals() as signals, training_told_plainly():
+        with end_workers(batches), StopSignals() as signals, training_told_plainly():
             while self.state.global_step < max_steps:
                 self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
-                self._take_step(model, batches, signals)
-                self.control = self.callback_handler.on_step_end(args, self.state, self.control)
-                stop = self._log_evaluate_save(max_steps)
+                outcome = runner.take(batches, lambda: signals.received is not None)
+                if outcome is not None:
+                    self._count(outcome)
+                    self.control = self.callback_handler.on_step_end(args, self.state, self.control)
+                stop = outcome is None or outcome.stop
+                self._log_evaluate_save(max_steps, stop)
                 if stop or self.control.should_training_stop:
                     self.stop_signal = signals.received or (signal.SIGTERM if stop else None)
                     break
@@ -181,8 +153,7 @@ class StableDiffusionTrainer(Trainer):
         self.state.max_steps = int(max_steps)
         self.state.is_local_process_zero = self.is_local_process_zero()
         self.state.is_world_process_zero = self.is_world_process_zero()
-        self._first_step = self.state.global_step
-        self._micro_samples = self.args.per_device_train_batch_size * self.args.dataset_world_size
+        self._first_step = self._saved_step = self.state.global_step
         self.records = StepRecords(self.args, self.train_dataset)
         self.callback_handler.model = self.model
         self.callback_handler.optimizer = self.optimizer
@@ -190,38 +161,15 @@ class StableDiffusionTrainer(Trainer):
         self.callback_handler.train_dataloader = train_dataloader
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
 
-    def _take_step(self, model, batches, signals):
-        """One optimizer step: accumulate gradients over micro-batches, agree over the ranks, move the weights."""
-        accumulation = self.args.gradient_accumulation_steps
-        self._seed_dropout()
-        begin = time.perf_counter()
-        total, waited, micro_batches = 0.0, 0.0, []
-        for number in range(accumulation):
-            asked = time.perf_counter()
-            batch = self._next_batch(batches)
-            waited += time.perf_counter() - asked
-            last = number == accumulation - 1
-            with self._no_sync(model, last):
-                outputs = self.forward(model, batch)
-                total = total + outputs["loss"].detach().astype("float32")
-                if last:
-                    agreed, cancel = self.begin_last_pass(total, signals.received is not None)
-                self.backward(outputs["loss"])
-            micro_batches.append((outputs["sample_loss"], outputs["timestep"], batch.get("place")))
-        self._reduce_gradients(model)
-        skipped = bool(cancel)
-        if skipped:
-            self.optimizer.clear_grad()
-        else:
-            self._move_weights()
+    def _count(self, outcome):
+        """Count a step and its samples, applied or not."""
+        args = self.args
         self.state.global_step += 1
-        self.samples_seen += self._micro_samples * accumulation
+        micro_batch = args.per_device_train_batch_size * args.dataset_world_size
+        self.samples_seen += micro_batch * args.gradient_accumulation_steps
         self.state.consumed_samples = self.samples_seen
         self.state.epoch = self.state.global_step / self.state.max_steps
-        if self.ema and not skipped:
-            masters = getattr(innermost(self.optimizer), "_master_weights", None)
-            self.ema.update(self.state.global_step, masters)
-        self.records.add(self.state.global_step, agreed, micro_batches, time.perf_counter() - begin, waited)
+        self.records.add(self.state.global_step, outcome)
 
     def forward(self, model, batch):
         """The model's dict of one micro-batch; its loss is its share of the step's."""
@@ -230,74 +178,23 @@ class StableDiffusionTrainer(Trainer):
         outputs["loss"] = outputs["loss"] / self.args.gradient_accumulation_steps
         return outputs
 
-    def begin_last_pass(self, total, stop=False):
-        """Agree over the ranks before the last backward pass of a step.
-
-        Returns the sums of `total`, this rank's loss, and `stop` as float32 [2], and bool [1]: the step is to be left
-        out.
-        """
-        agreed = paddle.stack([total.reshape([]), paddle.full([], float(stop))])
-        if self.args.world_size > 1:
-            paddle.distributed.all_reduce(agreed)
-        return agreed, paddle.logical_not(paddle.isfinite(agreed[0])).reshape([1])
-
     def backward(self, loss):
         """Add a micro-batch's share to the gradients."""
         (self.scaler.scale(loss) if self.do_grad_scaling else loss).backward()
 
-    def _next_batch(self, batches):
-        try:
-            batch = next(batches)
-        except StopIteration:
-            raise RunError("the training data ended; a TextImagePair never does, this dataset did") from None
-        raise_if_failed(batch)
-        return {name: value if paddle.is_tensor(value) else paddle.to_tensor(value) for name, value in batch.items()}
-
-    def _seed_dropout(self):
-        """Layers like dropout draw by step and rank alone, so a resumed run needs no generator state."""
-        key = [self.args.seed, self.state.global_step, self.args.process_index]
-        paddle.seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-
-    def _no_sync(self, model, last):
-        """Gradients are exchanged once a step; with recompute after the backward pass, whose hooks would come twice."""
-        if hasattr(model, "no_sync") and (self.args.recompute or not last):
-            return model.no_sync()
-        return contextlib.nullcontext()
-
-    def _reduce_gradients(self, model):
-        if hasattr(self.optimizer, "_hcg"):  # sharding stage 1
-            if self.optimizer._sharding_enable:
-                self.optimizer._inner_opt.reduce_gradients(self.trained_parameters, self.optimizer._hcg)
-            if self.optimizer._dp_enable:
-                fused_allreduce_gradients(self.trained_parameters, self.optimizer._hcg)
-        elif self.args.recompute and hasattr(model, "no_sync"):
-            fused_allreduce_gradients(list(model.parameters()), None)
-
-    def _move_weights(self):
-        if self.do_grad_scaling:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        elif hasattr(self.optimizer, "_hcg"):
-            self.optimizer._step(self.trained_parameters)
-        else:
-            self.optimizer.step()
-        self.lr_scheduler.step()
-        # Freed, not filled with zeros, which would take memory and a pass over it; data parallel wants to keep them.
-        self.optimizer.clear_grad(set_to_zero=self.args.world_size > 1)
-
-    def _log_evaluate_save(self, max_steps):
-        """Do what is due after a step. Returns whether a rank was asked to stop."""
+    def _log_evaluate_save(self, max_steps, stop):
+        """Do what is due after a step. stop: a rank has been asked to stop."""
         step, control = self.state.global_step, self.control
         last = step >= max_steps
-        stop = self.records.settle(last or control.should_log or control.should_evaluate or control.should_save)
         if control.should_log or last:
             self.log(self.records.take_logs(self.current_learning_rates(), self.samples_seen, step, max_steps))
         if control.should_evaluate and self.eval_dataset is not None:
             self.evaluate()
-        if control.should_save or last or (stop and self.args.save_on_exit):
+        wanted = control.should_save or last or (stop and self.args.save_on_exit)
+        if wanted and step > self._saved_step:
             self._save_checkpoint(self.model)
+            self._saved_step = step
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        return stop
 
     def current_learning_rates(self):
         """Part -> learning rate of the next step."""

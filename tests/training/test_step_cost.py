@@ -1,11 +1,11 @@
-"""What a training step asks of the device: no copy from the host that waits, and few operator calls."""
+"""What a training step asks of the device: one value back, no copy from the host that waits, few operator calls."""
 
 import numpy as np
 import paddle
 import pytest
 from safetensors.numpy import load_file
 
-from sd.training.trainer import StableDiffusionTrainer
+from sd.training.step import StepRunner
 from tests.training_harness import EMA, UNET, Workshop, weights
 
 
@@ -18,14 +18,16 @@ def workshop(tmp_path_factory):
 def in_step(monkeypatch):
     """A list that is not empty while a step is taken."""
     inside = []
-    take_step = StableDiffusionTrainer._take_step
+    take = StepRunner.take
 
     def watched(self, *arguments):
         inside.append(True)
-        take_step(self, *arguments)
-        inside.clear()
+        try:
+            return take(self, *arguments)
+        finally:
+            inside.clear()
 
-    monkeypatch.setattr(StableDiffusionTrainer, "_take_step", watched)
+    monkeypatch.setattr(StepRunner, "take", watched)
     return inside
 
 
@@ -47,11 +49,28 @@ def test_a_step_copies_nothing_between_host_and_device(workshop, monkeypatch, in
     assert copies == []
 
 
+def test_a_step_reads_one_value_from_the_device(workshop, monkeypatch, in_step):
+    """Loss, gradients and signals of all ranks come back together; reading waits for the device."""
+    read = []
+    for name in ("numpy", "item", "tolist", "__bool__", "__float__", "__int__", "__array__"):
+        original = getattr(paddle.Tensor, name)
+
+        def counted(self, *arguments, original=original, name=name):
+            if in_step and (self.dtype != paddle.int64 or self.ndim):  # ppdiffusers reads shapes, which the host has
+                read.append((name, list(self.shape)))
+            return original(self, *arguments)
+
+        monkeypatch.setattr(paddle.Tensor, name, counted)
+    flags = ["--use_ema", "--max_steps", 3, "--gradient_accumulation_steps", 2, "--max_grad_norm", 1]
+    workshop.train("one_read", *flags)
+    assert read == [("numpy", [4])] * 3
+
+
 @pytest.mark.parametrize("layers", ["Paddle's", "a CPU's"])
 def test_a_step_calls_few_operators(workshop, monkeypatch, in_step, layers):
-    """Calls from Python beside memory taken and one a weight for the average on a CPU: 1,355 with Paddle's own layers,
-    as on a GPU, where the backward pass is not among them; 1,330 with those for a CPU, whose backward pass is called
-    from Python too.
+    """Calls from Python beside memory taken, one a weight for the check of its gradient and one for the average on a
+    CPU: 1,355 with Paddle's own layers, as on a GPU, where the backward pass is not among them; 1,330 with those for a
+    CPU, whose backward pass is called from Python too.
     """
     calls = []
     for name, operator in list(vars(paddle._C_ops).items()):
@@ -71,9 +90,10 @@ def test_a_step_calls_few_operators(workshop, monkeypatch, in_step, layers):
     workshop.train(folder, "--use_ema", "--max_steps", 2)
     second = [name for name in calls[first:] if name != "empty"]
     num_weights = len(load_file(workshop.folder / folder / "checkpoint-2" / UNET))
-    assert second.count("fused_adam_") == 1 and second.count("adamw_") == 0 and second.count("lerp_") == num_weights
-    assert 400 < len(second) - num_weights <= 1400, (
-        len(second) - num_weights,
+    assert second.count("fused_adam_") == 1 and second.count("adamw_") == 0
+    assert second.count("lerp_") == second.count("squared_l2_norm") == num_weights
+    assert 400 < len(second) - 2 * num_weights <= 1400, (
+        len(second) - 2 * num_weights,
         {name: second.count(name) for name in sorted(set(second))},
     )
 

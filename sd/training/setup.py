@@ -1,0 +1,88 @@
+"""What the trainer works with: data loader, learning rates, schedule, optimizer."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import paddle
+from paddlenlp.trainer.trainer_utils import get_scheduler
+
+from sd.data.streaming.dataset import worker_init_fn
+
+_WORKER_END_SECONDS = 1
+
+
+def make_dataloader(dataset, collate_fn, args) -> paddle.io.DataLoader:
+    """Batches of NumPy arrays from workers that run no Paddle operation."""
+    return paddle.io.DataLoader(
+        dataset,
+        batch_size=args.per_device_train_batch_size,
+        collate_fn=collate_fn,
+        num_workers=args.dataloader_num_workers,
+        worker_init_fn=worker_init_fn,
+        use_shared_memory=False,  # a kill would leave its batches there, and a container may have 64 MB of it
+    )
+
+
+@contextlib.contextmanager
+def end_workers(batches: Iterator):
+    """Within the context `batches`, an iterator over a DataLoader, may be used; after it none of its workers lives.
+
+    Paddle leaves them to the garbage collector, but its own reader thread holds the iterator.
+    """
+    try:
+        yield
+    finally:
+        workers = getattr(batches, "_workers", ())
+        batches._try_shutdown_all(*[0] * bool(workers))  # tells them to end, does not wait
+        end = time.monotonic() + _WORKER_END_SECONDS
+        for worker in workers:
+            worker.join(max(0, end - time.monotonic()))
+            worker.kill()  # one that is in the middle of a read
+            worker.join()
+
+
+def learning_rates(args, trained_parts) -> dict[str, float]:
+    """Part -> learning rate."""
+    rates = {"unet": args.unet_learning_rate, "text_encoder": args.text_encoder_learning_rate}
+    return {part: args.learning_rate if rates[part] is None else rates[part] for part in trained_parts}
+
+
+def set_learning_rates(model, rates: dict[str, float]) -> list[paddle.Tensor]:
+    """Give each trained weight its factor of the base rate, the largest. Returns the trained weights.
+
+    (Groups of weights would rule out sharding.)
+    """
+    base = max(rates.values())
+    trained = []
+    for part, rate in rates.items():
+        for parameter in getattr(model, part).parameters():
+            parameter.optimize_attr["learning_rate"] = rate / (base or 1.0)
+            trained.append(parameter)
+    return trained
+
+
+def make_scheduler(args, base_learning_rate: float, num_training_steps: int):
+    """The schedule of the base learning rate."""
+    return get_scheduler(
+        args.lr_scheduler_type,
+        learning_rate=base_learning_rate,
+        num_warmup_steps=args.warmup_steps or int(args.warmup_ratio * num_training_steps),
+        num_training_steps=num_training_steps,
+        num_cycles=args.num_cycles,
+        lr_end=args.lr_end,
+        power=args.power,
+    )
+
+
+def make_optimizer(optimizer_class, options, args, scheduler, parameters):
+    """An optimizer over `parameters`, with clipping if --max_grad_norm asks for it."""
+    if args.fp16_opt_level == "O2" and (args.fp16 or args.bf16):
+        options["multi_precision"] = True
+    return optimizer_class(
+        learning_rate=scheduler,
+        parameters=parameters,
+        weight_decay=args.weight_decay,
+        grad_clip=paddle.nn.ClipGradByGlobalNorm(args.max_grad_norm) if args.max_grad_norm > 0 else None,
+        **options,
+    )

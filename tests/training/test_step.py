@@ -1,0 +1,146 @@
+"""The outcome of a step: applied or skipped, by weights, schedule, average and loss scale alike, on all ranks."""
+
+import itertools
+import json
+
+import numpy as np
+import paddle
+import pytest
+
+from sd.errors import RunError
+from sd.runs import checkpoint as ck
+from sd.training.step import sum_of_squares
+from sd.training.trainer import StableDiffusionTrainer
+from tests.training_harness import EMA, UNET, Workshop, checksums, weights
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    return Workshop(tmp_path_factory.mktemp("step"))
+
+
+@pytest.fixture
+def bad_gradients(monkeypatch):
+    """{step: value}: a number of the last weight's gradient becomes `value` in that step; the loss stays as it is."""
+    bad = {}
+    real = StableDiffusionTrainer.backward
+
+    def backward(self, loss):
+        real(self, loss)
+        if (value := bad.get(self.state.global_step + 1)) is not None:
+            gradient = self.trained_parameters[-1].grad
+            array = gradient.numpy()
+            array.flat[0] = value
+            gradient.set_value(array)
+
+    monkeypatch.setattr(StableDiffusionTrainer, "backward", backward)
+    return bad
+
+
+def test_the_sum_of_squares_is_numpys_and_shows_a_single_bad_number():
+    arrays = [np.random.default_rng(seed).standard_normal((3, 5 * seed + 1)).astype(np.float32) for seed in range(4)]
+    expected = sum(float((array.astype(np.float64) ** 2).sum()) for array in arrays)
+    assert float(sum_of_squares(map(paddle.to_tensor, arrays))) == pytest.approx(expected, rel=1e-6)
+    halves = [paddle.full([70_000], 1.0).astype("float16")]  # more than float16 can count to
+    assert float(sum_of_squares(halves)) == pytest.approx(70_000, rel=1e-6)
+    for bad in (np.nan, np.inf, -np.inf):
+        arrays[2][1, 3] = bad
+        assert not np.isfinite(float(sum_of_squares(map(paddle.to_tensor, arrays))))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("clip", [-1, 1.0])
+def test_a_gradient_that_is_not_finite_moves_nothing_and_is_named(workshop, bad_gradients, caplog, value, clip):
+    bad_gradients[2] = value
+    flags = ["--save_steps", 1, "--max_steps", 3, "--use_ema", "--lr_scheduler_type", "linear", "--max_grad_norm", clip]
+    output_dir = workshop.train(f"gradient_{value}_{clip}", *flags)
+    first, second, third = (output_dir / f"checkpoint-{step}" for step in (1, 2, 3))
+    for name in (UNET, EMA, "optimizer.safetensors", "scheduler.json", "ema_state.json"):
+        assert checksums(first)[name] == checksums(second)[name] != checksums(third)[name], name
+    states = [json.loads((folder / "data_state.json").read_text()) for folder in (first, second, third)]
+    assert [state["samples_seen"] for state in states] == [4, 8, 12]  # the skipped samples do not come again
+    last = [name for name, _ in _named_weights(workshop)][-1]
+    assert f"step 2 skipped: the gradient of unet.{last} is not finite" in caplog.text
+
+
+def _named_weights(workshop):
+    from ppdiffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel.from_pretrained(str(workshop.folder / "models/unet")).named_parameters()
+
+
+def test_bad_gradients_in_a_row_end_the_run_at_once(workshop, bad_gradients):
+    bad_gradients.update(dict.fromkeys(range(3, 100), float("nan")))
+    with pytest.raises(
+        RunError, match=r"step 5: 3 steps in a row were skipped.*--max_bad_steps 2.*the gradient of unet"
+    ):
+        workshop.train("rows", "--max_bad_steps", 2, "--max_steps", 50, "--logging_steps", 50)
+
+
+def test_a_good_step_resets_the_count_of_skipped_ones(workshop, bad_gradients):
+    bad_gradients.update(dict.fromkeys((1, 2, 4, 5, 7, 8), float("nan")))
+    output_dir = workshop.train("reset", "--max_bad_steps", 2, "--max_steps", 9)
+    assert np.isfinite(weights(output_dir / "checkpoint-9")).all()
+
+
+def test_a_skipped_step_lowers_the_loss_scale_and_a_good_one_leaves_it(workshop, bad_gradients, monkeypatch):
+    """A CPU has no float16, so a scaler is put in by hand, which Paddle makes inert unless its place is a card's."""
+    scales = []
+
+    class Place:
+        def __getattr__(self, name):
+            return lambda: name == "is_gpu_place"
+
+    tracer = type("Tracer", (), {"_expected_place": Place()})()
+    real = StableDiffusionTrainer._begin
+
+    def begin(self, *arguments):
+        real(self, *arguments)
+        with monkeypatch.context() as patch:
+            patch.setattr("paddle.amp.grad_scaler._dygraph_tracer", lambda: tracer, raising=False)
+            patch.setattr("paddle.base.framework._dygraph_tracer", lambda: tracer)
+            self.scaler = paddle.amp.GradScaler(init_loss_scaling=1024.0)
+        assert self.scaler.is_enable()
+        self.do_grad_scaling = True
+
+    def backward(self, loss):
+        scales.append(float(self.scaler._scale))
+        (loss * self.scaler._scale).backward()
+        if self.state.global_step + 1 in bad_gradients:
+            gradient = self.trained_parameters[-1].grad
+            gradient.set_value(paddle.full_like(gradient, float("inf")))
+
+    monkeypatch.setattr(StableDiffusionTrainer, "_begin", begin)
+    monkeypatch.setattr(StableDiffusionTrainer, "backward", backward)
+    plain = workshop.train("unscaled", "--max_steps", 1)
+    bad_gradients[2] = float("inf")
+    scaled = workshop.train("scaled", "--max_steps", 4, "--save_steps", 1)
+    assert scales[-4:] == [1024, 1024, 512, 512]
+    np.testing.assert_allclose(weights(scaled / "checkpoint-1"), weights(plain / "checkpoint-1"), atol=1e-6)
+    for step in range(1, 5):
+        assert np.isfinite(weights(scaled / f"checkpoint-{step}")).all()
+    assert checksums(scaled / "checkpoint-1")[UNET] == checksums(scaled / "checkpoint-2")[UNET]
+
+
+def test_a_signal_between_micro_batches_leaves_the_step_out(workshop, monkeypatch):
+    """A step of many micro-batches is not waited for; the samples of its first ones come again after the resume."""
+    import os
+    import signal
+
+    flags = ["--gradient_accumulation_steps", 4, "--per_device_train_batch_size", 1, "--max_steps", 3]
+    whole = workshop.train("accumulated", *flags)
+    calls = itertools.count(1)
+    real = StableDiffusionTrainer.backward
+
+    def backward(self, loss):
+        real(self, loss)
+        if next(calls) == 6:  # the second of step 2
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StableDiffusionTrainer, "backward", backward)
+        halves = workshop.train("accumulated_halves", *flags)
+    assert workshop.stopped_by == signal.SIGTERM and next(calls) == 7
+    assert [folder.name for folder in ck.list_checkpoints(halves)] == ["checkpoint-1"]
+    workshop.train("accumulated_halves", *flags)
+    assert checksums(halves / "checkpoint-3") == checksums(whole / "checkpoint-3")
