@@ -1,6 +1,8 @@
 #!/bin/sh
 # Train on one card. Further arguments are passed on, and the last one wins: sh train.sh --max_steps 100
-# On a machine without a GPU: sh train.sh --device cpu
+# Flags from a file, a recipe or an earlier run's: sh train.sh @recipes/v1_256.args    sh train.sh @OUT/run.json
+# What the run would need, before it starts:       sh train.sh --doctor ...            All flags: sh train.sh --help
+# On a machine without a GPU:                      sh train.sh --device cpu
 set -eu
 
 here=$(dirname -- "$0")
@@ -21,6 +23,23 @@ if [ -z "${FILE_LIST:-}" ]; then
     if [ ! -e "$FILE_LIST" ]; then FILE_LIST=./data/filelist/train.filelist.list; fi
 fi
 
+# A model that the caller names comes with its own VAE, text encoder and UNet: the three defaults would win over it.
+own_model=
+for word in "$@"; do
+    case $word in
+    --pretrained_model_name_or_path | --pretrained_model_name_or_path=*) own_model=1 ;;
+    @?*) if grep -qs '^[^#]*pretrained_model_name_or_path' "${word#@}"; then own_model=1; fi ;;
+    --help | -h | --doctor) LAUNCHER= ;; # of these one process is enough
+    esac
+done
+if [ -z "$own_model" ]; then
+    set -- \
+        --vae_name_or_path CompVis/stable-diffusion-v1-4/vae \
+        --text_encoder_name_or_path CompVis/stable-diffusion-v1-4/text_encoder \
+        --unet_name_or_path "$here/sd/unet_config.json" \
+        "$@"
+fi
+
 # shellcheck disable=SC2086  # LAUNCHER, set by train_multi.sh, is a list of words
 exec "$PYTHON" -u ${LAUNCHER:-} "$here/train_txt2img_laion400m_trainer.py" \
     --do_train \
@@ -39,9 +58,6 @@ exec "$PYTHON" -u ${LAUNCHER:-} "$here/train_txt2img_laion400m_trainer.py" \
     --save_total_limit 20 \
     --seed 23 \
     --dataloader_num_workers 4 \
-    --vae_name_or_path CompVis/stable-diffusion-v1-4/vae \
-    --text_encoder_name_or_path CompVis/stable-diffusion-v1-4/text_encoder \
-    --unet_name_or_path "$here/sd/unet_config.json" \
     --file_list "$FILE_LIST" \
     --model_max_length 77 \
     --max_grad_norm -1 \

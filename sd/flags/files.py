@@ -1,0 +1,84 @@
+"""Flags from files: a word `@FILE` on a command line stands for the flags in the file.
+
+Two kinds of file: a recipe, one flag a line with `#` comments, and a run's `run.json`, which holds all its flags.
+"""
+
+import json
+import shlex
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from sd.errors import InputError
+
+# Of a run.json: what would remove checkpoints, or is the launcher's business.
+_NOT_REPEATED = {"resume_from_checkpoint", "overwrite_output_dir", "local_rank"}
+_OUTPUT_NAMED = ("logging_dir", "run_name")  # derived from output_dir unless the user chose them
+
+
+def expand(argv: Iterable[str], names: Collection[str] = ()) -> list[str]:
+    """The words of a command line with every `@FILE` replaced by the flags in it, in its place; the last flag wins.
+
+    names: the flags that the command takes; of a run.json only these are used. Raises InputError for a file that
+    cannot be read or holds no flags.
+    """
+    words = []
+    for word in argv:
+        words += _read(Path(word[1:]), names) if len(word) > 1 and word.startswith("@") else [word]
+    return words
+
+
+def _read(path: Path, names: Collection[str]) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"@{path} cannot be read: {reason}; expected a file of flags, one a line, or a run.json"
+        ) from None
+    return _run_words(text, path, names) if path.suffix == ".json" else _recipe_words(text, path)
+
+
+def _recipe_words(text: str, path: Path) -> list[str]:
+    """The words of a recipe file; quotes as in a shell, `#` starts a comment."""
+    words = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            found = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: {error}; close the quote") from None
+        if found and not found[0].startswith("-"):
+            raise InputError(f"{path}, line {number}: {found[0]!r}; expected a flag, `--name value`, on each line")
+        words += found
+    if not words:
+        raise InputError(f"@{path} holds no flag; expected one a line")
+    return words
+
+
+def _run_words(text: str, path: Path, names: Collection[str]) -> list[str]:
+    """The flags of a run.json. Relative paths are looked up in the folder in which that run was started."""
+    try:
+        run = json.loads(text)
+        arguments = {name: value for group in run["arguments"].values() for name, value in group.items()}
+        folder = Path(run.get("folder", "."))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"@{path} is no run.json ({error!r}); expected the file of that name in an --output_dir"
+        ) from None
+    output_dir = str(arguments.get("output_dir"))
+    words = []
+    for name, value in arguments.items():
+        derived = name in _OUTPUT_NAMED and str(value).startswith(output_dir)
+        if value in (None, []) or name not in names or name in _NOT_REPEATED or derived:
+            continue
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        words += [f"--{name}", *(_found_from(folder, name, str(each)) for each in values)]
+    return words
+
+
+def _found_from(folder: Path, name: str, value: str) -> str:
+    """A path that only exists seen from the run's folder, as a path that exists from here; anything else unchanged."""
+    is_path = name == "output_dir" or name.endswith(("_name_or_path", "_list", "_prompts", "_name", "_dir"))
+    if not is_path or Path(value).is_absolute() or Path(value).exists():
+        return value
+    there = folder / value
+    return str(there) if there.exists() else value
