@@ -4,4 +4,4 @@ from sd.errors import run_script
 from sd.training.doctor import main
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "nothing was changed; the same command starts again")

@@ -5,6 +5,8 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Callable
+from types import FrameType
 
 
 class InputError(ValueError):
@@ -20,19 +22,26 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def run_script(main):
+def run_script(main: Callable[[], object], when_stopped: str = "the same command starts again") -> None:
     """Call `main()` and leave the process: exit code 0, 2 after an `InputError`, 1 after a `RunError`.
 
-    Where nobody reads the output any more (`--help | head -1`), it ends without a word, as other programs do.
+    Ctrl-C ends it with exit code 130 and one line: `stopped by Ctrl-C; ` and `when_stopped`, which says what is saved
+    and how to go on. Where the reader of the output is gone (`--help | head -1`), it ends without a message.
     """
     code = 0
+    interrupt = _Interrupt(when_stopped)
     try:
         try:
-            main()
+            with interrupt:
+                main()
         except InputError as error:
             code = _report(error, 2)
         except RunError as error:
             code = _report(error, 1)
+        except BaseException as error:  # libraries make errors of their own of a KeyboardInterrupt
+            if not (interrupt.received or isinstance(error, KeyboardInterrupt)):
+                raise
+            code = interrupt.report()
         finally:
             if sys.stdout:  # None if it was closed before the start
                 sys.stdout.flush()
@@ -43,6 +52,38 @@ def run_script(main):
         code = code or 128 + signal.SIGPIPE
     if code:
         sys.exit(code)
+
+
+class _Interrupt:
+    """Within the context SIGINT raises KeyboardInterrupt, and ends the process at once while modules are imported:
+    Paddle's import would print errors of its own."""
+
+    def __init__(self, when_stopped: str) -> None:
+        self.received = False
+        self._when_stopped = when_stopped
+
+    def __enter__(self) -> None:
+        # A launcher may have set it to be ignored, and threads may not set it at all.
+        self._is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._is_ours:
+            signal.signal(signal.SIGINT, self._take)
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _take(self, _number: int, frame: FrameType | None) -> None:
+        self.received = True
+        while frame:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                os._exit(self.report())
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    def report(self) -> int:
+        """Print the line; returns the exit code."""
+        print(f"stopped by Ctrl-C; {self._when_stopped}", file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT
 
 
 def _nobody_reads():

@@ -3,7 +3,7 @@
 import argparse
 
 from sd import runtime, versions
-from sd.logs import import_quietly
+from sd.logs import import_quietly, set_up_logging
 
 ASTRONAUT = "a photo of an astronaut riding a horse on mars"
 
@@ -96,6 +96,7 @@ def main():
 
         flags.unet = find_unet(flags.unet).folder
     runtime.prepare()
+    set_up_logging()
     import_quietly()
     from sd.metrics.measure import measure
     from sd.sampling.run import check_flags, model_flags, run

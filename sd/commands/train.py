@@ -6,15 +6,22 @@ import sys
 from pathlib import Path
 
 from sd import runtime, versions
+from sd.flags.files import expand
 from sd.flags.help import training_help
-from sd.logs import import_quietly, set_up_logging
+from sd.logs import import_quietly, rank, set_up_logging
 from sd.processes.pool import die_with_launcher
 
 
 def main():
     """Parse, build, train. Running the same command again goes on from the newest whole checkpoint."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(training_help(f"python {Path(sys.argv[0]).name}"))
+    argv = sys.argv[1:]
+    if {"-h", "--help"} & set(argv):
+        print(training_help(f"python {Path(sys.argv[0]).name}", expand(argv), os.environ))
+        return
+    if "--doctor" in argv:
+        from sd.training.doctor import main as examine
+
+        examine([word for word in argv if word != "--doctor"])
         return
     die_with_launcher()
     runtime.prepare()
@@ -28,6 +35,10 @@ def main():
         stopped_by = train(*parse_arguments())
     except KeyboardInterrupt:
         stopped_by = signal.SIGINT
+        if rank() == 0:
+            print(
+                "stopped at once; the same command goes on from the last checkpoint, if there is one", file=sys.stderr
+            )
     leave(0 if stopped_by is None else 128 + stopped_by)
 
 

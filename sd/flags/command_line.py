@@ -6,6 +6,7 @@ import os
 import sys
 
 from sd.errors import InputError
+from sd.flags.files import expand
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ def parse_arguments(argv=None, environ=os.environ):
     parser = Parser((SDModelArguments, SDDataArguments, SDTrainingArguments), allow_abbrev=False)
     from_environment = environment_values(environ)
     parser.set_defaults(**from_environment)
-    argv = sys.argv[1:] if argv is None else list(argv)
+    names = {action.dest for action in parser._actions}
+    argv = expand(sys.argv[1:] if argv is None else argv, names)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         names = [name for action in parser._actions for name in action.option_strings]

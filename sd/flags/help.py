@@ -5,13 +5,20 @@ import dataclasses
 import importlib.util
 import shutil
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from sd.flags.arguments import SDDataArguments, SDModelArguments
+from sd.flags.command_line import environment_values
 
 
-def training_help(command):
-    """The whole text: the flags of this toolkit first, then those of paddlenlp's TrainingArguments."""
+def training_help(command: str, argv: Sequence[str] = (), environ: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The whole text: the flags of this toolkit first, then those of paddlenlp's TrainingArguments.
+
+    argv, environ: what else the command line and the environment give; such a value stands before the default.
+    """
+    given = given_values(argv, environ)
     own = read_fields(Path(__file__).with_name("training.py"), "SDTrainingArguments")
     package = Path(importlib.util.find_spec("paddlenlp").origin).parent
     inherited = read_fields(package / "trainer" / "training_args.py", "TrainingArguments")
@@ -22,14 +29,40 @@ def training_help(command):
         ("From paddlenlp's TrainingArguments", inherited),
     ]
     width = min(shutil.get_terminal_size().columns, 120)
-    lines = [f"usage: {command} --do_train --output_dir FOLDER --file_list LIST [--flag value ...]", ""]
+    lines = [f"usage: {command} --do_train --output_dir FOLDER --file_list LIST [--flag value ...] [@FILE]"]
+    lines += [
+        "       @FILE: flags from a recipe, one a line, or from a run's run.json; --doctor: examine, do not train"
+    ]
+    lines += ["       sh train.sh passes these flags on with values of its own, shown by sh train.sh --help", ""]
     for title, fields in sections:
         lines += [f"{title}:"]
         for name, default, text in fields:
-            lines.append(f"  --{name} ({default})")
+            value = f"{given[name]}; default {default}" if given.get(name, default) != default else default
+            lines.append(f"  --{name} ({value})")
             lines += textwrap.wrap(text, width, initial_indent=" " * 8, subsequent_indent=" " * 8)
         lines.append("")
     return "\n".join(lines)
+
+
+def given_values(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Flag -> its value as Python writes it, of the environment's switches and of a command line; the last one wins."""
+    given = {name: repr(value) for name, value in environment_values(environ).items()}
+    name = None
+    for word in argv:
+        if word.startswith("--"):
+            name, _, value = word.removeprefix("--").partition("=")
+            given[name] = _as_python(value or "True")
+        elif name is not None:
+            given[name] = _as_python(word)
+    return given
+
+
+def _as_python(text: str) -> str:
+    """`256`, `0.0001`, `True` as they are, with numbers in one form; other text in quotes."""
+    try:
+        return repr(ast.literal_eval(text))
+    except (ValueError, SyntaxError):
+        return repr(text)
 
 
 def dataclass_fields(group):

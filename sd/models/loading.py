@@ -30,17 +30,34 @@ def part_source(model_args, part):
 def load_part(part, name, subfolder=None, variant=None):
     """Load "vae", "text_encoder", "unet" or "tokenizer" from a local folder or by its published name.
 
-    A config file given for the UNet makes one with random weights. The layers come in float32 and evaluation mode.
-    Raises InputError, in one line, for whatever cannot be had: nothing falls back to random weights.
+    A config file given for the UNet makes one with random weights. The layers come in float32 and evaluation mode; one
+    log line says where each comes from. Raises InputError, in one line, for whatever cannot be had: nothing falls back
+    to random weights.
     """
     if Path(name).is_file():
         if part == "unet" and subfolder is None and Path(name).suffix == ".json":
-            return random_unet(name)
+            unet = random_unet(name)
+            logger.info("unet: %s random weights, configuration %s", _millions(unet), name)
+            return unet
         raise InputError(f"--{FLAGS[part]} {name} is a file; expected a model's folder or published name")
     folder = local_folder(part, name, subfolder)
+    where = folder or "/".join(filter(None, (str(name), subfolder)))
     if folder is None:
-        return _load_published(part, str(name), subfolder, variant)
-    return _load_tokenizer(folder) if part == "tokenizer" else _load_layer(part, folder, variant)
+        loaded = _load_published(part, str(name), subfolder, variant)
+    else:
+        loaded = _load_tokenizer(folder) if part == "tokenizer" else _load_layer(part, folder, variant)
+    if part == "tokenizer":
+        logger.info("tokenizer: %d tokens loaded from %s", len(loaded), where)
+    else:
+        logger.info(
+            "%s: %s weights loaded from %s%s", part, _millions(loaded), where, f" ({variant})" if variant else ""
+        )
+    return loaded
+
+
+def _millions(layer):
+    count = sum(parameter.size for parameter in layer.parameters())
+    return f"{count / 1e6:.4g} M" if count >= 1e6 else f"{count:,}"
 
 
 class DeferredPart:
@@ -61,6 +78,7 @@ class DeferredPart:
         layer = _build_empty(part, config, folder / "config.json" if folder else name)
         self.config = layer.config
         self.num_parameters = sum(math.prod(parameter.shape) for parameter in layer.parameters())
+        logger.info("%s: not loaded, the cache holds its output (%s)", part, folder or name)
 
     def load(self):
         """The layer with its weights, in evaluation mode."""

@@ -22,14 +22,17 @@ PATIENCE_SECONDS = 30
 READ_SECONDS = 5
 
 
-def main():
-    """Print a line for each question, and end with exit code 1 if the run would not get through."""
+def main(argv: list[str] | None = None) -> None:
+    """Print a line for each question, and end with exit code 1 if the run would not get through.
+
+    argv: the flags of the training command; by default those of this process.
+    """
     runtime.prepare()
     set_up_logging()
     import_quietly()
     from sd.flags.command_line import parse_arguments
 
-    arguments = parse_arguments()
+    arguments = parse_arguments(argv)
     problems = sum(examine(*arguments))
     print(f"\n{problems} problem(s)" if problems else "\nready")
     sys.exit(min(problems, 1))

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import signal
 from pathlib import Path
 
 import paddle
@@ -50,7 +51,8 @@ def train(model_args, data_args, training_args):
     if checkpoint:
         before = read_json(checkpoint, "settings.json")
         told = check_same_run(before, settings, checkpoint, training_args.allow_changed_resume)
-        logger.info("going on from %s%s", checkpoint, f" with changed settings: {told}" if told else "")
+        changed = f"; changed settings: {told}" if told else ""
+        logger.info("going on from %s, whose weights replace those above%s", checkpoint, changed)
     if training_args.process_index == 0:
         arguments = (model_args, data_args, training_args)
         write_run_json(training_args.output_dir, arguments, dataset.fingerprint, checkpoint)
@@ -61,12 +63,16 @@ def train(model_args, data_args, training_args):
         data_collator=collate,
         eval_dataset=make_eval_dataset(model, data_args, training_args),
         run_settings=settings,
-        previews=make_previews(model, model_args, data_args, training_args),
+        previews=make_previews(model, model_args, data_args, training_args, dataset.catalog),
     )
     with Siblings(training_args):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if lock:
         lock.close()
+    if trainer.stop_signal is not None:
+        name = "Ctrl-C" if trainer.stop_signal == signal.SIGINT else signal.Signals(trainer.stop_signal).name
+        saved = "saved" if training_args.save_on_exit else "not saved (--save_on_exit False)"
+        logger.info("stopped by %s after step %d, %s; the same command goes on", name, trainer.state.global_step, saved)
     return trainer.stop_signal
 
 
@@ -194,13 +200,13 @@ def make_eval_dataset(model, data_args, training_args):
     return _eval_pairs(model, data_args, training_args, data_args.eval_file_list, limit if limit > 0 else None)
 
 
-def make_previews(model, model_args, data_args, training_args):
+def make_previews(model, model_args, data_args, training_args, catalog):
     """What is drawn while training, on rank 0 alone: the first records of the file list and the user's prompts."""
     prompts = read_prompts(training_args.validation_prompts) if training_args.validation_prompts else []
     wanted = training_args.image_logging_steps > 0 and "visualdl" in training_args.report_to
     if training_args.process_index != 0 or not wanted:
         return None
-    pairs = _eval_pairs(model, data_args, training_args, data_args.file_list, PREVIEW_COUNT)
+    pairs = _eval_pairs(model, data_args, training_args, catalog, PREVIEW_COUNT)
     batch = collate([pairs[index] for index in range(len(pairs))])
     raise_if_failed(batch)
     return Previews(

@@ -147,7 +147,8 @@ class EvalPairs(Dataset):
     """`limit` records spread evenly over a file list: centre crop, first caption, draws that never change.
 
     Gives the same keys as TextImagePair, `sample` being the number of the record among the `len`. A bad row is
-    replaced by the next good one. Use `collate`, `worker_init_fn` and `raise_if_failed` with it too.
+    replaced by the next good one. Use `collate`, `worker_init_fn` and `raise_if_failed` with it too. file_list: its
+    path, or the Catalog that a TextImagePair has read.
     """
 
     def __init__(
@@ -164,7 +165,8 @@ class EvalPairs(Dataset):
         cache_bytes=DEFAULT_BYTES,
     ):
         super().__init__()
-        self.catalog = Catalog(file_list, resolution, max_bad_fraction=max_bad_fraction)
+        is_catalog = isinstance(file_list, Catalog)
+        self.catalog = file_list if is_catalog else Catalog(file_list, resolution, max_bad_fraction=max_bad_fraction)
         self._ends = np.cumsum(self.catalog.usable)
         self._num_records = min(limit or self.catalog.num_usable, self.catalog.num_usable)
         self._seed, self._cache_bytes = seed, cache_bytes
