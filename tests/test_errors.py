@@ -1,6 +1,7 @@
 """How scripts end: one line and an exit code, and no word at all where nobody reads any more."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +64,61 @@ def test_a_closed_output_is_no_error():
     program = "import os; os.close(1); import sys; sys.stdout = None; from sd.errors import run_script; run_script(int)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# Ctrl-C: one line, from the first moment on.
+
+
+def interrupt(*words, ready, **options):
+    """(exit code, lines on stderr after `ready` was among them) of a process that SIGINT reaches at that moment."""
+    command = [sys.executable, *words]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    while ready not in (line := process.stderr.readline()):
+        assert line, "it ended first"
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=120)[1]
+    return process.returncode, told.splitlines()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "ready()\n    time.sleep(60)",
+        # A library that makes an error of its own of it, as Paddle's import does.
+        "ready()\n    try: time.sleep(60)\n    except BaseException: raise ImportError",
+        "import slow_module",
+    ],
+)
+def test_ctrl_c_gives_one_line_and_the_exit_code_of_shells(body, tmp_path, monkeypatch):
+    (tmp_path / "slow_module.py").write_text(
+        "import sys, time\nprint('ready', file=sys.stderr, flush=True)\n"
+        "try:\n    time.sleep(60)\nexcept BaseException:\n    print('its own noise', file=sys.stderr)\n    raise\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    program = (
+        f"import sys, time\nfrom sd.errors import run_script\ndef main():\n    {body}\nrun_script(main, 'all is kept')"
+    )
+    code, lines = interrupt("-c", program, ready="ready")
+    assert (code, lines) == (130, ["stopped by Ctrl-C; all is kept"])
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (("train_txt2img_laion400m_trainer.py", "--do_train"), "the same command starts again"),
+        (("-m", "sd.doctor", "--do_train"), "nothing was changed"),
+        (("eval.py",), "finished pictures are kept; the same command goes on"),
+    ],
+)
+def test_ctrl_c_in_the_first_seconds_of_a_real_script_gives_one_line(words, remedy):
+    code, lines = interrupt(*words, ready="runtime: ")  # what each says before it imports Paddle
+    assert code == 130 and len(lines) == 1, lines
+    assert lines[0].startswith("stopped by Ctrl-C; ") and remedy in lines[0]
+
+
+def test_a_script_that_ignores_ctrl_c_goes_on_ignoring_it():
+    program = (
+        "import os, signal; from sd.errors import run_script; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "run_script(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

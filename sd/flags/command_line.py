@@ -51,8 +51,8 @@ def parse_arguments(argv=None, environ=os.environ):
     parser = Parser((SDModelArguments, SDDataArguments, SDTrainingArguments), allow_abbrev=False)
     from_environment = environment_values(environ)
     parser.set_defaults(**from_environment)
-    names = {action.dest for action in parser._actions}
-    argv = expand(sys.argv[1:] if argv is None else argv, names)
+    flags = {action.dest: action.nargs == "+" for action in parser._actions}
+    argv = expand(sys.argv[1:] if argv is None else argv, flags)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         names = [name for action in parser._actions for name in action.option_strings]

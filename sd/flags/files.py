@@ -5,8 +5,9 @@ Two kinds of file: a recipe, one flag a line with `#` comments, and a run's `run
 
 import json
 import shlex
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from sd.errors import InputError
 
@@ -15,19 +16,19 @@ _NOT_REPEATED = {"resume_from_checkpoint", "overwrite_output_dir", "local_rank"}
 _OUTPUT_NAMED = ("logging_dir", "run_name")  # derived from output_dir unless the user chose them
 
 
-def expand(argv: Iterable[str], names: Collection[str] = ()) -> list[str]:
+def expand(argv: Iterable[str], flags: Mapping[str, bool] = MappingProxyType({})) -> list[str]:
     """The words of a command line with every `@FILE` replaced by the flags in it, in its place; the last flag wins.
 
-    names: the flags that the command takes; of a run.json only these are used. Raises InputError for a file that
-    cannot be read or holds no flags.
+    flags: name -> whether it takes several values, of the flags that the command takes; of a run.json only these are
+    used. Raises InputError for a file that cannot be read or holds no flags.
     """
     words = []
     for word in argv:
-        words += _read(Path(word[1:]), names) if len(word) > 1 and word.startswith("@") else [word]
+        words += _read(Path(word[1:]), flags) if len(word) > 1 and word.startswith("@") else [word]
     return words
 
 
-def _read(path: Path, names: Collection[str]) -> list[str]:
+def _read(path: Path, flags: Mapping[str, bool]) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -35,7 +36,7 @@ def _read(path: Path, names: Collection[str]) -> list[str]:
         raise InputError(
             f"@{path} cannot be read: {reason}; expected a file of flags, one a line, or a run.json"
         ) from None
-    return _run_words(text, path, names) if path.suffix == ".json" else _recipe_words(text, path)
+    return _run_words(text, path, flags) if path.suffix == ".json" else _recipe_words(text, path)
 
 
 def _recipe_words(text: str, path: Path) -> list[str]:
@@ -54,7 +55,7 @@ def _recipe_words(text: str, path: Path) -> list[str]:
     return words
 
 
-def _run_words(text: str, path: Path, names: Collection[str]) -> list[str]:
+def _run_words(text: str, path: Path, flags: Mapping[str, bool]) -> list[str]:
     """The flags of a run.json. Relative paths are looked up in the folder in which that run was started."""
     try:
         run = json.loads(text)
@@ -68,10 +69,11 @@ def _run_words(text: str, path: Path, names: Collection[str]) -> list[str]:
     words = []
     for name, value in arguments.items():
         derived = name in _OUTPUT_NAMED and str(value).startswith(output_dir)
-        if value in (None, []) or name not in names or name in _NOT_REPEATED or derived:
+        # A dict is what paddlenlp made of a flag of its own that training does not use.
+        if value in (None, []) or isinstance(value, dict) or name not in flags or name in _NOT_REPEATED or derived:
             continue
-        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        words += [f"--{name}", *(_found_from(folder, name, str(each)) for each in values)]
+        values = [str(each) for each in value] if isinstance(value, list) else [_found_from(folder, name, str(value))]
+        words += [f"--{name}", *(values if flags[name] else [" ".join(values)])]
     return words
 
 

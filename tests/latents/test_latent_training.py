@@ -149,7 +149,7 @@ def test_cached_records_are_reconstructed_as_images_are(workshop):
     for file_list in (workshop.file_list, workshop.caches[True]):
         flags = workshop.flags("previews", "--file_list", file_list, "--report_to", "visualdl")
         model_args, data_args, training_args = parse_arguments(flags, environ={})
-        previews.append(make_previews(model, model_args, data_args, training_args))
+        previews.append(make_previews(model, model_args, data_args, training_args, data_args.file_list))
     images, cache = previews
     assert images.captions == cache.captions and len(set(cache.captions)) == 4
     kept = reconstruct(model.vae, images.records["pixel_values"]).astype(int)

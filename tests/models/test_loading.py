@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,23 @@ def test_weights_are_those_of_the_file(pristine):
     assert set(stored) == set(loaded)
     for name, value in stored.items():
         np.testing.assert_array_equal(loaded[name].numpy(), value)
+
+
+def test_one_log_line_says_of_each_component_where_it_comes_from_and_how_many_weights(repository, caplog):
+    caplog.set_level(logging.INFO, logger="sd")
+    config = repository / "unet_config.json"
+    load(repository)
+    load(repository, unet_name_or_path=str(config))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 8
+    vocabulary = len(json.loads((repository / "tokenizer/vocab.json").read_text()))
+    assert lines[0] == f"tokenizer: {vocabulary} tokens loaded from {repository}/tokenizer"
+    for line, part, name in zip(
+        lines[1:4], ("text_encoder", "vae", "unet"), ("model", *[UNET_FILE[:-12]] * 2), strict=True
+    ):
+        count = sum(array.size for array in load_file(repository / part / f"{name}.safetensors").values())
+        assert line == f"{part}: {count:,} weights loaded from {repository}/{part}"
+    assert lines[7] == f"unet: {lines[3].split()[1]} random weights, configuration {config}"
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
