@@ -96,7 +96,8 @@ def test_ctrl_c_gives_one_line_and_the_exit_code_of_shells(body, tmp_path, monke
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     program = (
-        f"import sys, time\nfrom sd.errors import run_script\ndef main():\n    {body}\nrun_script(main, 'all is kept')"
+        "import sys, time\nfrom sd.errors import run_script\ndef ready(): print('ready', file=sys.stderr, flush=True)\n"
+        f"def main():\n    {body}\nrun_script(main, 'all is kept')"
     )
     code, lines = interrupt("-c", program, ready="ready")
     assert (code, lines) == (130, ["stopped by Ctrl-C; all is kept"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from sd.errors import InputError
+from sd.text import TextError, decode_text
 
 # Of a run.json: what would remove checkpoints, or is the launcher's business.
 _NOT_REPEATED = {"resume_from_checkpoint", "overwrite_output_dir", "local_rank"}
@@ -30,8 +31,8 @@ def expand(argv: Iterable[str], flags: Mapping[str, bool] = MappingProxyType({})
 
 def _read(path: Path, flags: Mapping[str, bool]) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = decode_text(path.read_bytes())
+    except (OSError, TextError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"@{path} cannot be read: {reason}; expected a file of flags, one a line, or a run.json"

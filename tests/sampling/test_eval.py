@@ -29,7 +29,10 @@ def test_flags_of_training_name_the_same_parts():
 
 
 def test_help_needs_no_paddle():
-    program = "import sys; from sd.commands.sample import parse_arguments; parse_arguments(['--prompt', 'a', 'b']); sys.exit('paddle' in sys.modules)"
+    program = (
+        "import sys; from sd.commands.sample import parse_arguments; parse_arguments(['--prompt', 'a', 'b']); "
+        "sys.exit('paddle' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
