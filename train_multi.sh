@@ -1,6 +1,6 @@
 #!/bin/sh
-# Train on several cards with the flags of train.sh; further ones win: sh train_multi.sh --max_steps 100
-# Fewer cards:            GPUS=0,1 sh train_multi.sh
+# Train on all visible cards with the flags of train.sh; further ones win: sh train_multi.sh --max_steps 100
+# Some of them:           GPUS=0,1 sh train_multi.sh
 # Several machines, the same command on each:  LAUNCH="--ips IP1,IP2" sh train_multi.sh
 #   (or LAUNCH="--master IP1:PORT --nnodes 2"); output_dir on storage that they share.
 # No GPU, two processes:  NPROC=2 sh train_multi.sh --device cpu
@@ -11,7 +11,7 @@ case " $* " in *" --device cpu "* | *" --device=cpu "*) NPROC="${NPROC:-2}" ;; e
 if [ -n "${NPROC:-}" ]; then
     processes="--nproc_per_node $NPROC"
 else
-    processes="--gpus ${GPUS:-0,1,2,3,4,5,6,7}"
+    processes="${GPUS:+--gpus $GPUS}"  # the launcher takes all visible cards where none are named
 fi
 
 export LAUNCHER="-m paddle.distributed.launch $processes ${LAUNCH:-}"

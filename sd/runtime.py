@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from sd import devices
+
 # MKL_DEBUG_CPU_TYPE -> the instruction sets its code path uses. Type 8 and above need what no AMD processor has.
 _MKL_PATHS = {"7": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}, "5": {"avx2", "fma"}}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
@@ -69,10 +71,14 @@ def keep_freed_memory():
     return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, -1))
 
 
-def prepare():
-    """Set what helps and say so in one line on stderr (rank 0 alone). Call it before Paddle is imported."""
+def prepare(device=None):
+    """Set what helps and say so in one line on stderr (rank 0 alone). Call it before Paddle is imported.
+
+    device: the `--device` that was given, see sd.devices.
+    """
     if "paddle" in sys.modules:
         raise RuntimeError("sd.runtime.prepare() came after Paddle's import, when its variables are no longer read")
+    devices.prepare(device)
     cpuinfo = Path("/proc/cpuinfo")
     chosen = settings(cpuinfo.read_text() if cpuinfo.exists() else "", usable_cores(), os.environ)
     os.environ.update(chosen)

@@ -1,8 +1,9 @@
 """Compute the VAE's moments, and with --cache_text the text encoder's states, of a file list once, for training."""
 
 import argparse
+import logging
 
-from sd import runtime, versions
+from sd import devices, runtime, versions
 from sd.data.parts.moments import CROPS
 from sd.latents.options import ENGINES, CacheOptions
 from sd.logs import import_quietly, set_up_logging
@@ -85,13 +86,13 @@ def main():
     options = parse_arguments()
     die_with_launcher()
     versions.check()
-    runtime.prepare()
+    runtime.prepare(options.device)
     set_up_logging()
     import_quietly()
     from sd.latents.run import precompute
-    from sd.sampling.models import choose_device
 
-    choose_device(options.device)
+    device = devices.select(options.device)
+    logging.getLogger("sd").info("device: %s", devices.describe(device))
     done = precompute(options)
     if done is None:
         return

@@ -2,7 +2,7 @@
 
 import argparse
 
-from sd import runtime, versions
+from sd import devices, runtime, versions
 from sd.flags.models import add_model_flags
 from sd.logs import import_quietly
 
@@ -24,12 +24,12 @@ def main():
     """Load the parts, write the folder."""
     flags = parse_arguments()
     versions.check()
-    runtime.prepare()
+    runtime.prepare("cpu")
     import_quietly()
     from sd.sampling.export import export_pipeline
-    from sd.sampling.models import choose_device, load_models
+    from sd.sampling.models import load_models
 
-    choose_device("cpu")
+    devices.select("cpu")
     models = load_models(
         flags.checkpoint,
         pretrained_model=flags.pretrained_model,

@@ -95,7 +95,7 @@ def main():
         from sd.runs.locate import find_unet
 
         flags.unet = find_unet(flags.unet).folder
-    runtime.prepare()
+    runtime.prepare(flags.device)
     set_up_logging()
     import_quietly()
     from sd.metrics.measure import measure

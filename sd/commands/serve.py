@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from sd import versions
+from sd import devices, versions
 from sd.errors import InputError
 from sd.flags.models import add_model_flags
 
@@ -36,6 +36,8 @@ def parse_arguments(arguments=None):
 def main():
     """Check what can be checked at once, then become the page's process, which starts the drawing one."""
     flags = parse_arguments()
+    if flags.device:
+        devices.parse(flags.device)
     versions.check()
     from sd.runs.locate import list_choices
     from sd.sampling.files import make_folder

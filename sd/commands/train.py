@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-from sd import runtime, versions
+from sd import devices, runtime, versions
 from sd.flags.files import expand
 from sd.flags.help import training_help
 from sd.logs import import_quietly, rank, set_up_logging
@@ -24,7 +24,7 @@ def main():
         examine([word for word in argv if word != "--doctor"])
         return
     die_with_launcher()
-    runtime.prepare()
+    runtime.prepare(devices.requested(expand(argv, {"device": False})))
     versions.check()
     set_up_logging()
     import_quietly()

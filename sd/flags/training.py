@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Optional
 
-import paddle
 from paddlenlp.trainer import TrainingArguments
 
+from sd import devices
 from sd.errors import InputError
 from sd.flags.arguments import check_choice, check_range, flag
 
@@ -36,6 +36,7 @@ REPORTERS = ("visualdl", "custom_visualdl", "tensorboard", "wandb", "autonlp", "
 class SDTrainingArguments(TrainingArguments):
     """How training runs, what it logs and what it keeps."""
 
+    device: Optional[str] = flag(None, "cpu, gpu or gpu:N (default: a GPU if there is one).")
     image_logging_steps: int = flag(1000, "Draw images every so many steps, a multiple of logging_steps; -1: never.")
     use_ema: bool = flag(False, "Keep an exponential moving average of the UNet's weights.")
     ema_decay: float = flag(0.9999, "Largest decay of the moving average; warm-up: min(ema_decay, (1+n)/(10+n)).")
@@ -57,7 +58,7 @@ class SDTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         self._check_values()
-        self._check_device()
+        self._select_device()
         self.report_to = ["visualdl" if name == "custom_visualdl" else name for name in self.report_to]
         super().__post_init__()
         if self.ddp_find_unused_parameters is None:
@@ -101,15 +102,15 @@ class SDTrainingArguments(TrainingArguments):
         if "stage3" in str(self.sharding):
             raise InputError(f"sharding={self.sharding!r} is not supported by this trainer; use stage1 or stage2")
 
-    def _check_device(self):
-        """Fall back to the CPU where Paddle has no GPU, and refuse what a CPU cannot do."""
-        if self.device == "gpu" and not paddle.is_compiled_with_cuda():
-            logger.warning("device 'gpu': this Paddle was built without CUDA, training on the CPU (--device cpu)")
-            self.device = "cpu"
+    @property
+    def precision(self) -> str:
+        """`fp16`, `bf16` or `fp32`."""
+        return "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"
+
+    def _select_device(self):
+        """Set Paddle's device, of which `device` keeps the kind, and refuse what it cannot do."""
+        self.device = devices.select(self.device, self.precision).kind
         if self.device == "cpu":
-            for name in ("fp16", "bf16"):
-                if getattr(self, name):
-                    raise InputError(f"{name}=True on device 'cpu'; Paddle has no kernels for it there, leave it out")
             stage = str(self.sharding)
             if "stage2" in stage or "stage3" in stage:
                 raise InputError(

@@ -8,10 +8,10 @@ from contextlib import closing
 from functools import partial
 from itertools import groupby
 
-import paddle
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from sd import devices
 from sd.data.parts import storage
 from sd.data.parts.index import PartError
 from sd.errors import RunError
@@ -155,8 +155,7 @@ def _make_on_ray(todo, manifest, options):
 def _make_one(task, manifest, options):
     """A Ray task: one part, by the encoders that this worker keeps; threads decode ahead."""
     threadpool_limits(1)  # Ray gives a task one core
-    if options.device:
-        paddle.set_device(options.device)
+    devices.select(options.device)
     encoders = encoders_for(options)
     decode = partial(decode_chunk, options=options)
     chunks = chunks_of(task, options)

@@ -1,13 +1,13 @@
 """`eval.py --metrics`: draw a file of prompts at several guidance scales, and score the pictures by FID and CLIP."""
 
 import functools
-import multiprocessing
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-import paddle
 from tqdm import tqdm
 
+from sd import devices
 from sd.errors import InputError
 from sd.flags.arguments import check_choice, check_range
 from sd.metrics.extractors import load_clip, load_fid_extractor
@@ -17,7 +17,7 @@ from sd.metrics.scores import Moments, clip_scores, frechet_distance
 from sd.processes.pool import run_local
 from sd.sampling.files import make_folder, read_pixels
 from sd.sampling.job import Job, Settings, draw, settings_from, warn_of_cut_prompts
-from sd.sampling.models import choose_device, load_models
+from sd.sampling.models import load_models
 from sd.sampling.prompts import read_prompts
 
 # What a protocol fixes beside eval.py's defaults of 50 steps and seed 42; a flag that is given wins.
@@ -74,19 +74,24 @@ def measure(flags, model_flags):
     prompts = read_prompts(flags.prompts_file, flags.prompts_column, flags.num_prompts)
     source = Source(tuple(model_flags.items()), flags.device, flags.fid_model, flags.clip_model)
     models, fid_extractor, clip, weights_id = _loaded(source)
-    settings = settings_from(flags, models, paddle.device.get_device().partition(":")[0])
+    device = devices.current()
+    settings = settings_from(flags, models, device.kind)
     warn_of_cut_prompts(models.tokenizer, prompts)
     output = make_folder(flags.output or "eval_metrics")
     reference = None
     if fid_extractor and flags.fid_reference:
         side = min(settings.height, settings.width)
         reference = reference_statistics(flags.fid_reference, fid_extractor, side, output / "fid_reference.npz")
-    results = []
+    tasks = []
     for scale in flags.guidance_scales:
         folder = make_folder(output / f"guidance-{scale:g}")
         jobs = [Job(prompt, flags.seed + row, folder / f"{row:05d}.png") for row, prompt in enumerate(prompts)]
-        tasks = _tasks(source, replace(settings, guidance_scale=scale), jobs)
-        results.append({"guidance_scale": scale, **_score(tasks, flags.processes, fid_extractor, reference, len(jobs))})
+        tasks += _tasks(source, replace(settings, guidance_scale=scale), jobs)
+    with closing(_outcomes(tasks, flags.processes, device)) as outcomes:
+        results = [
+            {"guidance_scale": scale, **_score(scale, outcomes, len(prompts), fid_extractor, reference)}
+            for scale in flags.guidance_scales
+        ]
     report = {
         "model": models.label,
         "weights": weights_id,
@@ -121,11 +126,8 @@ def _check(flags):
 
 @functools.lru_cache(maxsize=1)
 def _loaded(source):
-    """Models and extractors of this process. Of several processes on GPUs each takes the next one."""
-    device = source.device
-    number = next(iter(multiprocessing.current_process()._identity), 0)
-    if choose_device(device) == "gpu" and ":" not in (device or "") and number:
-        choose_device(f"gpu:{(number - 1) % paddle.device.cuda.device_count()}")
+    """Models and extractors of this process."""
+    devices.select(source.device, dict(source.model_flags).get("dtype", "fp32"))
     models = load_models(**dict(source.model_flags))
     fid_extractor = load_fid_extractor(source.fid_model) if source.fid_model else None
     clip = load_clip(source.clip_model) if source.clip_model else None
@@ -149,14 +151,26 @@ def _work(task):
     return len(images), features, scores
 
 
-def _score(tasks, processes, fid_extractor, reference, total):
-    """The measures of one guidance scale: `fid` and `clip_score`, None where not asked for."""
+def _outcomes(tasks, processes, device):
+    """Yield each task's outcome in order, from one pool for all of them: a process loads its models once.
+
+    Unless the user has named a card, the processes take the visible ones in turn.
+    """
+    if processes == 1:
+        yield from map(_work, tasks)
+        return
+    named = tasks[0].source.device and devices.parse(tasks[0].source.device).index is not None
+    yield from run_local(_work, tasks, processes, [] if named else devices.card_environments(device))
+
+
+def _score(scale, outcomes, total, fid_extractor, reference):
+    """The measures of the next `total` pictures, of one guidance scale: `fid` and `clip_score`, None where not asked
+    for."""
     moments = Moments(fid_extractor.width) if fid_extractor else None
     found = []
-    outcomes = run_local(_work, tasks, processes) if processes > 1 else map(_work, tasks)
-    label = f"guidance {tasks[0].settings.guidance_scale:g}"
-    with tqdm(total=total, desc=label, unit="picture") as bar:
-        for count, features, scores in outcomes:
+    with tqdm(total=total, desc=f"guidance {scale:g}", unit="picture") as bar:
+        while bar.n < total:
+            count, features, scores = next(outcomes)
             if moments:
                 moments.add(features)
             if scores is not None:

@@ -30,20 +30,26 @@ def die_with_launcher():
         die_with_parent(os.getppid())
 
 
-def _start_worker(parent):
+def _start_worker(parent, environments):
     die_with_parent(parent)
+    if environments:
+        number = next(iter(multiprocessing.current_process()._identity), 1)
+        os.environ.update(environments[(number - 1) % len(environments)])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def run_local(function, tasks, num_workers):
+def run_local(function, tasks, num_workers, environments=()):
     """Yield `function(task)` for each task, in order, at most 2 * num_workers of them in hand.
+
+    environments: dicts of environment variables, dealt out to the workers in turn before they import the function.
 
     Raises RunError if a worker is killed. Leaving the loop early kills the workers at once.
     """
     context = multiprocessing.get_context("spawn")  # forking beside threads (progress bar, S3) may deadlock
     earlier = set(multiprocessing.active_children())
-    executor = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(os.getpid(),))
+    start = {"initializer": _start_worker, "initargs": (os.getpid(), environments)}
+    executor = ProcessPoolExecutor(num_workers, context, **start)
     try:
         pending = deque()
         for task in tasks:

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import paddle
 import xxhash
 
+from sd import devices
 from sd.diffusion.model import check_parts
 from sd.diffusion.schedule import sampler_config
 from sd.errors import InputError, first_line
@@ -55,21 +55,6 @@ class Models:
         return digest.hexdigest()[:12]
 
 
-def choose_device(name=None):
-    """Set Paddle's device from `cpu`, `gpu` or `gpu:1`; None takes a GPU if there is one. Returns its kind."""
-    has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
-    name = name or ("gpu" if has_gpu else "cpu")
-    kind = name.partition(":")[0]
-    check_choice("device", kind, ("cpu", "gpu", "xpu", "npu"))
-    if kind == "gpu" and not has_gpu:
-        raise InputError(f"device={name!r}, but Paddle sees no GPU here; use --device cpu or install paddlepaddle-gpu")
-    try:
-        paddle.set_device(name)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise InputError(f"device={name!r} cannot be used: {str(error).strip().splitlines()[-1]}") from None
-    return kind
-
-
 def load_models(
     unet=None,
     *,
@@ -88,8 +73,7 @@ def load_models(
     taken over where they are the same. Raises InputError if a part cannot be had or the parts do not fit.
     """
     check_choice("dtype", dtype, DTYPES)
-    if dtype != "fp32" and paddle.device.get_device() == "cpu":
-        raise InputError(f"dtype={dtype!r} on device 'cpu', where Paddle has no kernels for it; use --dtype fp32")
+    devices.check_precision(devices.current(), dtype)
     place = find_unet(unet or f"{pretrained_model or PUBLISHED}/unet")
     folder = Path(place.folder)
     if variant and folder.is_dir() and not any(folder.glob(f"*.{variant}.safetensors")):

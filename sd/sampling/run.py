@@ -3,13 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+from sd import devices
 from sd.errors import InputError
 from sd.flags.arguments import check_range
 from sd.sampling.compare import find_columns
 from sd.sampling.files import make_folder, read_pixels, slug, write_png
 from sd.sampling.grid import labelled_sheet, labelled_table
 from sd.sampling.job import Job, draw, settings_from, warn_of_cut_prompts
-from sd.sampling.models import choose_device, load_models
+from sd.sampling.models import load_models
 from sd.sampling.prompts import read_prompts
 
 _MODEL_FLAGS = ("pretrained_model", "text_encoder", "vae", "tokenizer", "dtype")
@@ -23,7 +24,7 @@ def run(flags):
     prompts = list(flags.prompt or [])
     if flags.prompts_file:
         prompts += read_prompts(flags.prompts_file, flags.prompts_column)
-    device = choose_device(flags.device)
+    device = devices.select(flags.device, flags.dtype).kind
     if flags.compare:
         _compare(flags, prompts, device)
     else:

@@ -11,8 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from sd import runtime
+from sd import devices, runtime
 from sd.errors import InputError, RunError, is_out_of_memory, training_told_plainly
+from sd.flags.files import expand
 from sd.logs import import_quietly, set_up_logging
 
 GIB = 2**30
@@ -27,7 +28,8 @@ def main(argv: list[str] | None = None) -> None:
 
     argv: the flags of the training command; by default those of this process.
     """
-    runtime.prepare()
+    argv = sys.argv[1:] if argv is None else argv
+    runtime.prepare(devices.requested(expand(argv, {"device": False})))
     set_up_logging()
     import_quietly()
     from sd.flags.command_line import parse_arguments
@@ -47,8 +49,9 @@ def examine(model_args, data_args, training_args):
     wrong = mismatches()
     told = ", ".join(f"{name} {installed or 'missing'} (needed {pinned})" for name, installed, pinned in wrong)
     yield answer("versions", f"as pinned, Python {sys.version.split()[0]}" if not wrong else told, bad=bool(wrong))
-    total_memory, device = describe_device(training_args.device)
-    yield answer("device", device)
+    device = devices.current()
+    yield answer("device", devices.describe(device))
+    total_memory = devices.memory_bytes(device)
     manifest = manifest_of(data_args.file_list)
     try:
         if manifest:
@@ -94,19 +97,6 @@ def millions(model, part):
     if part in model.deferred:
         return model.deferred[part].num_parameters / 1e6
     return sum(parameter.size for parameter in getattr(model, part).parameters()) / 1e6
-
-
-def describe_device(device):
-    """(memory in bytes, description) of the device that training would use."""
-    import paddle
-    import psutil
-
-    if device == "cpu":
-        memory = psutil.virtual_memory()
-        return memory.available, f"cpu, {runtime.usable_cores()} cores, {memory.available / GIB:.1f} GiB free"
-    properties = paddle.device.cuda.get_device_properties()
-    count = paddle.device.cuda.device_count()
-    return properties.total_memory, f"{count} x {properties.name}, {properties.total_memory / GIB:.1f} GiB each"
 
 
 def measure_steps(model, data_args, training_args, available):

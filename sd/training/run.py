@@ -8,6 +8,7 @@ from pathlib import Path
 import paddle
 from paddlenlp.trainer.trainer_utils import IntervalStrategy
 
+from sd import devices
 from sd.data.parts.moments import find_manifest
 from sd.data.streaming.dataset import EvalPairs, TextImagePair, collate, raise_if_failed
 from sd.diffusion.model import StableDiffusionModel
@@ -35,6 +36,9 @@ def train(model_args, data_args, training_args):
     """Train as the arguments say. Returns the number of the signal that ended training early, or None."""
     if not training_args.do_train:
         raise InputError("nothing to do; give --do_train")
+    precision = f"{training_args.precision} {training_args.fp16_opt_level}".removesuffix(" O1")
+    ranks = f"{training_args.world_size} rank(s)"
+    logger.info("device: %s; precision %s; %s", devices.describe(devices.current()), precision, ranks)
     # Whatever is wrong with the data is told before gigabytes of models are loaded.
     manifests = [find_manifest(file_list) for file_list in file_lists(data_args)]
     lock, checkpoint = on_rank_0(training_args, lambda: prepare(model_args, data_args, training_args))

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import xxhash
 
-from sd import runtime
+from sd import devices, runtime
 from sd.errors import InputError, RunError
 from sd.flags.arguments import check_choice, check_range
 from sd.logs import import_quietly
@@ -86,13 +86,13 @@ class Engine:
 
     def _load(self, label, weights, tell):
         """(models, kind of device). Only the last models asked for stay, and the old UNet goes before the new comes."""
-        from sd.sampling.models import choose_device, load_models
+        from sd.sampling.models import load_models
 
         choices = self.choices()
         if label not in choices:
             raise InputError(f"{label or 'no checkpoint'!s} is not there; there are {', '.join(choices) or 'none yet'}")
         config = self._config
-        device = choose_device(config.device)
+        device = devices.select(config.device, config.dtype).kind
         folder = Path(choices[label])
         stamp = folder.stat().st_mtime_ns if folder.exists() else None
         wanted = (label, weights, stamp)
@@ -218,9 +218,10 @@ def main():
         with lock, suppress(BrokenPipeError):  # a page that is gone is noticed by `listen`
             print(json.dumps(value), file=answers, flush=True)
 
-    server = Server(Engine(json.loads(sys.argv[1])), answer)
+    config = json.loads(sys.argv[1])
+    server = Server(Engine(config), answer)
     threading.Thread(target=server.listen, args=(sys.stdin, lambda: os._exit(0)), daemon=True).start()
-    runtime.prepare()
+    runtime.prepare(config.get("device"))
     import_quietly()
     server.work()
 
