@@ -1,4 +1,4 @@
-"""Write a checkpoint as a whole pipeline folder, for ppdiffusers or for diffusers on PyTorch."""
+"""Write a checkpoint as a whole pipeline: a folder for ppdiffusers or diffusers, or one file for ComfyUI and A1111."""
 
 import argparse
 
@@ -6,14 +6,31 @@ from sd import devices, runtime, versions
 from sd.flags.models import add_model_flags
 from sd.logs import import_quietly
 
+FORMATS = ("ppdiffusers", "diffusers", "single_file")
+
 
 def parse_arguments(arguments=None):
     """The flags. They are read before Paddle is imported, so that `--help` is quick."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="NAME", help="output_dir/checkpoint-N, or output_dir (its newest)")
-    add("--output", required=True, metavar="DIR", help="folder to be made")
-    add("--format", default="ppdiffusers", help="ppdiffusers or diffusers (default: %(default)s)")
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="NAME",
+        help="checkpoint-N, output_dir (its newest) or a model",
+    )
+    add("--output", required=True, metavar="PATH", help="folder, or file.safetensors, to be made")
+    add(
+        "--format",
+        choices=FORMATS,
+        default="ppdiffusers",
+        help="folder for ppdiffusers or for diffusers on PyTorch, or one file in the CompVis v1 layout "
+        "(default: %(default)s)",
+    )
+    add("--dtype", choices=("fp32", "fp16"), default="fp32", help="of the weights in one file (default: %(default)s)")
+    add("--card", action="store_true", help="also write a model card from the run's settings: README.md")
+    add("--scores", metavar="FILE", help="metrics.json of eval.py --metrics, for the card")
+    add("--picture", metavar="FILE", help="a grid of pictures, copied beside the card")
     add("--variant", help="`ema` for the moving average of the UNet's weights (default: the weights themselves)")
     add("--scheduler", help="ddim, pndm, lms, euler, heun or dpm (default: ddim)")
     add_model_flags(add)
@@ -26,7 +43,9 @@ def main():
     versions.check()
     runtime.prepare("cpu")
     import_quietly()
-    from sd.sampling.export import export_pipeline
+    from sd.runs.locate import find_unet
+    from sd.sampling.card import write_card
+    from sd.sampling.export import export_pipeline, export_single_file
     from sd.sampling.models import load_models
 
     devices.select("cpu")
@@ -38,5 +57,11 @@ def main():
         tokenizer=flags.tokenizer,
         variant=flags.variant,
     )
-    folder = export_pipeline(models, flags.output, flags.format, flags.scheduler)
-    print(f"{models.label} for {flags.format}: {folder}")
+    if flags.format == "single_file":
+        written = export_single_file(models, flags.output, flags.dtype)
+    else:
+        written = export_pipeline(models, flags.output, flags.format, flags.scheduler)
+    print(f"{models.label} for {flags.format}: {written}")
+    if flags.card:
+        checkpoint = find_unet(flags.checkpoint).checkpoint
+        print(f"model card: {write_card(checkpoint, written, models, flags.scores, flags.picture)}")

@@ -3,13 +3,13 @@
 import gc
 import hashlib
 import json
-import struct
 from pathlib import Path
 
 import numpy as np
 
 from sd.errors import InputError
 from sd.models.loading import load_part
+from sd.models.weight_file import SAFETENSORS, read_header
 from sd.models.weights import find_weights
 
 _PIECE_BYTES = 4 << 20
@@ -19,14 +19,16 @@ _DTYPES = {"float32": "F32", "float16": "F16", "float64": "F64", "int64": "I64",
 def weights_hash(part, name, subfolder=None):
     """SHA-256 over names, dtypes, shapes and bytes of a model's tensors, ordered by name; of a tokenizer's vocabulary.
 
-    part, name, subfolder: as `sd.models.loading.load_part` takes them. A local folder's file is read in pieces; a
-    published model is loaded, hashed and freed. The same weights in the file of another library, under other names,
-    have another hash. Raises InputError if it cannot be had.
+    part, name, subfolder: as `sd.models.loading.load_part` takes them. A local folder's safetensors is read in pieces;
+    any other model is loaded, hashed and freed. The same weights in the file of another library, under other names,
+    have another hash. Raises InputError if it cannot be loaded.
     """
     if part == "tokenizer":
         return _hash_tokenizer(load_part(part, name, subfolder))
     if Path(name).is_dir():
-        return _hash_file(find_weights(Path(name, subfolder or "")))
+        path = find_weights(Path(name, subfolder or ""))
+        if path.suffix == SAFETENSORS:
+            return _hash_file(path)
     layer = load_part(part, name, subfolder)
     digest = hashlib.sha256()
     for key, tensor in sorted(layer.state_dict().items()):
@@ -39,21 +41,17 @@ def weights_hash(part, name, subfolder=None):
 
 
 def _hash_file(path):
+    header, data_start = read_header(path)
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            (num_bytes,) = struct.unpack("<Q", file.read(8))
-            if num_bytes > path.stat().st_size:
-                raise ValueError("cut")
-            tensors = json.loads(file.read(num_bytes))
-            tensors.pop("__metadata__", None)
-            for key, tensor in sorted(tensors.items()):
+            for key, tensor in sorted(header.items()):
                 digest.update(_line(key, tensor["dtype"], tensor["shape"]))
                 start, end = tensor["data_offsets"]
-                file.seek(8 + num_bytes + start)
+                file.seek(data_start + start)
                 for at in range(start, end, _PIECE_BYTES):
                     digest.update(file.read(min(_PIECE_BYTES, end - at)))
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: unreadable weights ({error}); copy or download the file again") from error
     return digest.hexdigest()
 

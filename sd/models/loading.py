@@ -1,15 +1,17 @@
 """The parts of a Stable Diffusion model, each by its own flag or as a sub-folder of one repository.
 
-A local folder is read here, from safetensors alone; a published name goes to ppdiffusers.
+A local folder or a whole model in one file is read here; a published name goes to ppdiffusers, which asks Paddle's
+store, and then to the Hugging Face hub.
 """
 
-import contextlib
 import logging
 import math
 import re
 from pathlib import Path
 
 from sd.errors import InputError, first_line
+from sd.models.hub import fetch_component
+from sd.models.single_file import SingleFile, is_single_file
 from sd.models.weights import find_weights, load_weights, read_config
 
 FLAGS = {
@@ -18,6 +20,7 @@ FLAGS = {
     "unet": "unet_name_or_path",
     "tokenizer": "tokenizer_name",
 }
+PUBLISHED_TOKENIZERS = {"v1": "CompVis/stable-diffusion-v1-4", "v2": "stabilityai/stable-diffusion-2-1"}
 logger = logging.getLogger(__name__)
 
 
@@ -34,15 +37,17 @@ def load_part(part, name, subfolder=None, variant=None):
     log line says where each comes from. Raises InputError, in one line, for whatever cannot be had: nothing falls back
     to random weights.
     """
-    if Path(name).is_file():
+    if Path(name).is_file() and not is_single_file(name):
         if part == "unet" and subfolder is None and Path(name).suffix == ".json":
             unet = random_unet(name)
             logger.info("unet: %s random weights, configuration %s", _millions(unet), name)
             return unet
-        raise InputError(f"--{FLAGS[part]} {name} is a file; expected a model's folder or published name")
-    folder = local_folder(part, name, subfolder)
-    where = folder or "/".join(filter(None, (str(name), subfolder)))
-    if folder is None:
+        raise InputError(f"--{FLAGS[part]} {name} is a file; expected a model's folder, one file or published name")
+    folder = None if is_single_file(name) else local_folder(part, name, subfolder)
+    where = folder or (name if is_single_file(name) else "/".join(filter(None, (str(name), subfolder))))
+    if is_single_file(name):
+        loaded = _load_from_single_file(part, name)
+    elif folder is None:
         loaded = _load_published(part, str(name), subfolder, variant)
     else:
         loaded = _load_tokenizer(folder) if part == "tokenizer" else _load_layer(part, folder, variant)
@@ -69,10 +74,11 @@ class DeferredPart:
 
     def __init__(self, part, name, subfolder=None):
         self._source = part, name, subfolder
-        folder = local_folder(part, name, subfolder)
-        if folder is None:
-            with _told_plainly(part, name, subfolder):
-                config = _published_config(part, str(name), subfolder)
+        folder = None if is_single_file(name) else local_folder(part, name, subfolder)
+        if is_single_file(name):
+            config = SingleFile(name).configs[part]
+        elif folder is None:
+            config = _published_config(part, str(name), subfolder)
         else:
             config = read_config(folder / "config.json")
         layer = _build_empty(part, config, folder / "config.json" if folder else name)
@@ -160,6 +166,18 @@ def _load_layer(part, folder, variant):
     return layer
 
 
+def _load_from_single_file(part, path):
+    """A component out of a whole model in one file, which has no tokenizer: v1's or v2's is fetched by name."""
+    file = SingleFile(path)
+    if part == "tokenizer":
+        name = PUBLISHED_TOKENIZERS["v2" if file.is_v2 else "v1"]
+        logger.info("%s holds no tokenizer; taking that of %s (--tokenizer_name names another)", path, name)
+        return load_part(part, name, "tokenizer")
+    layer = _build_empty(part, file.configs[part], path)
+    file.load_weights(part, layer)
+    return layer
+
+
 def _load_tokenizer(folder):
     from ppdiffusers.transformers import CLIPTokenizer
 
@@ -177,32 +195,41 @@ def _load_published(part, name, subfolder, variant):
         from ppdiffusers.transformers import CLIPTokenizer as PartClass
     else:
         PartClass = _layer_class(part)  # noqa: N806
-    where = "/".join(filter(None, (name, subfolder)))
-    logger.info("fetching the published %s (if it comes as .pdparams, a pickle: trust its publisher)", where)
+    logger.info("fetching the published %s", "/".join(filter(None, (name, subfolder))))
     options = {"subfolder": subfolder} if subfolder else {}
     if variant:
         options["variant"] = variant
-    with _told_plainly(part, name, subfolder):
+    try:
         return PartClass.from_pretrained(name, **options)
+    except Exception as error:  # the libraries raise whatever the failing layer below them raised
+        folder = _fetch_from_hub(part, name, subfolder, variant, after=error)
+    return _load_tokenizer(folder) if part == "tokenizer" else _load_layer(part, folder, variant)
 
 
 def _published_config(part, name, subfolder):
     """The configuration of a published part as a dict; its weights are not fetched."""
     options = {"subfolder": subfolder} if subfolder else {}
     layer_class = _layer_class(part)
-    if part == "text_encoder":
-        return layer_class.config_class.from_pretrained(name, **options).to_dict()
-    return layer_class.load_config(name, **options)
-
-
-@contextlib.contextmanager
-def _told_plainly(part, name, subfolder):
     try:
-        yield
-    except Exception as error:  # the libraries raise whatever the failing layer below them raised
-        where = "/".join(filter(None, (str(name), subfolder)))
-        raise InputError(
-            f"{where} could not be had: no such local folder, and ppdiffusers could not fetch it "
-            f"({first_line(error)}); with no network, point --{FLAGS[part]} or "
-            "--pretrained_model_name_or_path to a local folder"
-        ) from error
+        if part == "text_encoder":
+            return layer_class.config_class.from_pretrained(name, **options).to_dict()
+        return layer_class.load_config(name, **options)
+    except Exception as error:  # as above
+        return read_config(_fetch_from_hub(part, name, subfolder, weights=False, after=error) / "config.json")
+
+
+def _fetch_from_hub(part, name, subfolder, variant=None, *, weights=True, after):
+    """The folder of a part that Paddle's store did not give (`after`: its error), from the Hugging Face hub."""
+    where = "/".join(filter(None, (name, subfolder)))
+    if "/" in name:
+        try:
+            return fetch_component(name, subfolder, variant, weights=weights)
+        except Exception as error:  # requests', huggingface_hub's and the file system's errors have no common base
+            hub = first_line(error)
+    else:
+        hub = "no owner/model"
+    raise InputError(
+        f"{where} could not be loaded: no such local folder; Paddle's store (PPNLP_ENDPOINT): {first_line(after)}; "
+        f"Hugging Face hub (HF_ENDPOINT): {hub}; with no network, point --{FLAGS[part]} or "
+        "--pretrained_model_name_or_path to a local folder or file"
+    ) from after

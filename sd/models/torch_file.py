@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sd.errors import InputError, run_script
+from sd.models.paddle_file import from_bfloat16
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _DTYPES = {
@@ -25,11 +26,15 @@ _DTYPES = {
     "IntStorage": np.int32,
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
+    "BFloat16Storage": np.uint16,  # NumPy has no bfloat16; made float32 in the end
 }
 
 
 def read_torch_file(path):
-    """{name: array} of a state dict saved by `torch.save`. Raises InputError for anything else in it."""
+    """{name: array} of a state dict saved by `torch.save`, bfloat16 as float32. Raises InputError for anything else.
+
+    Of a training checkpoint (.ckpt) the `state_dict` is read; whatever else it holds is passed over, not run.
+    """
     path = Path(path)
     try:
         found = _read_archive(path) if zipfile.is_zipfile(path) else _read_legacy(path)
@@ -39,9 +44,20 @@ def read_torch_file(path):
         raise InputError(f"{path}: no readable PyTorch file ({error}); copy or download it again") from None
     except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: no readable PyTorch file ({error}); copy or download it again") from None
+    if path.suffix == ".ckpt" and isinstance(found, dict):
+        found = found.get("state_dict", found)
     if not isinstance(found, dict) or not all(isinstance(value, np.ndarray) for value in found.values()):
         raise InputError(f"{path}: holds more than named weights; save the model's state_dict() alone")
-    return dict(found)
+    return {name: from_bfloat16(value) if value.dtype == np.uint16 else value for name, value in found.items()}
+
+
+class _Inert:
+    """Stands for an object that is passed over: takes whatever a pickle gives it and does nothing."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    __call__ = __setstate__ = __setitem__ = append = extend = add = update = __init__
 
 
 class _Unpickler(pickle.Unpickler):
@@ -60,6 +76,8 @@ class _Unpickler(pickle.Unpickler):
         }
         if module == "torch" and name in _DTYPES:
             return name
+        if (module, name) not in known and self._path.suffix == ".ckpt":
+            return _Inert
         if (module, name) not in known:
             raise InputError(f"{self._path}: holds {module}.{name}, which is no weight; save the state_dict() alone")
         return known[module, name]

@@ -3,14 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import paddle
-from safetensors import SafetensorError, safe_open
 
 from sd.errors import InputError
+from sd.models.weight_file import PADDLE, SAFETENSORS, WeightFile
 
 # Names under which ppdiffusers, diffusers, paddlenlp and transformers keep weights.
-WEIGHT_NAMES = ("diffusion_paddle_model", "diffusion_pytorch_model", "model", "model_state")
-PICKLED = (".pdparams", ".bin", ".pt", ".pth", ".ckpt")
+WEIGHT_NAMES = ("diffusion_paddle_model", "diffusion_pytorch_model", "model", "model_state", "pytorch_model")
+# safetensors first; the others are pickles, of which plain arrays are read.
+WEIGHT_SUFFIXES = (SAFETENSORS, PADDLE, ".bin")
 # Buffers that other libraries save and Paddle's models compute.
 NOT_WEIGHTS = ("position_ids",)
 
@@ -26,48 +28,45 @@ def read_config(path):
     return config
 
 
-def find_weights(folder, variant=None):
-    """The safetensors file in a model's folder, of one variant (such as `ema`)."""
+def find_weights(folder: str | Path, variant: str | None = None) -> Path:
+    """The weight file in a model's folder, of one variant (such as `ema`). Raises InputError if there is none."""
     folder = Path(folder)
-    ending = f".{variant}.safetensors" if variant else ".safetensors"
-    for name in WEIGHT_NAMES:
-        if (folder / (name + ending)).is_file():
-            return folder / (name + ending)
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
-    if pickled:
-        raise InputError(
-            f"{folder}: only {pickled[0]}, a pickle, which can run code when it is loaded; convert it to {ending[1:]} "
-            "with ppdiffusers' save_pretrained(safe_serialization=True)"
-        )
-    raise InputError(f"{folder}: no weights; expected one of {', '.join(name + ending for name in WEIGHT_NAMES)}")
+    endings = [f".{variant}{suffix}" if variant else suffix for suffix in WEIGHT_SUFFIXES]
+    candidates = [folder / (name + ending) for ending in endings for name in WEIGHT_NAMES]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise InputError(f"{folder}: no weights; expected one of {', '.join(path.name for path in candidates[:4])}, ...")
 
 
-def load_weights(model, path):
-    """Copy the weights of one safetensors file into `model`, tensor by tensor; every weight must be there and fit.
+def load_weights(model: paddle.nn.Layer, path: str | Path) -> None:
+    """Copy the weights of one file into `model`, tensor by tensor; every weight must be there and fit.
 
-    Files of PyTorch libraries (format `pt`) keep the matrix of a linear layer transposed, and some keep older names.
+    Files of PyTorch libraries keep the matrix of a linear layer transposed, and some keep older names.
     """
-    path = Path(path)
+    file = WeightFile(path)
     parameters = model.state_dict()
-    linear = {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, paddle.nn.Linear)}
-    try:
-        with safe_open(str(path), framework="np") as file:
-            from_torch = (file.metadata() or {}).get("format", "pt") == "pt"
-            names = _current_names(model, [name for name in file.keys() if not name.endswith(NOT_WEIGHTS)])  # noqa: SIM118
-        _check_names(path, set(parameters), set(names))
-        for name, stored_name in names.items():
-            # Opened anew for each tensor: one mapping of the whole file would count as memory of this process.
-            with safe_open(str(path), framework="np") as file:
-                value = file.get_tensor(stored_name)
-            value = value.T if from_torch and name in linear else value
-            if list(value.shape) != list(parameters[name].shape):
-                raise InputError(
-                    f"{path}: {name} has shape {list(value.shape)}, the configuration beside it asks for "
-                    f"{list(parameters[name].shape)}; weights and config.json do not belong together"
-                )
-            parameters[name].set_value(value.astype("float32", copy=False))
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: unreadable weights ({error}); copy or download the file again") from error
+    linear = linear_weights(model) if file.from_torch else set()
+    names = _current_names(model, [name for name in file.shapes if not name.endswith(NOT_WEIGHTS)])
+    _check_names(file.path, set(parameters), set(names))
+    for name, stored_name in names.items():
+        value = file.array(stored_name)
+        set_weight(parameters[name], value.T if name in linear else value, f"{path}: {name}")
+
+
+def linear_weights(model: paddle.nn.Layer) -> set[str]:
+    """Names of the matrices of linear layers, which PyTorch and Paddle keep transposed to each other."""
+    return {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, paddle.nn.Linear)}
+
+
+def set_weight(parameter: paddle.Tensor, value: np.ndarray, where: str) -> None:
+    """Give a parameter its value. Raises InputError, which begins with `where`, if the shapes differ."""
+    if list(value.shape) != list(parameter.shape):
+        raise InputError(
+            f"{where} has shape {list(value.shape)}, the configuration beside it asks for {list(parameter.shape)}; "
+            "weights and config.json do not belong together"
+        )
+    parameter.set_value(value)
 
 
 def _current_names(model, stored_names):

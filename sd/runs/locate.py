@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd.errors import InputError
+from sd.models.single_file import is_single_file
 from sd.runs.checkpoint import list_checkpoints, newest_whole_checkpoint
 
 PUBLISHED = "CompVis/stable-diffusion-v1-4"
@@ -26,8 +27,11 @@ class Location:
 
 def find_unet(name):
     """The UNet meant by `name`: its folder, a checkpoint-N, an output_dir (then its newest whole checkpoint), a model
-    repository, or a published name. Raises InputError, listing the checkpoints that there are, if nothing fits."""
+    repository, a whole model in one file, or a published name. Raises InputError, listing the checkpoints that there
+    are, if nothing fits."""
     path = Path(name)
+    if is_single_file(path):
+        return Location(str(path))
     if (path / "config.json").is_file():
         return Location(str(path), path.parent if list_checkpoints(path.parent.parent).count(path.parent) else None)
     if (path / "unet" / "config.json").is_file():

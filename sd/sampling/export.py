@@ -1,12 +1,21 @@
-"""A checkpoint with everything else that its pipeline needs, as one folder for ppdiffusers or for diffusers."""
+"""A checkpoint with everything else that its pipeline needs: a folder for ppdiffusers or diffusers, or one file."""
 
+import json
+import os
 import shutil
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save_file
+
 from sd.errors import InputError, RunError
 from sd.flags.arguments import check_choice
+from sd.models.single_file import CONFIGS_KEY, stored_name
+from sd.models.weights import linear_weights
+from sd.sampling.files import written
 
 FORMATS = ("ppdiffusers", "diffusers")
+_DTYPES = {"fp32": np.float32, "fp16": np.float16}
 
 
 def export_pipeline(models, output, layout, scheduler=None):
@@ -46,3 +55,62 @@ def export_pipeline(models, output, layout, scheduler=None):
         shutil.rmtree(aside, ignore_errors=True)
         raise RunError(f"{output} not written: {error}; free space or choose another --output") from error
     return output
+
+
+def export_single_file(models, output: str | Path, dtype: str = "fp32") -> Path:
+    """Write UNet, VAE and text encoder as one safetensors file in the CompVis v1 layout, as ComfyUI, A1111 and
+    diffusers' `from_single_file` read it. The tokenizer is v1's and not in the file.
+
+    models: sd.sampling.models.Models. dtype: `fp32` or `fp16`. The configurations and the schedule stand in the
+    file's metadata, beside the fields of ModelSpec 1.0 (https://github.com/Stability-AI/ModelSpec).
+    Raises InputError if output is there already, is no .safetensors, or the model is not of v1's layout.
+    """
+    check_choice("dtype", dtype, _DTYPES)
+    output = Path(output)
+    if output.suffix != ".safetensors" or output.exists():
+        raise InputError(f"--output {output}: expected the name of a new .safetensors file")
+    if getattr(models.unet.config, "use_linear_projection", False) or models.text_encoder.config.hidden_act == "gelu":
+        raise InputError(f"{models.label} has v2's layout; one file takes v1's; use --format diffusers")
+    tensors, configs = {}, {"scheduler": dict(models.scheduler().config)}
+    for component in ("unet", "vae", "text_encoder"):
+        layer = getattr(models, component)
+        config = layer.config.to_dict() if hasattr(layer.config, "to_dict") else dict(layer.config)
+        configs[component] = {key: value for key, value in config.items() if not key.startswith("_")}
+        tensors |= _compvis_tensors(component, layer, configs[component], _DTYPES[dtype])
+    longest = models.text_encoder.config.max_position_embeddings
+    positions = "cond_stage_model.transformer.text_model.embeddings.position_ids"
+    tensors[positions] = np.arange(longest, dtype=np.int64)[None]
+    prediction = "v" if configs["scheduler"]["prediction_type"] == "v_prediction" else "epsilon"
+    metadata = {
+        "format": "pt",
+        CONFIGS_KEY: json.dumps(configs),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-v1",
+        "modelspec.implementation": "https://github.com/CompVis/stable-diffusion",
+        "modelspec.title": models.label,
+        "modelspec.resolution": f"{models.side}x{models.side}",
+        "modelspec.prediction_type": prediction,
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with written(output) as aside:
+        save_file(tensors, aside, metadata)
+        aside.chmod(0o666 & ~_umask())  # safetensors lets its owner alone read it
+    return output
+
+
+def _compvis_tensors(component: str, layer, config: dict, dtype) -> dict[str, np.ndarray]:
+    """{name in the file: values} of one component, matrices as PyTorch keeps them."""
+    linear, tensors = linear_weights(layer), {}
+    for name, tensor in layer.state_dict().items():
+        value = tensor.astype("float32").numpy().astype(dtype, copy=False)
+        value = value.T if name in linear else value
+        if component == "vae" and name in linear:
+            value = value[:, :, None, None]  # its attention is made of 1 x 1 convolutions there
+        tensors[stored_name(component, name, config)] = np.ascontiguousarray(value)
+    return tensors
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

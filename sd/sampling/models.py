@@ -14,6 +14,7 @@ from sd.diffusion.schedule import sampler_config
 from sd.errors import InputError, first_line
 from sd.flags.arguments import check_choice
 from sd.models.loading import load_part
+from sd.models.single_file import SingleFile, is_single_file
 from sd.models.weights import read_config
 from sd.runs.locate import PUBLISHED, find_unet, run_settings
 from sd.sampling.pipeline import SCHEDULERS, make_scheduler, vae_factor
@@ -74,13 +75,17 @@ def load_models(
     """
     check_choice("dtype", dtype, DTYPES)
     devices.check_precision(devices.current(), dtype)
-    place = find_unet(unet or f"{pretrained_model or PUBLISHED}/unet")
+    if unet is None:
+        unet = pretrained_model if is_single_file(pretrained_model or "") else f"{pretrained_model or PUBLISHED}/unet"
+    place = find_unet(unet)
     folder = Path(place.folder)
-    if variant and folder.is_dir() and not any(folder.glob(f"*.{variant}.safetensors")):
+    if variant and folder.exists() and not any(folder.glob(f"*.{variant}.*")):
         raise InputError(f"{folder} has no weights of variant {variant!r}; leave it out, or train with --use_ema")
     run = run_settings(place.checkpoint)
     if pretrained_model is None and (folder.parent / "vae" / "config.json").is_file():
         pretrained_model = str(folder.parent)  # the UNet of a whole pipeline
+    if pretrained_model is None and is_single_file(folder):
+        pretrained_model = place.folder
     repository = pretrained_model or run.get("pretrained_model_name_or_path") or PUBLISHED
     own = {} if pretrained_model else run
     trained_text = place.checkpoint / "text_encoder" if place.checkpoint else Path()
@@ -125,7 +130,10 @@ def _schedule(place, repository, run):
         return {name: run[name] for name in wanted if name in run}, "ddim"
     folders = [Path(place.folder).parent / "scheduler", Path(repository) / "scheduler"]
     path = next((folder / "scheduler_config.json" for folder in folders if folder.is_dir()), None)
-    config = read_config(path) if path else _published_schedule(repository)
+    if is_single_file(repository):
+        config = SingleFile(repository).configs.get("scheduler", {})
+    else:
+        config = read_config(path) if path else _published_schedule(repository)
     name = next((short for short, long in SCHEDULERS.items() if long == config.get("_class_name")), "ddim")
     return {name: config[name] for name in wanted if config.get(name) is not None}, name
 

@@ -189,7 +189,7 @@ def test_defect_16_a_failed_load_never_becomes_training_from_scratch(repository,
         message = r"lacks 1 of 208 weights \(first: conv_in.bias\)"
     elif damage == "pickle":
         weights.rename(unet / "model_state.pdparams")
-        message = r"only model_state.pdparams, a pickle"
+        message = r"model_state.pdparams: no readable Paddle file"
     else:
         edit_json(unet / "config.json", block_out_channels=[8, 24])
         message = r"weights and config.json do not belong together"
@@ -211,7 +211,7 @@ def test_a_published_name_that_cannot_be_fetched_says_how_to_go_on(part, monkeyp
     with pytest.raises(InputError) as error:
         load_part(part, "no-such-owner/no-such-model", part)
     text = str(error.value)
-    assert text.startswith(f"no-such-owner/no-such-model/{part} could not be had") and "\n" not in text
+    assert text.startswith(f"no-such-owner/no-such-model/{part} could not be loaded") and "\n" not in text
     assert "local folder" in text
 
 

@@ -74,11 +74,11 @@ def test_a_full_disk_leaves_nothing_half_written(models, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def trained_from(workshop, name, pretrained, unet=None):
+def trained_from(workshop, name, pretrained, unet=None, more=()):
     """The UNet's weights after two steps; unet=None leaves the flag out, so that the pretrained model's is used."""
     from sd.training.run import train
 
-    words = workshop.flags(name, "--max_steps", 2, "--pretrained_model_name_or_path", pretrained)
+    words = workshop.flags(name, "--max_steps", 2, "--pretrained_model_name_or_path", pretrained, *more)
     place = words.index("--unet_name_or_path")
     words[place : place + 2] = ["--unet_name_or_path", str(unet)] if unet else []
     train(*parse_arguments(words, environ={}))
