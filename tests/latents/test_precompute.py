@@ -299,6 +299,6 @@ def test_a_cache_is_not_cached_again(tmp_path):
 
 
 def test_the_flags_of_the_script_are_the_options(tmp_path):
-    from precompute_latents import parse_arguments
+    from sd.commands.cache import parse_arguments
 
     assert parse_arguments(["--file_list", "a", "--output_path", "b"]) == CacheOptions("a", "b")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_no_arguments_draw_what_the_reference_draws(monkeypatch):
     seen = []
     monkeypatch.setattr(sys, "argv", ["eval.py"])
-    monkeypatch.setattr(script.runtime, "prepare", lambda: None)
+    monkeypatch.setattr(script.runtime, "prepare", lambda device: None)
     monkeypatch.setattr(run, "run", seen.append)
     script.main()
     assert seen[0].prompt == ["a photo of an astronaut riding a horse on mars"]
