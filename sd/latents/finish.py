@@ -6,7 +6,8 @@ from functools import partial
 
 from tqdm import tqdm
 
-from sd.data.packing.part import BAD, PartResult
+from sd.data.packing.outcomes import BAD
+from sd.data.packing.part import PartResult
 from sd.data.packing.report import Tally
 from sd.data.parts import storage
 from sd.data.parts.moments import encode_empty_state, manifest_path

@@ -1,6 +1,6 @@
 """The work on one cached part: a row for each row of the source part, in its order, the same wherever it is made."""
 
-from sd.data.packing.part import BAD, FILTERED
+from sd.data.packing.outcomes import BAD, FILTERED
 from sd.data.parts.moments import KIND, encode_payload
 from sd.data.parts.part import PartWriter
 from sd.data.parts.record import RowError, encode_captions_row

@@ -1,20 +1,19 @@
 """Packing: input rows -> parts in a bounded pool -> report -> file lists, in this order."""
 
-import fcntl
 import json
-import os
 import re
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import chain, islice
 
-from sd.data.packing.part import Task, pack_part
+from sd.data.packing.part import Task, holds_nothing, pack_part
 from sd.data.packing.report import Progress, Tally
 from sd.data.packing.sources.jsonl import open_source
 from sd.data.parts import storage
 from sd.data.parts.filelist import write_file_lists
-from sd.data.parts.index import SUFFIX
+from sd.data.parts.index import SUFFIX, PartError, parse_index
 from sd.errors import InputError, RunError
+from sd.processes.locks import locked_folder
 from sd.processes.pool import run_local, stopped_by_signals
 from sd.processes.ray_engine import run_on_ray
 
@@ -70,24 +69,12 @@ def _own(options):
         storage.make_folder(storage.join(options.output_path, LIST_FOLDER))
     except OSError as error:
         raise InputError(f"--output_path {options.output_path}: {error.strerror or error}") from error
-    lock = None if storage.is_remote(folder) else _lock(folder)
-    try:
-        _clear(folder, options)
-        yield
-    finally:
-        _remove_unfinished(options)
-        if lock is not None:
-            os.close(lock)
-
-
-def _lock(folder):
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise InputError(f"{folder}: another packing run is at work there; wait for it or take another") from error
-    return lock
+    with nullcontext() if storage.is_remote(folder) else locked_folder(folder):
+        try:
+            _clear(folder, options)
+            yield
+        finally:
+            _remove_unfinished(options)
 
 
 def _clear(folder, options):
@@ -97,12 +84,32 @@ def _clear(folder, options):
         for suffix in (".filelist.list", ".filelist"):  # first what would lead a training run to missing parts
             storage.remove(storage.join(lists, options.output_name + suffix))
         for name in _parts_in(folder):
-            storage.remove(storage.join(folder, name))
-            storage.remove(storage.join(folder, name + SUFFIX))
+            _remove_part(folder, name)
     other = [name for name in _parts_in(folder) if name.endswith(".gz") != options.save_gzip_file]
-    if other:
+    if other := _without_empty(folder, other):
         now = "with" if options.save_gzip_file else "without"
         raise _refusal(storage.join(folder, other[0]), f"it was packed otherwise, now {now} --save_gzip_file")
+
+
+def _remove_part(folder, name):
+    storage.remove(storage.join(folder, name))
+    storage.remove(storage.join(folder, name + SUFFIX))
+
+
+def _without_empty(folder, names):
+    """The names of the parts that hold rows; the others, left from a command that packed none, are removed."""
+    left = []
+    for name in names:
+        path = storage.join(folder, name)
+        try:
+            is_empty = holds_nothing(parse_index(storage.read_bytes(path + SUFFIX), path))
+        except (FileNotFoundError, PartError):
+            is_empty = False
+        if is_empty:
+            _remove_part(folder, name)
+        else:
+            left.append(name)
+    return left
 
 
 def _parts_in(folder):
@@ -150,7 +157,7 @@ def _finish(tally, options):
     tally.check(options.input_path, options)
     folder = _part_folder(options)
     extra = set(_parts_in(folder)) - {storage.base_name(path) for path in tally.all_parts}
-    if extra:
-        raise _refusal(storage.join(folder, min(extra)), "it is left from longer input")
+    if extra := _without_empty(folder, sorted(extra)):
+        raise _refusal(storage.join(folder, extra[0]), "it is left from longer input")
     lists = storage.join(options.output_path, LIST_FOLDER)
     return write_file_lists(lists, options.output_name, tally.parts, options.num_repeat), report

@@ -6,17 +6,11 @@ from PIL import Image
 
 from sd.data.images.decode import shrink, to_rgb
 from sd.data.images.open import MAX_PIXELS, open_image
-from sd.data.packing.sources.folders import BadRow
+from sd.data.packing.outcomes import BadRow, Filtered
 from sd.data.parts import storage
-from sd.data.parts.index import SUFFIX, PartError, parse_index
+from sd.data.parts.index import SUFFIX, PartError, PartIndex, parse_index
 from sd.data.parts.part import PartWriter
 from sd.data.parts.record import RowError, clean_caption, encode_row
-
-FILTERED, BAD = "filtered", "bad"
-
-
-class Filtered(BadRow):
-    """A row that a filter of the user's took out; it does not count as bad."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +53,17 @@ def _write(task, source, loader, signature, options):
             try:
                 row, size = _make_row(*loader.load(item), options)
             except BadRow as bad:
-                outcome = FILTERED if isinstance(bad, Filtered) else BAD
-                rejected.append({**source.place(item), "outcome": outcome, "reason": bad.reason, "detail": bad.detail})
+                rejected.append(source.place(item) | _outcome(bad, loader.image_name(item)))
                 continue
             part.add(row, *size)
             num_packed += 1
         part.notes = {"settings": options.part_settings(), "input": signature, "rejected": rejected}
     return PartResult(task.path, num_packed=num_packed, num_bytes=part.index.part_bytes, rejected=rejected)
+
+
+def _outcome(bad, image_name):
+    detail = bad.detail if image_name in bad.detail else f"{image_name}: {bad.detail}".removesuffix(": ")
+    return {"outcome": bad.outcome, "reason": bad.reason, "detail": detail}
 
 
 def _make_row(caption, data, options):
@@ -110,10 +108,17 @@ def _finished(path, signature, settings):
     except PartError:
         return None
     if (difference := _difference(index.notes, signature, settings)) is not None:
+        if holds_nothing(index):
+            return None
         return PartResult(path, changed=difference)
     if num_bytes != index.part_bytes:
         return None
     return PartResult(path, num_packed=index.num_rows, num_bytes=num_bytes, rejected=index.notes["rejected"])
+
+
+def holds_nothing(index: PartIndex) -> bool:
+    """Whether a part is one of ours of which no row was packed: nothing is lost when it is packed anew."""
+    return index.num_rows == 0 and "settings" in index.notes
 
 
 def _difference(notes, signature, settings):
@@ -122,4 +127,6 @@ def _difference(notes, signature, settings):
     for name, value in settings.items():
         if notes["settings"].get(name) != value:
             return f"it was packed with --{name} {notes['settings'].get(name)}, now {value}"
+    if isinstance(notes["input"], int):
+        return "it was packed by an earlier version, which did not see every change of its input"
     return None if notes["input"] == signature else "its input has changed since"

@@ -5,7 +5,7 @@ from collections import Counter
 
 from tqdm import tqdm
 
-from sd.data.packing.part import BAD, FILTERED
+from sd.data.packing.outcomes import BAD
 from sd.data.parts import storage
 from sd.errors import InputError, RunError
 
@@ -58,7 +58,7 @@ class Tally:
         """Raise InputError if nothing was good, RunError if more than `max_bad_fraction` was bad. source: its name."""
         rejected = storage.join(options.output_path, "rejected.jsonl")
         if self.num_packed == 0:
-            reason = self._most_often((BAD, FILTERED))
+            reason = self._most_often({outcome for outcome, _ in self.rejected})
             raise InputError(f"{source}: none of {self.num_rows} rows was {self._done}; {reason}; see {rejected}")
         if self.num_bad > options.max_bad_fraction * self.num_rows:
             raise RunError(
@@ -80,16 +80,21 @@ class Progress:
     """A bar that counts images; how many there will be is estimated from the share of the input that is done."""
 
     def __init__(self):
-        # In a log file, where each update is a line, one in half a minute is enough.
-        self._bar = tqdm(desc="packing", unit=" images", mininterval=0.5 if sys.stderr.isatty() else 30)
+        self._bar = None
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def update(self, result):
+        """Take in the rows of a part. The bar appears with the first."""
         rows = result.num_packed + len(result.rejected)
+        if self._bar is None:
+            # In a log file, where each update is a line, one in half a minute is enough.
+            interval = 0.5 if sys.stderr.isatty() else 30
+            self._bar = tqdm(desc="packing", unit=" images", mininterval=interval, total=rows)
         self._bar.total = round((self._bar.n + rows) / result.done_fraction)
         self._bar.update(rows)

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 import pybase64
 
-# What ends a line or a field for some reader or other (str.splitlines and the tab); each becomes a space.
-_BREAKS = str.maketrans(dict.fromkeys("\t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", " "))
+from sd.text import TextError, decode_text
+
+# What ends a line or a field for some reader or other (str.splitlines and the tab), a NUL, which ends a text, and a
+# byte order mark; each becomes a space.
+_BREAKS = str.maketrans(dict.fromkeys("\0\t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029\ufeff", " "))
 
 
 class RowError(ValueError):
@@ -23,7 +26,7 @@ class Record:
 
 
 def clean_caption(caption):
-    """The caption with tabs and line breaks as spaces, and `?` for what UTF-8 cannot hold."""
+    """The caption with tabs, line breaks, NULs and byte order marks as spaces, and `?` for what UTF-8 cannot hold."""
     return caption.translate(_BREAKS).encode("utf-8", "replace").decode("utf-8")
 
 
@@ -48,7 +51,7 @@ def decode_row(line):
       sixth field.
     - 6 fields: the second holds captions separated by `|`, the sixth the image.
 
-    Text that is not UTF-8 is read as gb18030. Raises RowError.
+    Text is read as `decode_text` does. Raises RowError.
     """
     fields = line.rstrip(b"\r\n").split(b"\t")
     if len(fields) == 3:
@@ -63,12 +66,10 @@ def decode_row(line):
 
 
 def _text(field):
-    for encoding in ("utf-8", "gb18030"):
-        try:
-            return field.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    raise RowError("the caption is neither UTF-8 nor gb18030")
+    try:
+        return decode_text(field)
+    except TextError as error:
+        raise RowError(f"the caption is no text: {error}") from error
 
 
 def _aesthetic_caption(text):

@@ -11,6 +11,7 @@ from pathlib import Path
 from sd.errors import InputError
 
 _TEMPORARY = ".tmp"
+_VERSION_KEYS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")  # of the stores that fsspec knows
 
 
 def failures():
@@ -87,9 +88,18 @@ def version_of(path):
     if is_remote(path):
         fs, name = filesystem(path)
         info = fs.info(name)
-        return f"{info['size']}-{info.get('ETag') or info.get('LastModified') or info.get('mtime')}"
+        tag = next(filter(None, map(info.get, _VERSION_KEYS)), None)
+        return f"{info['size']}-{tag}"
     stat = Path(path).stat()
     return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+def version_or_error(path):
+    """As `version_of`; the error's name where there is no such file: what a signature needs."""
+    try:
+        return version_of(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        return type(error).__name__
 
 
 def make_folder(path):

@@ -4,6 +4,8 @@ import fcntl
 import gzip
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -207,13 +209,23 @@ def test_files_of_others_are_left_alone(run, tmp_path):
 
 
 def test_two_runs_do_not_share_an_output(run, tmp_path):
+    """A lock on the folder, as a run in this process has it, and a record lock, as one on another machine has it."""
     folder = tmp_path / "out/laion400m_format_data"
     folder.mkdir(parents=True)
-    lock = os.open(folder, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(InputError, match="another packing run is at work there"):
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match="another run is at work there"):
         run()
-    os.close(lock)
+    os.close(descriptor)
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(7, file=f, flush=True)"
+    command = [sys.executable, "-c", f"{hold}; print(flush=True); input()", str(folder / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(InputError, match=r"another run is at work there \(7\)"):
+            run()
+        other.stdin.close()
+    run()
+    assert not (folder / ".lock").exists()
 
 
 @pytest.mark.defect(11)

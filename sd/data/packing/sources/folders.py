@@ -4,20 +4,18 @@ import errno
 import os
 import posixpath
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 
+from sd.data.packing.outcomes import BadRow
 from sd.data.parts import storage
 
 MAX_IMAGE_BYTES = 47 << 20  # its base64 and a caption still fit a row that readers accept (scan.MAX_ROW_BYTES)
 
 
-class BadRow(Exception):  # noqa: N818 - an outcome that is counted, not a failure
-    """A row that cannot be packed: `reason` is one of a few texts to count by, `detail` what was seen."""
-
-    def __init__(self, reason, detail=""):
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail[:200]
+_OUTSIDE = "image outside the input's folder"
+_REMOTE_THREADS = 32
 
 
 def folder_at(path, allow_outside):
@@ -33,15 +31,20 @@ class LocalFolder:
         self._inside = self._folder.rstrip("/") + "/"
         self._allow_outside = allow_outside
         self._resolve = lru_cache(maxsize=4096)(os.path.realpath)  # images come by folder
-        self._located = {}  # names that `size` has looked at and `read` has not
+        self._located = {}  # names that `versions` has looked at and `read` has not
 
-    def size(self, name):
-        """Bytes of a file, the error's name where there is none: what a signature needs."""
+    def versions(self, names):
+        """Size and time of change of each file, or why there is none: what a signature needs."""
+        return [self._version(name) for name in names]
+
+    def _version(self, name):
         try:
             path = self._located[name] = self._locate(name)
-            return os.lstat(path).st_size
+        except BadRow as row:
+            return row.reason
         except (OSError, ValueError) as error:
             return type(error).__name__
+        return storage.version_or_error(path)
 
     def prefetch(self, names):
         """Nothing: a local file is read when it is wanted."""
@@ -71,7 +74,7 @@ class LocalFolder:
 
     def _hold_inside(self, path, name):
         if not self._allow_outside and not path.startswith(self._inside):
-            raise BadRow("image outside the input's folder", name)
+            raise BadRow(_OUTSIDE, f"{name}; --allow_outside takes it from {path}")
 
     @staticmethod
     def _read(path, name):
@@ -90,13 +93,21 @@ class RemoteFolder:
 
     def __init__(self, folder, allow_outside):
         self._fs, self._folder = storage.filesystem(folder)
+        self._protocol = str(folder).partition("://")[0]
         self._inside = self._folder.rstrip("/") + "/"
         self._allow_outside = allow_outside
         self._held = {}
 
-    @staticmethod
-    def size(name):
-        """Nothing: asking for each object would take as long as reading it."""
+    def versions(self, names):
+        """Size and tag of each object, or why there is none; many at a time, since each is a request."""
+        with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
+            return list(pool.map(self._version, names))
+
+    def _version(self, name):
+        try:
+            return storage.version_or_error(f"{self._protocol}://{self._locate(name)}")
+        except BadRow as row:
+            return row.reason
 
     def prefetch(self, names):
         """Read objects at once, none further than the largest image goes, for `read` to hand out."""
@@ -127,7 +138,7 @@ class RemoteFolder:
     def _locate(self, name):
         path = posixpath.normpath(posixpath.join(self._folder, name))
         if not self._allow_outside and not path.startswith(self._inside):
-            raise BadRow("image outside the input's folder", name)
+            raise BadRow(_OUTSIDE, f"{name}; --allow_outside takes it from {path}")
         return path
 
 

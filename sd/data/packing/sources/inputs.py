@@ -1,16 +1,29 @@
 """What the kinds of input have in common: finding the files, and text by key."""
 
+import re
+from itertools import product
 from pathlib import Path
 
-from sd.data.packing.sources.folders import BadRow
+from sd.data.packing.outcomes import BadRow, NotDownloaded
 from sd.data.parts import storage
 from sd.errors import InputError
 
+_BRACES = re.compile(r"\{([^{}]*[,.][^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MAX_NAMES = 1_000_000
 
-def find_inputs(path, suffix):
-    """The files that `path` names, sorted: one file, all `suffix` files of a folder, or a glob. Raises InputError."""
+
+def find_inputs(path: str, suffix: str) -> list[str]:
+    """The files that `path` names, sorted: one file, all `suffix` files below a folder, a glob, or names in braces.
+
+    Of `{000..999}.tar` every name is returned, whether it is there or not. Raises InputError where nothing is.
+    """
+    find = _find_remote if storage.is_remote(path) else _find_local
     try:
-        found = _find_remote(path, suffix) if storage.is_remote(path) else _find_local(path, suffix)
+        found = find(path, suffix)
+        if not found and (names := expand_braces(path)) != [path]:
+            lists = {name: find(name, suffix) for name in names}
+            found = [file for name in names for file in lists[name] or [name]] if any(lists.values()) else []
     except OSError as error:
         raise InputError(f"--input_path {path}: {error.strerror or error}") from error
     if not found:
@@ -18,25 +31,53 @@ def find_inputs(path, suffix):
     return found
 
 
+def expand_braces(pattern: str) -> list[str]:
+    """`{00..12}` and `{a,b}` in a name written out, as a shell does it. Raises InputError for a million names."""
+    pieces = _BRACES.split(pattern)
+    options = [[piece] if at % 2 == 0 else _written_out(piece) for at, piece in enumerate(pieces)]
+    count = 1
+    for names in options:
+        count *= len(names)
+    if count > _MAX_NAMES:
+        raise InputError(f"--input_path {pattern}: the braces stand for {count} names; expected at most {_MAX_NAMES}")
+    return ["".join(names) for names in product(*options)]
+
+
+def _written_out(inside):
+    if found := _RANGE.fullmatch(inside):
+        first, last = found.groups()
+        return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    return inside.split(",") if "," in inside else [f"{{{inside}}}"]
+
+
 def _find_local(path, suffix):
     if Path(path).is_file():
         return [path]
     if Path(path).is_dir():
-        return sorted(str(file) for file in Path(path).glob(f"*{suffix}"))
+        return _visible(Path(path).rglob(f"*{suffix}"))
     pattern = Path(path)
     anchor = Path(pattern.anchor)
-    return sorted(str(file) for file in anchor.glob(str(pattern.relative_to(anchor))) if file.is_file())
+    return _visible(anchor.glob(str(pattern.relative_to(anchor))))
+
+
+def _visible(files):
+    """Files without those that a system hides, such as macOS's `._00000.tar`."""
+    return sorted(str(file) for file in files if file.is_file() and not file.name.startswith("."))
 
 
 def _find_remote(path, suffix):
     fs, name = storage.filesystem(path)
     protocol = path.partition("://")[0]
-    if not any(letter in name for letter in "*?["):
-        name = f"{name.rstrip('/')}/*{suffix}" if fs.isdir(name) else name
-    return sorted(f"{protocol}://{file}" for file in fs.glob(name))
+    if any(letter in name for letter in "*?["):
+        found = fs.glob(name)
+    elif fs.isfile(name):
+        found = [name]
+    else:
+        found = [file for file in fs.find(name) if file.endswith(suffix)]
+    return sorted(f"{protocol}://{file}" for file in found if not storage.base_name(file).startswith("."))
 
 
-def text_of(fields, key):
+def text_of(fields: dict, key: str) -> str:
     """The text under `key` of a JSON object. Raises BadRow."""
     if not isinstance(fields, dict):
         raise BadRow("not a JSON object", type(fields).__name__)
@@ -45,3 +86,10 @@ def text_of(fields, key):
     if not isinstance(fields[key], str):
         raise BadRow(f"{key!r} is not text", repr(fields[key]))
     return fields[key]
+
+
+def raise_if_not_downloaded(fields: dict) -> None:
+    """Raise NotDownloaded for the fields of a row without an image, if img2dataset's say that it could not get it."""
+    status = fields.get("status")
+    if isinstance(status, str) and status != "success":
+        raise NotDownloaded(status, str(fields.get("error_message") or ""))

@@ -6,19 +6,21 @@ loader: `loader.signature(items)` says what the items are without reading images
 """
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from isal import isal_zlib
 
-from sd.data.packing.sources.folders import BadRow, folder_at
-from sd.data.packing.sources.inputs import text_of
+from sd.data.packing.outcomes import BadRow
+from sd.data.packing.sources.folders import folder_at
+from sd.data.packing.sources.inputs import raise_if_not_downloaded, text_of
 from sd.data.packing.sources.parquet import ParquetSource
 from sd.data.packing.sources.webdataset import WebdatasetSource
 from sd.data.parts import storage
 from sd.errors import InputError
+from sd.text import decode_text
 
 MAX_LINE_BYTES = 16 << 20
 _PREFETCH = 32  # remote images in memory at a time
@@ -42,6 +44,7 @@ class JsonlSource:
         except OSError as error:
             raise InputError(f"--input_path {self.path}: {error.strerror or error}") from error
         with file:
+            _refuse_utf16(file, self.path)
             num_read, number = 0, 0
             while line := file.readline(MAX_LINE_BYTES):
                 num_read += len(line)
@@ -71,17 +74,22 @@ class JsonlLoader:
         self._rows = {}  # line number -> (caption, image path), of rows that are not loaded yet
 
     def signature(self, items):
-        """CRC-32 over the lines and over the sizes of the images they name, so that a changed input shows."""
+        """CRC-32 over the lines, and over size and time of change of the images they name."""
+        for number, line in items:
+            with suppress(BadRow):
+                self._rows[number] = self._parse(line)
+        versions = self._folder.versions([image_path for _, image_path in self._rows.values()])
+        seen = dict(zip(self._rows, versions, strict=True))
         crc = 0
         for number, line in items:
-            try:
-                caption, image_path = self._parse(line)
-                size = self._folder.size(image_path)
-                self._rows[number] = caption, image_path
-            except BadRow as row:
-                size = row.reason
-            crc = isal_zlib.crc32(b"%d %b %b\n" % (number, line, str(size).encode()), crc)
-        return crc
+            crc = isal_zlib.crc32(b"%d %b %b\n" % (number, line, seen.get(number, "").encode()), crc)
+        return f"{crc:08x}"
+
+    def image_name(self, item):
+        """The path of an item's image as the line has it, empty if there is none."""
+        with suppress(BadRow):
+            return self._parse(item[1])[1]
+        return ""
 
     def load(self, item):
         number, line = item
@@ -93,10 +101,20 @@ class JsonlLoader:
 
     def _parse(self, line):
         try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            fields = json.loads(decode_text(line))
+        except (ValueError, RecursionError) as error:  # TextError is a ValueError
             raise BadRow("not JSON", str(error)) from error
+        if isinstance(fields, dict) and fields.get(self._source.image_key) is None:
+            raise_if_not_downloaded(fields)
         return text_of(fields, self._source.caption_key), text_of(fields, self._source.image_key)
+
+
+def _refuse_utf16(file, path):
+    """Raise InputError for a file whose lines cannot be told apart byte by byte."""
+    head = file.read(4)
+    file.seek(0)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
+        raise InputError(f"{path}: UTF-16, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {path} > utf8.jsonl")
 
 
 def open_source(options):

@@ -1,55 +1,83 @@
 """Parquet files with a column of captions and one of images: bytes, a struct with bytes, or paths."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from isal import isal_zlib
 
-from sd.data.packing.sources.folders import BadRow, check_size, folder_at
-from sd.data.packing.sources.inputs import find_inputs
+from sd.data.packing.outcomes import BadRow
+from sd.data.packing.sources.folders import check_size, folder_at
+from sd.data.packing.sources.inputs import find_inputs, raise_if_not_downloaded
 from sd.data.parts import storage
 from sd.errors import InputError, first_line
+from sd.text import TextError, decode_text
 
+DEFAULT_IMAGE_KEY, IMG2DATASET_KEYS = "image", ("jpg", "png", "webp")
+_STATUS_COLUMNS = ("status", "error_message")  # img2dataset's
 _BATCH_ROWS = 64  # what a worker holds unpacked at a time
 
 
 @dataclass(frozen=True)
+class ParquetItem:
+    """A row: its row group, its place there from 0, and its number in the file from 1; or why a file has none."""
+
+    path: str
+    group: int = 0
+    row_in_group: int = 0
+    row: int = 0
+    damage: str = ""
+
+
+@dataclass(frozen=True)
 class ParquetSource:
-    """Parquet files by glob, folder or name. An item is (file, row group, row in it, row in the file)."""
+    """Parquet files by glob, folder, braces or name.
+
+    Where there is no column of the default image key, img2dataset's of the format is taken.
+    """
 
     path: str
     caption_key: str
     image_key: str
     allow_outside: bool
 
-    def items(self):
+    def items(self) -> Iterator[tuple[ParquetItem, float]]:
+        """Raises InputError where the first readable file lacks a column, or the only one is not readable."""
         files = find_inputs(self.path, ".parquet")
+        columns_checked = False
         for number, path in enumerate(files):
-            groups = self._row_groups(path)
+            try:
+                names, groups = _read_footer(path)
+            except BadRow as row:
+                if len(files) == 1:
+                    raise InputError(f"{path}: {row.reason}: {row.detail}") from None
+                yield ParquetItem(path, damage=row.detail), (number + 1) / len(files)
+                continue
+            if not columns_checked:
+                self._check_columns(path, names)
+                columns_checked = True
             num_rows, row = sum(groups), 0
             for group, num_in_group in enumerate(groups):
                 for row_in_group in range(num_in_group):
                     row += 1
-                    yield (path, group, row_in_group, row), (number + row / num_rows) / len(files)
+                    yield ParquetItem(path, group, row_in_group, row), (number + row / num_rows) / len(files)
 
-    def _row_groups(self, path):
-        """Rows of each row group. Raises InputError for a file that is no parquet or lacks a column."""
-        from pyarrow import ArrowException, parquet
+    def image_column(self, names: list[str]) -> str | None:
+        """Which of a file's columns has the images, None if there is none."""
+        keys = (self.image_key, *(IMG2DATASET_KEYS if self.image_key == DEFAULT_IMAGE_KEY else ()))
+        return next((key for key in keys if key in names), None)
 
-        try:
-            with storage.open_binary(path) as file:
-                opened = parquet.ParquetFile(file)
-                metadata, names = opened.metadata, opened.schema_arrow.names
-        except (ArrowException, OSError) as error:
-            raise InputError(f"{path}: not readable as parquet: {first_line(error)}") from error
-        for flag, name in (("caption_key", self.caption_key), ("image_key", self.image_key)):
-            if name not in names:
-                raise InputError(f"{path}: no column {name!r} (--{flag}); it has {', '.join(names)}")
-        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    def _check_columns(self, path, names):
+        for flag, key, column in (
+            ("caption_key", self.caption_key, self.caption_key if self.caption_key in names else None),
+            ("image_key", self.image_key, self.image_column(names)),
+        ):
+            if column is None:
+                raise InputError(f"{path}: no column {key!r} (--{flag}); it has {', '.join(names)}")
 
     @staticmethod
-    def place(item):
-        return {"file": item[0], "row": item[3]}
+    def place(item: ParquetItem) -> dict:
+        return {"file": item.path} | ({"row": item.row} if item.row else {})
 
     @contextmanager
     def open(self):
@@ -58,6 +86,19 @@ class ParquetSource:
             yield loader
         finally:
             loader.close()
+
+
+def _read_footer(path):
+    """(names of the columns, rows of each row group). Raises BadRow."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        with storage.open_binary(path) as file:
+            opened = parquet.ParquetFile(file)
+            metadata, names = opened.metadata, opened.schema_arrow.names
+            return names, [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    except (ArrowException, OSError) as error:
+        raise BadRow("not readable as parquet", first_line(error)) from error
 
 
 class ParquetLoader:
@@ -73,34 +114,53 @@ class ParquetLoader:
         self._at = self._file = self._batches = None
 
     @staticmethod
-    def signature(items):
-        """CRC-32 over the names and sizes of the files and the rows taken."""
-        sizes = {path: storage.size_of(path) for path in {item[0] for item in items}}
-        named = [(storage.base_name(path), sizes[path], *place) for path, *place in items]
-        return isal_zlib.crc32(repr(named).encode())
+    def signature(items: list[ParquetItem]) -> str:
+        """CRC-32 over the names of the files, their sizes and times of change, and the rows taken."""
+        versions = {path: storage.version_or_error(path) for path in {item.path for item in items}}
+        named = [(storage.base_name(item.path), versions[item.path], item.group, item.row) for item in items]
+        return f"{isal_zlib.crc32(repr(named).encode()):08x}"
 
-    def load(self, item):
-        path, group, row, _ = item
-        if self._at != (path, group) or row < self._start:
-            self._open(path, group)
-        while row >= self._start + self._batch.num_rows:
+    @staticmethod
+    def image_name(item):
+        """Nothing: the item's place has file and row."""
+        return ""
+
+    def load(self, item: ParquetItem) -> tuple[str, bytes]:
+        if item.damage:
+            raise BadRow("not readable as parquet", item.damage)
+        place = (item.path, item.group)
+        if self._at != place or item.row_in_group < self._start:
+            self._open(*place)
+        while item.row_in_group >= self._start + self._batch.num_rows:
             self._start += self._batch.num_rows
             self._batch = self._next_batch()
-        caption = self._batch[self._source.caption_key][row - self._start].as_py()
-        image = self._batch[self._source.image_key][row - self._start].as_py()
+        fields = {name: self._batch[name][item.row_in_group - self._start] for name in self._columns}
+        image = self._image_value(fields[self._image_column])
+        if image is None:
+            raise_if_not_downloaded({name: _text(fields[name]) for name in _STATUS_COLUMNS if name in fields})
+        caption = _text(fields[self._source.caption_key])
         if not isinstance(caption, str):
             raise BadRow("the caption is not text", repr(caption))
-        return caption, self._image(path, image)
+        return caption, self._image(image)
 
     def _open(self, path, group):
-        from pyarrow import parquet
+        from pyarrow import ArrowException, parquet
 
         self.close()
-        self._file = storage.open_binary(path)
+        try:
+            self._file = storage.open_binary(path)
+            opened = parquet.ParquetFile(self._file)
+        except (ArrowException, OSError) as error:
+            raise BadRow("not readable as parquet", first_line(error)) from error
+        names = opened.schema_arrow.names
+        self._image_column = self._source.image_column(names)
+        for key, column in ((self._source.image_key, self._image_column), (self._source.caption_key,) * 2):
+            if column not in names:
+                raise BadRow(f"no column {key!r}", f"it has {', '.join(names)}")
         self._folder = folder_at(storage.folder_of(path), self._source.allow_outside)
-        columns = [self._source.caption_key, self._source.image_key]
-        opened = parquet.ParquetFile(self._file)
-        self._batches = opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns)
+        self._columns = [self._source.caption_key, self._image_column]
+        self._columns += [name for name in _STATUS_COLUMNS if name in names and name not in self._columns]
+        self._batches = opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=self._columns)
         self._at, self._start = (path, group), 0
         self._batch = self._next_batch()
 
@@ -110,11 +170,18 @@ class ParquetLoader:
         try:
             return next(self._batches)
         except (StopIteration, ArrowException, OSError) as error:
-            path, group = self._at
+            _, group = self._at
             self._at = None
-            raise BadRow("the parquet file is damaged", f"row group {group} of {path}: {error}") from error
+            raise BadRow("the parquet file is damaged", f"row group {group}: {first_line(error)}") from error
 
-    def _image(self, path, image):
+    @staticmethod
+    def _image_value(scalar):
+        try:
+            return scalar.as_py()
+        except UnicodeDecodeError as error:  # of a path
+            raise BadRow("image cannot be read", f"its path is not UTF-8: {error}") from error
+
+    def _image(self, image):
         if isinstance(image, dict):  # the Image feature of the datasets library
             image = image.get("bytes") or image.get("path")
         if isinstance(image, bytes):
@@ -123,3 +190,16 @@ class ParquetLoader:
         if isinstance(image, str):
             return self._folder.read(image)
         raise BadRow("no image in the row", type(image).__name__)
+
+
+def _text(scalar):
+    """A value as Python has it, text from its bytes: a column of text may hold what is not UTF-8. Raises BadRow."""
+    from pyarrow import types
+
+    try:
+        if scalar.is_valid and (types.is_string(scalar.type) or types.is_large_string(scalar.type)):
+            return decode_text(scalar.as_buffer().to_pybytes())
+        value = scalar.as_py()
+        return decode_text(value) if isinstance(value, bytes) else value
+    except TextError as error:
+        raise BadRow("text of another encoding", str(error)) from error

@@ -1,42 +1,54 @@
 """Shards of the webdataset kind, as img2dataset writes them: tar files of `KEY.jpg`, `KEY.txt`, `KEY.json` members."""
 
 import json
-import tarfile
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from isal import isal_zlib
 
-from sd.data.packing.sources.folders import BadRow, check_size
-from sd.data.packing.sources.inputs import find_inputs, text_of
+from sd.data.packing.outcomes import BadRow
+from sd.data.packing.sources.folders import check_size
+from sd.data.packing.sources.inputs import find_inputs, raise_if_not_downloaded, text_of
+from sd.data.packing.sources.tar import Member, group_samples, list_members
 from sd.data.parts import storage
+from sd.text import TextError, decode_text
 
-_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _MAX_TEXT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class WebdatasetSource:
-    """Tar shards by glob, folder or name. An item is (shard, key, {suffix: (offset, bytes)}) or (shard, error, None).
+class TarItem:
+    """An image member with what may hold its caption; a sample without an image; or a shard's damage."""
 
-    The caption is `caption_key` of the JSON member if that is there, else the text member.
+    shard: str
+    key: str = ""
+    image: Member | None = None
+    texts: dict[str, Member] = field(default_factory=dict)
+    damage: str = ""
+
+
+@dataclass(frozen=True)
+class WebdatasetSource:
+    """Tar shards by glob, folder, braces or name; every image member is an item.
+
+    The caption is `caption_key` of the JSON member if there is text under it, else the text member.
     """
 
     path: str
     caption_key: str
 
-    def items(self):
+    def items(self) -> Iterator[tuple[TarItem, float]]:
         shards = find_inputs(self.path, ".tar")
         for number, shard in enumerate(shards):
-            with storage.open_binary(shard) as file:
-                num_bytes = storage.size_of(shard)
-                for key, members, end in _samples(file):
-                    yield (shard, key, members), (number + min(1.0, end / num_bytes)) / len(shards)
+            items = list(_items(shard))
+            for at, item in enumerate(items, 1):
+                yield item, (number + at / len(items)) / len(shards)
 
     @staticmethod
-    def place(item):
-        shard, key, members = item
-        return {"shard": shard} if members is None else {"shard": shard, "key": key}
+    def place(item: TarItem) -> dict:
+        named = {"key": item.key} if item.key else {}
+        return {"shard": item.shard} | named | ({"image": item.image.name} if item.image else {})
 
     @contextmanager
     def open(self):
@@ -47,32 +59,22 @@ class WebdatasetSource:
             loader.close()
 
 
-def _samples(file):
-    """Yield (key, members, end of its last member): members of one name in a row are a sample."""
-    key, members, end = None, {}, 1
+def _items(shard):
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if not member.isreg():
-                    continue
-                folder, slash, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                if members and folder + slash + stem != key:
-                    yield key, members, end
-                    members = {}
-                key = folder + slash + stem
-                members[suffix.lower()] = (member.offset_data, member.size)
-                end = member.offset_data + member.size
-    except tarfile.TarError as error:
-        if members:
-            yield key, members, end
-        yield str(error), None, end
-        return
-    if members:
-        yield key, members, end
+        with storage.open_binary(shard) as file:
+            members, damage = list_members(file)
+    except FileNotFoundError:
+        members, damage = [], "no such file"
+    for sample in group_samples(members):
+        for image in sample.images or [None]:
+            yield TarItem(shard, sample.key, image, sample.texts)
+    if damage:
+        yield TarItem(shard, damage=damage)
 
 
 class WebdatasetLoader:
+    """Reads members by their place; the shard read last stays open."""
+
     def __init__(self, caption_key):
         self._caption_key = caption_key
         self._shard = self._file = None
@@ -83,42 +85,62 @@ class WebdatasetLoader:
             self._shard = self._file = None
 
     @staticmethod
-    def signature(items):
-        """CRC-32 over the names and places of all members."""
-        named = [(storage.base_name(shard), key, members) for shard, key, members in items]
-        return isal_zlib.crc32(json.dumps(named).encode())
+    def signature(items: list[TarItem]) -> str:
+        """CRC-32 over names and places of all members, and size and time of change of the shards."""
+        versions = {shard: storage.version_or_error(shard) for shard in {item.shard for item in items}}
+        named = [(storage.base_name(item.shard), versions[item.shard], item.image, item.texts) for item in items]
+        return f"{isal_zlib.crc32(ascii(named).encode()):08x}"
 
-    def load(self, item):
-        shard, key, members = item
-        if members is None:
-            raise BadRow("the shard is damaged", key)
-        suffix = next((suffix for suffix in _IMAGE_SUFFIXES if suffix in members), None)
-        if suffix is None:
-            raise BadRow("no image in the shard", f"{key}: {', '.join(members)}")
-        check_size(members[suffix][1], f"{key}.{suffix}")
-        return self._caption(shard, key, members), self._read(shard, *members[suffix])
+    @staticmethod
+    def image_name(item):
+        """Nothing: the item's place has it."""
+        return ""
 
-    def _caption(self, shard, key, members):
-        for suffix in ("json", "txt"):
-            if members.get(suffix, (0, 0))[1] > _MAX_TEXT_BYTES:
-                raise BadRow("caption too large", f"{key}.{suffix}: {members[suffix][1]} bytes")
-        if "json" in members:
-            try:
-                fields = json.loads(self._read(shard, *members["json"]))
-            except (ValueError, RecursionError) as error:
-                raise BadRow("not JSON", f"{key}.json: {error}") from error
-            if "txt" not in members or (isinstance(fields, dict) and self._caption_key in fields):
+    def load(self, item: TarItem) -> tuple[str, bytes]:
+        if item.damage:
+            raise BadRow("the shard is damaged", item.damage)
+        if item.image is None:
+            if "json" in item.texts:
+                fields = self._fields(item)
+                raise_if_not_downloaded(fields if isinstance(fields, dict) else {})
+            raise BadRow("no image in the shard", f"{item.key} has only {', '.join(item.texts)}")
+        if item.image.problem:
+            raise BadRow("the member cannot be read", item.image.problem)
+        check_size(item.image.num_bytes, item.image.name)
+        return self._caption(item), self._read(item.shard, item.image)
+
+    def _caption(self, item):
+        if "json" in item.texts:
+            fields = self._fields(item)
+            if "txt" not in item.texts or (isinstance(fields, dict) and isinstance(fields.get(self._caption_key), str)):
                 return text_of(fields, self._caption_key)
-        if "txt" not in members:
-            raise BadRow("no caption in the shard", f"{key}: {', '.join(members)}")
-        return self._read(shard, *members["txt"]).decode("utf-8", "replace")
+        if "txt" not in item.texts:
+            raise BadRow("no caption in the shard", f"neither {item.key}.json nor {item.key}.txt is in it")
+        return self._text(item, "txt")
 
-    def _read(self, shard, offset, num_bytes):
+    def _fields(self, item):
+        try:
+            return json.loads(self._text(item, "json"))
+        except (ValueError, RecursionError) as error:
+            raise BadRow("not JSON", f"{item.key}.json: {error}") from error
+
+    def _text(self, item, suffix):
+        member = item.texts[suffix]
+        if member.problem:
+            raise BadRow("the member cannot be read", f"{member.name}: {member.problem}")
+        if member.num_bytes > _MAX_TEXT_BYTES:
+            raise BadRow("caption too large", f"{member.name}: {member.num_bytes} bytes")
+        try:
+            return decode_text(self._read(item.shard, member))
+        except TextError as error:
+            raise BadRow("text of another encoding", f"{member.name}: {error}") from error
+
+    def _read(self, shard, member):
         if shard != self._shard:
             self.close()
             self._file, self._shard = storage.open_binary(shard), shard
-        self._file.seek(offset)
-        data = self._file.read(num_bytes)
-        if len(data) < num_bytes:
-            raise BadRow("the shard is cut", f"{num_bytes - len(data)} bytes missing")
+        self._file.seek(member.offset)
+        data = self._file.read(member.num_bytes)
+        if len(data) < member.num_bytes:
+            raise BadRow("the shard is cut", f"{member.name}: {member.num_bytes - len(data)} bytes missing")
         return data

@@ -1,0 +1,25 @@
+"""What can become of an input row that is not packed: the outcomes that reports count by."""
+
+BAD, FILTERED, NOT_DOWNLOADED = "bad", "filtered", "not downloaded"
+
+
+class BadRow(Exception):  # noqa: N818 - an outcome that is counted, not a failure
+    """A row that cannot be packed: `reason` is one of a few texts to count by, `detail` what was seen."""
+
+    outcome = BAD
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail[:200]
+
+
+class Filtered(BadRow):
+    """A row that a filter of the user's took out; it does not count as bad."""
+
+    outcome = FILTERED
+
+
+class NotDownloaded(BadRow):
+    """A row whose image whoever made the data set could not get; it does not count as bad."""
+
+    outcome = NOT_DOWNLOADED
