@@ -1,5 +1,6 @@
 """The four models of a pipeline, loaded by name or folder, checked against each other, and the run's schedule."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from sd.models.weights import read_config
 from sd.runs.locate import PUBLISHED, find_unet, run_settings
 from sd.sampling.pipeline import SCHEDULERS, make_scheduler, vae_factor
 
+logger = logging.getLogger(__name__)
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # Settings of a sampler that are the sampler's own affair, not the training's.
 _SAMPLERS_OWN = ("clip_sample", "set_alpha_to_one", "steps_offset")
@@ -131,7 +133,14 @@ def _schedule(place, repository, run):
     folders = [Path(place.folder).parent / "scheduler", Path(repository) / "scheduler"]
     path = next((folder / "scheduler_config.json" for folder in folders if folder.is_dir()), None)
     if is_single_file(repository):
-        config = SingleFile(repository).configs.get("scheduler", {})
+        file = SingleFile(repository)
+        config = file.configs.get("scheduler", {})
+        if file.is_v2 and not config:
+            logger.warning(
+                "%s does not say its prediction type; epsilon is taken, right for v2 at 512 pixels; a model of 768 pixels "
+                "needs its folder with scheduler/scheduler_config.json",
+                repository,
+            )
     else:
         config = read_config(path) if path else _published_schedule(repository)
     name = next((short for short, long in SCHEDULERS.items() if long == config.get("_class_name")), "ddim")
