@@ -137,8 +137,8 @@ def _schedule(place, repository, run):
         config = file.configs.get("scheduler", {})
         if file.is_v2 and not config:
             logger.warning(
-                "%s does not say its prediction type; epsilon is taken, right for v2 at 512 pixels; a model of 768 pixels "
-                "needs its folder with scheduler/scheduler_config.json",
+                "%s does not say its prediction type; epsilon is taken, right for v2 at 512 pixels; a model of 768 "
+                "pixels needs its folder with scheduler/scheduler_config.json",
                 repository,
             )
     else:
