@@ -32,7 +32,7 @@ def decode_text(data: bytes) -> str:
     except UnicodeDecodeError as error:
         if encoding:
             raise TextError(f"byte {error.start} is not {encoding.upper()}, as the byte order mark says") from None
-        text = _decode_gb18030(data)
+        text = _decode_gb18030(data, error.start)
     if "\0" in text:
         raise TextError("NUL characters: not text, or UTF-16 without a byte order mark; convert it to UTF-8")
     return text
@@ -46,11 +46,11 @@ def text_lines(data: bytes) -> list[str]:
     return _LINE_BREAK.split(decode_text(data))
 
 
-def _decode_gb18030(data):
+def _decode_gb18030(data, not_utf8):
     try:
         text = data.decode("gb18030")
     except UnicodeDecodeError:
-        raise TextError("neither UTF-8 nor gb18030; convert it to UTF-8") from None
+        raise TextError(f"neither UTF-8 nor gb18030 (byte {not_utf8} is not UTF-8); convert it to UTF-8") from None
     others = [char for char in text if not char.isascii()]
     common = sum(map(_is_common_chinese, _NOT_ASCII.findall(text)))
     if _ASCII_LETTER.search(text) and 2 * common < len(others):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from sd.errors import InputError
+from sd.text import TextError, text_lines
 
 COLUMNS = ("prompt", "caption_en", "caption", "text")
 
@@ -17,13 +18,12 @@ def read_prompts(path, column=None, limit=None):
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        # Not splitlines(): a caption may hold other line separators of Unicode.
+        lines = [(number, line) for number, line in enumerate(text_lines(path.read_bytes()), start=1) if line.strip()]
     except OSError as error:
         raise InputError(f"prompts_file={str(path)!r} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; convert the file") from None
-    # Not splitlines(): a caption may hold other line separators of Unicode.
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    except TextError as error:
+        raise InputError(f"{path}: {error}") from None
     read_rows = {".jsonl": _jsonl_rows, ".json": _jsonl_rows, ".tsv": _tsv_rows, ".csv": _csv_rows}
     rows = read_rows.get(path.suffix.lower(), _text_rows)(path, lines)
     prompts = []
@@ -62,10 +62,12 @@ def _tsv_rows(path, lines):
     """Rows of a TSV. A field wholly in quotation marks loses them; a bare one, common in captions, stays."""
     header = None
     for number, line in lines:
-        fields = [_unquoted(field) for field in line.rstrip("\r").split("\t")]
+        fields = [_unquoted(field) for field in line.split("\t")]
         if header is None:
             header = fields
         else:
+            if len(fields) > len(header):
+                raise _too_many(path, number, len(fields), len(header), "take tabs out of its fields")
             yield number, dict(zip(header, fields, strict=False))
 
 
@@ -74,9 +76,20 @@ def _unquoted(field):
 
 
 def _csv_rows(path, lines):
-    reader = csv.DictReader((line + "\n" for _, line in lines), restkey="more")
+    reader = csv.DictReader((line + "\n" for _, line in lines), strict=True)
+
+    def line_number():
+        return lines[min(max(reader.reader.line_num, 1), len(lines)) - 1][0]
+
     try:
         for row in reader:
-            yield lines[min(reader.line_num, len(lines)) - 1][0], row
+            if rest := row.get(None):
+                width = len(reader.fieldnames)
+                raise _too_many(path, line_number(), width + len(rest), width, "quote fields that hold a comma")
+            yield line_number(), row
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from None
+        raise InputError(f"{path}, line {line_number()}: {error}; is a quotation mark left open?") from None
+
+
+def _too_many(path, number, count, width, remedy):
+    return InputError(f"{path}, line {number}: {count} fields where the header has {width}; {remedy}")

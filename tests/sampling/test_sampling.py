@@ -139,6 +139,16 @@ def test_prompts_of_every_kind_of_file(tmp_path, name, text, column):
     assert read_prompts(path, column, limit=1) == ["a “red” circle"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.tsv", "p.csv"])
+def test_prompt_files_of_every_system(tmp_path, name, encoding):
+    heads = {"p.txt": "", "p.jsonl": "", "p.tsv": "id\tcaption\r\n", "p.csv": "id,caption\r\n"}
+    line = {"p.txt": "%s", "p.jsonl": '{"text": "%s"}', "p.tsv": "1\t%s", "p.csv": "1,%s"}[name]
+    text = heads[name] + "".join(line % prompt + "\r\n" for prompt in ("红色的圆", "绿色的方块"))
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert read_prompts(tmp_path / name) == ["红色的圆", "绿色的方块"]
+
+
 def test_quotation_marks_in_a_tsv(tmp_path):
     path = tmp_path / "coco30k.tsv"
     path.write_text('image_id\tcaption_en\n1\t"Stop" says a sign\n2\t"a ""big"" dog"\n3\tbare " mark\n')
@@ -160,6 +170,9 @@ def test_quotation_marks_in_a_tsv(tmp_path):
         ("p.txt", "\n \n", "holds no prompt"),
         ("p.tsv", "caption_en\n", "holds no prompt"),
         ("p.csv", "", "holds no prompt"),
+        ("p.tsv", "id\tcaption\n1\ta\n2\tb\tc\n", "line 3: 3 fields where the header has 2; take tabs out"),
+        ("p.csv", "id,caption\n1,a\n\n2,a dog, a cat\n", "line 4: 3 fields where the header has 2; quote fields"),
+        ("p.csv", 'id,caption\n1,"a dog\n2,a cat\n', "line 3: unexpected end of data; is a quotation mark left open?"),
         ("p.txt", b"a\xff", "byte 1 is not UTF-8"),
     ],
 )

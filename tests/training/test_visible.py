@@ -165,3 +165,5 @@ def test_prompts_that_cannot_be_had_are_named(tmp_path):
     (tmp_path / "blank.txt").write_text("\n  \n")
     with pytest.raises(InputError, match="holds no prompt"):
         read_prompts(tmp_path / "blank.txt")
+    (tmp_path / "windows.txt").write_bytes("\ufeff红色的圆\r\n\r\na cat\u2028b \r\n".encode("utf-16-le"))
+    assert read_prompts(tmp_path / "windows.txt") == ["红色的圆", "a cat\u2028b"]

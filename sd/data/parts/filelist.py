@@ -1,14 +1,18 @@
 """File lists: `.filelist` names parts, `.filelist.list` names those lists, each with an optional weight."""
 
+import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import reduce
 from math import gcd, isfinite
 
 from sd.data.parts import storage
 from sd.errors import InputError
+from sd.text import TextError, text_lines
 
 _MAX_LIST_BYTES = 1 << 30
+_PROBED = 3  # paths of a list that are looked for: one missing part is no moved folder
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,19 @@ def read_file_list(path):
     """Read a `.filelist.list` into Sources.
 
     The packer repeats the whole list `num_repeat` times because the reference reads it so; here a pass is each record
-    once, so repeats that all parts share are divided out. Paths are taken from the current folder, as they stand.
+    once, so repeats that all parts share are divided out. Paths are taken from the current folder, as they stand; where
+    nothing is there, by the list's own place, so that a folder that was moved, or is used from elsewhere, is read.
     Raises InputError for a list that is missing, empty, or names an empty list.
     """
     entries = [_split_weight(line, path) for line in _lines(path)]
     if not entries:
         raise InputError(f"{path}: the file list is empty; it needs one .filelist path a line")
-    sources = [Source(weight, _divide_repeats(_lines(name, path)), name) for name, weight in entries]
-    for source, (name, _) in zip(sources, entries, strict=True):
-        if not source.parts:
+    sources = []
+    for name, (_, weight) in zip(_placed([name for name, _ in entries], path), entries, strict=True):
+        parts = _placed(_divide_repeats(_lines(name, path)), name)
+        if not parts:
             raise InputError(f"{name}: names no part; pack again or take it out of {path}")
+        sources.append(Source(weight, parts, name))
     return sources
 
 
@@ -49,30 +56,49 @@ def write_file_lists(folder, output_name, parts, num_repeat):
     return list_of_lists
 
 
+def _placed(names, named_in):
+    """The paths of a list as they stand if one of the first is there; else beside the list, if one of them is there.
+
+    Beside: relative to its folder, or with the same last folder as in `out/filelist` and `out/laion400m_format_data`.
+    """
+    folder = storage.folder_of(named_in)
+
+    def in_its_folder(name):
+        return storage.join(folder, name)
+
+    def in_a_folder_beside(name):
+        above = storage.folder_of(folder) if storage.is_remote(folder) else os.path.normpath(f"{folder}/..")
+        return storage.join(above, "/".join(name.split("/")[-2:]))
+
+    for place in (str, in_its_folder, in_a_folder_beside):
+        with suppress(OSError):  # a name that no file can have
+            if any(storage.exists(place(name)) for name in names[:_PROBED]):
+                return [place(name) for name in names]
+    return names
+
+
 def _lines(path, named_in=None):
-    where = f" (named in {named_in}; relative paths start at the current folder)" if named_in else ""
+    where = f" (named in {named_in}; relative paths start at the current folder or beside it)" if named_in else ""
     try:
         if storage.size_of(path) > _MAX_LIST_BYTES:
             raise InputError(f"{path}: too large for a list of paths{where}")
-        text = storage.read_bytes(path).decode("utf-8")
-    except UnicodeDecodeError as error:
+        lines = text_lines(storage.read_bytes(path))
+    except TextError as error:
         raise InputError(f"{path}: not a text file{where}; --file_list takes a .filelist.list") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}{where}; create_pretraining_data.py makes it") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _split_weight(line, path):
-    head, _, tail = line.rpartition(" ")
+    head, *rest = line.rsplit(maxsplit=1)  # by blanks or tabs
     try:
-        weight = float(tail)
-    except ValueError:
-        return line, 1.0
-    if not head:
+        weight = float(rest[0])
+    except (IndexError, ValueError):
         return line, 1.0
     if not (isfinite(weight) and weight > 0):
-        raise InputError(f"{path}: weight {tail} of {head.strip()}; it must be above 0")
-    return head.strip(), weight
+        raise InputError(f"{path}: weight {rest[0]} of {head}; it must be above 0")
+    return head, weight
 
 
 def _divide_repeats(parts):

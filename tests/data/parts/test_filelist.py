@@ -1,5 +1,7 @@
 """File lists: what is written is read back, weights and repeats count, wrong lists are refused by name."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,3 +55,54 @@ def test_wrong_lists_are_refused_by_name(tmp_path):
     (tmp_path / "d.list").write_bytes(b"\x1f\x8b\xff\x00")
     fails(r"d\.list: not a text file", tmp_path / "d.list")
     fails(r"Is a directory", tmp_path)
+
+
+def test_lists_edited_on_windows(tmp_path):
+    (tmp_path / "one.filelist").write_bytes("\ufeffdata/part-1.gz\r\ndata/part 2.gz\r\n".encode())
+    (tmp_path / "zwei.filelist").write_bytes("\ufeffdata/部分.gz\r\n".encode("utf-16-le"))
+    lists = f"{tmp_path}/one.filelist\t0.5\r\n{tmp_path}/zwei.filelist   2\r\n"
+    (tmp_path / "all.list").write_bytes(lists.encode("utf-8-sig"))
+    assert read_file_list(tmp_path / "all.list") == [
+        Source(0.5, ["data/part-1.gz", "data/part 2.gz"]),
+        Source(2.0, ["data/部分.gz"]),
+    ]
+
+
+@pytest.mark.parametrize("output", ["out", "deep/er/out", "{absolute}/out"])
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("start", ["elsewhere", ".", "moved/filelist", "/"])
+def test_relative_lists_are_read_from_any_folder_and_after_a_move(tmp_path, monkeypatch, output, moved, start):
+    monkeypatch.chdir(tmp_path)
+    output = output.format(absolute=tmp_path)
+    parts = [f"{output}/laion400m_format_data/part-{n:06d}.gz" for n in (1, 2)]
+    for folder in ("laion400m_format_data", "filelist"):
+        (tmp_path / output / folder).mkdir(parents=True)
+    for part in parts[1:]:  # the first was lost
+        (tmp_path / part).write_bytes(b"")
+    written = write_file_lists(f"{output}/filelist", "mine", parts, 2)
+    home = tmp_path / output
+    if moved:
+        home = home.rename(tmp_path / "moved")
+    else:
+        (tmp_path / "moved/filelist").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / start)
+    [source] = read_file_list(home / "filelist" / written.rpartition("/")[2])
+    assert [Path(part).resolve() for part in source.parts] == [
+        home / "laion400m_format_data" / Path(part).name for part in parts
+    ]
+    assert Path(source.name).resolve() == home / "filelist/mine.filelist"
+    if moved and start == "moved/filelist":
+        assert read_file_list("mine.filelist.list") == [Source(1.0, [f"../{part[-36:]}" for part in parts])]
+
+
+def test_paths_that_are_there_are_taken_as_they_stand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("data", "lists/data"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "part-1").write_bytes(b"")
+    (tmp_path / "lists/a.filelist").write_text("data/part-1\n")
+    (tmp_path / "lists/a.list").write_text("a.filelist\n")
+    assert read_file_list("lists/a.list")[0].parts == ["data/part-1"]
+    (tmp_path / "data/part-1").unlink()
+    assert read_file_list("lists/a.list")[0].parts == ["lists/data/part-1"]
