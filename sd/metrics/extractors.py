@@ -9,6 +9,7 @@ from PIL import Image
 
 from sd.errors import InputError, first_line
 from sd.metrics.inception import FEATURES, load_inception
+from sd.models.hashes import content_id
 from sd.models.weights import find_weights, load_weights, read_config
 
 # What CLIP's pictures are normalised by, where its preprocessor_config.json does not say otherwise.
@@ -21,6 +22,10 @@ class InceptionFeatures:
     def __init__(self, path):
         self.name, self.width = "inception-v3", FEATURES
         self._network = load_inception(path)
+
+    def identity(self) -> str:
+        """What its features depend on: its weights by their content."""
+        return f"{self.name} {content_id(self._network)}"
 
     @paddle.no_grad()
     def embed_images(self, images):
@@ -50,6 +55,10 @@ class ClipFeatures:
         self._side, self._length = config.vision_config.image_size, config.text_config.max_position_embeddings
         self._mean = np.array(options.get("image_mean", _CLIP_MEAN), np.float32)
         self._std = np.array(options.get("image_std", _CLIP_STD), np.float32)
+
+    def identity(self) -> str:
+        """What its picture features depend on: its weights by their content, and how pictures are normalised."""
+        return f"{self.name} {content_id(self._model)} {self._side} {self._mean.tolist()} {self._std.tolist()}"
 
     @paddle.no_grad()
     def embed_images(self, images):

@@ -80,8 +80,8 @@ def measure(flags, model_flags):
     output = make_folder(flags.output or "eval_metrics")
     reference = None
     if fid_extractor and flags.fid_reference:
-        side = min(settings.height, settings.width)
-        reference = reference_statistics(flags.fid_reference, fid_extractor, side, output / "fid_reference.npz")
+        size = settings.height, settings.width
+        reference = reference_statistics(flags.fid_reference, fid_extractor, size, output / "fid_reference.npz")
     tasks = []
     for scale in flags.guidance_scales:
         folder = make_folder(output / f"guidance-{scale:g}")

@@ -2,38 +2,57 @@
 
 import io
 import json
+import logging
+from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from sd.data.images.decode import decode_image
+from sd.data.parts import storage
 from sd.data.parts.record import RowError
-from sd.data.streaming.dataset import EvalPairs
-from sd.data.streaming.sample import centre_crop
-from sd.data.streaming.stream import raise_if_failed
+from sd.data.streaming.catalog import Catalog
+from sd.data.streaming.local_copies import LocalCopies
+from sd.data.streaming.stream import RowReader
 from sd.errors import InputError
 from sd.metrics.scores import Moments
+from sd.processes.watchdog import Watchdog
 from sd.sampling.files import written
+
+logger = logging.getLogger(__name__)
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _BATCH = 32
 
 
-def reference_statistics(source, extractor, resolution, keep):
-    """(mean, covariance) of real pictures.
+def reference_statistics(
+    source: str | Path, extractor, size: int | tuple[int, int], keep: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """(mean [D], covariance [D, D]) of the features of real pictures.
 
     source: an .npz file with `mu` and `sigma`, as published ones have, a folder of pictures, or a file list of parts.
-    Pictures are cut as for validation: the square in the middle, `resolution` pixels wide. What is computed is written
-    to the file `keep` and taken from there next time. Raises InputError for what does not fit the extractor.
+    size: the drawn pictures' side, or (height, width): real ones are resized until they cover it and cut to the middle,
+    so that a picture of just that size stays as it is. What is computed is written to the file `keep`, and taken from
+    there while pictures, size and extractor are the same. Raises InputError for what does not fit the extractor.
     """
     path = Path(source)
     if path.suffix == ".npz":
-        return _read(path, extractor, None)
-    pictures, count = _pictures(path, resolution)
-    identity = {"source": str(path), "pictures": count, "extractor": extractor.name, "resolution": resolution}
-    if keep.is_file() and (found := _read(keep, extractor, identity)):
-        return found
+        return _read(path, extractor)
+    height, width = (size, size) if isinstance(size, int) else size
+    pictures, count, fingerprint = _pictures(path, height, width)
+    identity = {
+        "source": str(path),
+        "pictures": count,
+        "fingerprint": fingerprint,
+        "size": [height, width],
+        "extractor": extractor.identity(),
+    }
+    if (kept := _read_kept(keep, json.dumps(identity), extractor)) is not None:
+        return kept
     moments = Moments(extractor.width)
     with tqdm(total=count, desc="reference", unit="picture") as bar:
         batch = []
@@ -54,41 +73,67 @@ def reference_statistics(source, extractor, resolution, keep):
     return mean, covariance
 
 
-def _read(path, extractor, identity):
+def _read_kept(path, identity, extractor):
+    """The statistics that an earlier run kept for the same identity, else None."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            if identity is not None and str(file.get("identity")) != json.dumps(identity):
-                return None
+            same = str(file.get("identity")) == identity
+        return _read(path, extractor) if same else None
+    except (OSError, ValueError, BadZipFile):  # InputError is a ValueError
+        return None
+
+
+def _read(path, extractor):
+    try:
+        with np.load(path, allow_pickle=False) as file:
             mean, covariance = file["mu"], file["sigma"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise InputError(f"{path}: no statistics ({error}); expected an .npz with mu and sigma") from None
     if mean.shape != (extractor.width,) or covariance.shape != (extractor.width,) * 2:
         raise InputError(f"{path}: statistics of {mean.size} features, {extractor.name} has {extractor.width}")
     return mean, covariance
 
 
-def _pictures(path, resolution):
-    """(iterator of uint8 [resolution, resolution, 3], their number)."""
+def _pictures(path, height, width):
+    """(iterator of uint8 [height, width, 3], their number at most, what names their content)."""
     if path.is_dir():
         names = sorted(name for name in path.rglob("*") if name.suffix.lower() in _PICTURES)
         if len(names) < 2:
             raise InputError(f"fid_reference={str(path)!r} holds {len(names)} pictures; expected at least two")
-        return (_from_file(name, resolution) for name in names), len(names)
+        digest = sha256()
+        for name in names:
+            digest.update(f"{name.relative_to(path)} {storage.version_or_error(name)}\n".encode("utf-8", "replace"))
+        return (_cover(_from_file(name), height, width) for name in names), len(names), digest.hexdigest()[:32]
     if not path.is_file():
         raise InputError(f"fid_reference={str(path)!r}: no such .npz file, folder or file list")
-    pairs = EvalPairs(str(path), lambda caption: np.zeros(1, np.int64), resolution=resolution, limit=None)
-    if pairs.catalog.manifest is not None:
+    catalog = Catalog(str(path), min(height, width))
+    if catalog.manifest is not None:
         raise InputError(f"fid_reference={str(path)!r} is a cache of latents; name the list of the images")
-    return (_from_record(pairs[number]) for number in range(len(pairs))), len(pairs)
+    pictures = (_cover(pixels, height, width) for pixels in _from_parts(catalog))
+    return pictures, catalog.num_usable, catalog.fingerprint
 
 
-def _from_file(path, resolution):
+def _cover(pixels, height, width):
+    """The middle of a picture once it covers height x width; uint8 [h, w, 3] -> [height, width, 3]."""
+    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height), Image.Resampling.LANCZOS))
+
+
+def _from_file(path):
     try:
-        return centre_crop(decode_image(path.read_bytes()), resolution, "lanczos").transpose(1, 2, 0)
-    except RowError as error:
+        return decode_image(path.read_bytes())
+    except (OSError, RowError) as error:
         raise InputError(f"{path}: {error}; take it out of the folder") from None
 
 
-def _from_record(record):
-    raise_if_failed(record)
-    return record["pixel_values"].transpose(1, 2, 0)
+def _from_parts(catalog):
+    """The pictures of all usable rows; a warning says how many could not be read."""
+    num_bad, last = 0, None
+    with closing(RowReader(catalog, LocalCopies(), Watchdog())) as reader:
+        for part, num_rows in enumerate(catalog.usable.tolist()):
+            for ordinal in range(num_rows):
+                try:
+                    yield decode_image(reader.read(part, ordinal)[1].image)
+                except RowError as error:
+                    num_bad, last = num_bad + 1, error
+    if num_bad:
+        logger.warning("%s: %d pictures left out; the last: %s", catalog.file_list, num_bad, last)

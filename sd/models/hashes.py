@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from sd.errors import InputError
 from sd.models.loading import load_part
@@ -24,7 +25,7 @@ def weights_hash(part, name, subfolder=None):
     have another hash. Raises InputError if it cannot be loaded.
     """
     if part == "tokenizer":
-        return _hash_tokenizer(load_part(part, name, subfolder))
+        return tokenizer_hash(load_part(part, name, subfolder))
     if Path(name).is_dir():
         path = find_weights(Path(name, subfolder or ""))
         if path.suffix == SAFETENSORS:
@@ -38,6 +39,23 @@ def weights_hash(part, name, subfolder=None):
     del layer
     gc.collect()
     return digest.hexdigest()
+
+
+def content_id(*layers) -> str:
+    """Twelve hexadecimal digits that stand for the names, shapes and values of loaded layers' tensors, as float32."""
+    digest = xxhash.xxh3_128()
+    for layer in layers:
+        for name, tensor in sorted(layer.state_dict().items()):
+            digest.update(f"{name} {list(tensor.shape)}\n".encode())
+            digest.update(np.ascontiguousarray(tensor.astype("float32").numpy()))
+    return digest.hexdigest()[:12]
+
+
+def tokenizer_hash(tokenizer) -> str:
+    """SHA-256 over a tokenizer's vocabulary and merges."""
+    merges = sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.get)
+    told = {"tokens": tokenizer.get_vocab(), "merges": merges}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _hash_file(path):
@@ -58,9 +76,3 @@ def _hash_file(path):
 
 def _line(name, dtype, shape):
     return f"{name} {dtype} {list(shape)}\n".encode()
-
-
-def _hash_tokenizer(tokenizer):
-    merges = sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.get)
-    told = {"tokens": tokenizer.get_vocab(), "merges": merges}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -6,14 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import xxhash
-
 from sd import devices
 from sd.diffusion.model import check_parts
 from sd.diffusion.schedule import sampler_config
 from sd.errors import InputError, first_line
 from sd.flags.arguments import check_choice
+from sd.models.hashes import content_id, tokenizer_hash
 from sd.models.loading import load_part
 from sd.models.single_file import SingleFile, is_single_file
 from sd.models.weights import read_config
@@ -49,13 +47,9 @@ class Models:
         return make_scheduler(name or self.sampler, **self.schedule)
 
     def weights_id(self):
-        """Twelve hexadecimal digits that stand for all weights: other weights, other digits."""
-        digest = xxhash.xxh3_128()
-        for layer in (self.unet, self.text_encoder, self.vae):
-            for name, tensor in sorted(layer.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(np.ascontiguousarray(tensor.astype("float32").numpy()))
-        return digest.hexdigest()[:12]
+        """Digits that stand for all weights and the tokenizer: other weights or words, other digits."""
+        layers = content_id(self.unet, self.text_encoder, self.vae)
+        return f"{layers}-{tokenizer_hash(self.tokenizer)[:6]}"
 
 
 def load_models(

@@ -8,8 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from demo.shapes import ALL_LABELS, caption_of, example
+from sd.data.parts.part import PartWriter
+from sd.data.parts.record import encode_row
 from sd.errors import InputError, RunError
 from sd.metrics.extractors import load_clip, load_fid_extractor
 from sd.metrics.measure import apply_preset, measure
@@ -17,6 +20,7 @@ from sd.metrics.reference import reference_statistics
 from sd.metrics.report import table, verdict, write_report
 from sd.metrics.scores import clip_scores, frechet_distance
 from sd.sampling.files import read_pixels, read_png_text
+from tests.data_maker import write_lists
 from tests.tiny import make_tiny_repository
 
 CLIP = str(Path(__file__).resolve().parents[2] / "demo" / "tiny_clip")
@@ -165,6 +169,49 @@ def test_reference_statistics_are_kept_and_fit(workshop, tmp_path):
     np.savez(tmp_path / "other.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(InputError, match=f"statistics of 3 features, clip tiny_clip has {clip.width}"):
         reference_statistics(tmp_path / "other.npz", clip, 32, tmp_path / "k")
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (40, 24)])
+def test_pictures_against_a_copy_of_themselves_have_distance_0(workshop, tmp_path, shape):
+    """Against a folder and against a list of parts: both sides are prepared alike."""
+    clip, (height, width) = load_fid_extractor(CLIP), shape
+    pictures = np.random.default_rng(0).integers(0, 256, (16, height, width, 3), np.uint8)
+    (tmp_path / "copy").mkdir()
+    with PartWriter(tmp_path / "part-000001.gz") as part:
+        for number, picture in enumerate(pictures):
+            Image.fromarray(picture).save(tmp_path / "copy" / f"{number}.png")
+            data = (tmp_path / "copy" / f"{number}.png").read_bytes()
+            part.add(encode_row("a", data), width, height)
+    features = clip.embed_images(list(pictures)).astype(np.float64)
+    drawn = features.mean(0), np.cov(features, rowvar=False)
+    for source in (tmp_path / "copy", write_lists(tmp_path, (1.0, [tmp_path / "part-000001.gz"]))):
+        real = reference_statistics(source, clip, shape, tmp_path / "kept.npz")
+        assert frechet_distance(*drawn, *real) == pytest.approx(0, abs=1e-6 * np.trace(drawn[1]))
+
+
+@pytest.mark.parametrize("what", ["a picture of the same size", "the extractor's weights", "a cut file"])
+def test_kept_statistics_of_other_content_are_not_taken(workshop, tmp_path, what):
+    shutil.copytree(workshop / "real", tmp_path / "real")
+    shutil.copytree(CLIP, tmp_path / "clip")
+    paths = sorted((tmp_path / "real").iterdir())
+    longest = max(path.stat().st_size for path in paths)
+    for path in paths:  # all of one size; what is behind a PNG is ignored
+        path.write_bytes(path.read_bytes().ljust(longest, b"\0"))
+    clip, keep = load_fid_extractor(str(tmp_path / "clip")), tmp_path / "kept.npz"
+    before, _ = reference_statistics(tmp_path / "real", clip, 32, keep)
+    if what == "a picture of the same size":
+        paths[0].write_bytes(paths[1].read_bytes())
+    elif what == "a cut file":
+        keep.write_bytes(keep.read_bytes()[:100])
+    else:
+        weights = load_file(tmp_path / "clip/model.safetensors")
+        name = "visual_projection.weight"
+        save_file(weights | {name: weights[name][::-1].copy()}, tmp_path / "clip/model.safetensors", {"format": "np"})
+        clip = load_fid_extractor(str(tmp_path / "clip"))
+    after, _ = reference_statistics(tmp_path / "real", clip, 32, keep)
+    fresh, _ = reference_statistics(tmp_path / "real", clip, 32, tmp_path / "fresh.npz")
+    np.testing.assert_array_equal(after, fresh)
+    assert np.array_equal(after, before) == (what == "a cut file")
 
 
 @pytest.mark.parametrize(
