@@ -23,13 +23,8 @@ python create_pretraining_data.py --input_path "$out/shapes/shapes.jsonl" --outp
     --caption_key caption --image_key image --per_part_file_num 1000 --num_repeat 100 --save_gzip_file
 
 train() {
-    sh train.sh --device cpu --disable_tqdm False --output_dir "$out/model" --max_steps "$1" \
-        --file_list "$out/processed_data/filelist/custom_dataset.filelist.list" --resolution 32 \
-        --pretrained_model_name_or_path demo/tiny_sd --vae_name_or_path demo/tiny_sd/vae \
-        --text_encoder_name_or_path demo/tiny_sd/text_encoder --unet_name_or_path demo/unet_config.json \
-        --model_max_length 16 --learning_rate 1e-3 --lr_scheduler_type constant_with_warmup --warmup_steps 50 \
-        --snr_gamma 5 --use_ema True --ema_decay 0.995 --recompute False --dataloader_num_workers 1 \
-        --logging_steps 20 --image_logging_steps 300 --save_steps "$half" --num_inference_steps 20
+    sh train.sh @recipes/demo.args --output_dir "$out/model" --max_steps "$1" --save_steps "$half" \
+        --file_list "$out/processed_data/filelist/custom_dataset.filelist.list"
 }
 if [ ! -e "$out/model/checkpoint-$steps" ]; then
     if [ ! -e "$out/model/checkpoint-$half" ]; then

@@ -6,7 +6,7 @@
 # FOLDER holds pictures, subfolders too, each with its caption in a text file of the same name: cat.jpg, cat.txt.
 # The models are the demo's: pictures of 32 x 32, a VAE and a text encoder that were trained on coloured shapes. So this
 # shows that your data passes through every stage, and how; the pictures are blurred, and of words that the demo does not
-# know only the first 14 letters count. Expected time: 3 min for 600 steps on two cores. STEPS=2000 trains longer;
+# know only the first 14 letters count. Expected time: 1 to 3 min for 600 steps on two cores. STEPS=2000 trains longer;
 # OUT=folder writes elsewhere.
 # Start it again and it continues where it was; for other pictures give another OUT.
 set -eu
@@ -38,14 +38,8 @@ python -m sd.data.inspect "$list" --resolution 32 --output "$out/inspect.png"
 batch=$(python -c "import json, sys; print(min(32, json.load(open(sys.argv[1]))['outcomes']['packed']))" \
     "$out/processed_data/report.json")
 echo "== 3/4 training, $steps steps of $batch pictures"
-sh train.sh --device cpu --disable_tqdm False --output_dir "$out/model" --max_steps "$steps" \
-    --per_device_train_batch_size "$batch" \
-    --file_list "$list" --resolution 32 --model_max_length 16 \
-    --pretrained_model_name_or_path demo/tiny_sd --vae_name_or_path demo/tiny_sd/vae \
-    --text_encoder_name_or_path demo/tiny_sd/text_encoder --unet_name_or_path demo/unet_config.json \
-    --learning_rate 1e-3 --lr_scheduler_type constant_with_warmup --warmup_steps 50 \
-    --snr_gamma 5 --use_ema True --ema_decay 0.995 --recompute False --dataloader_num_workers 1 \
-    --logging_steps 20 --image_logging_steps -1 --save_steps 200 --save_total_limit 2 "$@"
+sh train.sh @recipes/demo.args --output_dir "$out/model" --file_list "$list" --max_steps "$steps" \
+    --per_device_train_batch_size "$batch" --image_logging_steps -1 --save_steps 200 --save_total_limit 2 "$@"
 
 echo "== 4/4 drawing the first 12 captions, 3 pictures of each"
 head -n 12 "$out/captions.jsonl" >"$out/prompts.jsonl"

@@ -32,7 +32,7 @@ LEFT_OUT = {
     r"python3 -m venv|pip install": "needs the network",
     r"sh setup_app\.sh|python app\.py": "needs Gradio's environment; tests/web uses the page",
     r"GPUS=|sh train_multi\.sh$": "needs several cards",
-    r"(RECIPE=.*\n)?LAUNCH=": "needs several machines; tests/training runs two on one host",
+    r"LAUNCH=": "needs several machines; tests/training runs two on one host",
     r"python eval\.py$": "needs the published weights",
     r"python eval\.py .*--preset mlperf": "needs 30,000 prompts and Inception's weights; tests/metrics runs the preset",
 }
@@ -40,11 +40,10 @@ LEFT_OUT = {
 RUNS = [
     (r"python create_pretraining_data\.py ", " --num_workers 1"),
     (r"python -m sd\.data\.inspect ", " --resolution 32"),
-    (r"python -m sd\.doctor ", TRAIN + UNET),
     (r"python precompute_latents\.py ", MODELS),
     (r"sh train\.sh.*--unet_name_or_path", TRAIN),
-    (r"(RECIPE=.*\n)?sh train(_multi)?\.sh.*--unet_name_or_path", TRAIN),
-    (r"(RECIPE=.*\n|NPROC=2 )?sh train(_multi)?\.sh", TRAIN + UNET),
+    (r"sh train_multi\.sh @recipes/v1_512\.args", TRAIN + " --unet_name_or_path runs/v1_256/checkpoint-4/unet"),
+    (r"(NPROC=2 )?sh train(_multi)?\.sh", TRAIN + UNET),
     (r"visualdl ", ""),
     (r"python eval\.py ", " --num_inference_steps 2 --device cpu"),
     (r"python export\.py ", ""),
@@ -54,15 +53,15 @@ RUNS = [
 ]
 # What stands for the sizes, files and machines of the pages.
 IN_PLACE_OF = [
-    (r"checkpoint-(300|237000)\b", "checkpoint-2"),
+    (r"checkpoint-300\b", "checkpoint-2"),
     (r"checkpoint-(600|10000)\b", "checkpoint-4"),
     (r"for side in 256 512", "for side in 32"),
     (r"latents_(256|512)", "latents_32"),
     (r"--engine ray --ray_address auto", "--engine local"),
     (r"-m paddle\.distributed\.launch --gpus [\d,]+ precompute", "precompute"),
     (r"CompVis/stable-diffusion-v1-4/vae", "demo/tiny_sd/vae"),
-    (r"sh train_multi\.sh \$RECIPE", "sh train.sh $RECIPE"),
-    (r"/(data|runs)/", r"\1/"),
+    (r"sh train_multi\.sh (@recipes/(\w+)\.args)", r"sh train.sh \1 --output_dir runs/\2"),
+    (r" /data/", " data/"),
     (r"--guidance_scales 1 2 3 5 8", "--guidance_scales 1 2"),
     (r"pt_inception-2015-12-05-6726825d\.pth|clip-vit-h-14", "demo/tiny_clip"),
     (r"--fid_reference pictures/", "--fid_reference coco_data/images"),
@@ -72,16 +71,11 @@ IN_PLACE_OF = [
 
 
 def commands_of(page: Path) -> list[str]:
-    """The commands of a page's sh blocks, comments removed, with the variables that earlier lines of the page set."""
-    commands, variables = [], ""
+    """The commands of a page's sh blocks, without comments; a loop is one command."""
+    commands = []
     for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
-        lines = re.sub(r"\\\n *", "", re.sub(r"[ \t]+#.*", "", block)).splitlines()
-        lines = ["\n".join(lines)] if block.startswith("for ") else lines
-        for line in lines:
-            if re.fullmatch(r"[A-Z]+=(\"[^\"]*\"|\S*)", line):
-                variables += line + "\n"
-            else:
-                commands.append((variables + line) if "$RECIPE" in line else line)
+        text = re.sub(r"\\\n *", "", re.sub(r"[ \t]+#.*", "", block))
+        commands += [text.strip()] if text.startswith("for ") else text.splitlines()
     return commands
 
 
