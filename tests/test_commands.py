@@ -47,7 +47,6 @@ RUNS = [
     (r"visualdl ", ""),
     (r"python eval\.py ", " --num_inference_steps 2 --device cpu"),
     (r"python export\.py ", ""),
-    (r"python -c ", ""),
     (r"sh recipes/own_pictures\.sh ", " --max_steps 4"),
     (r"for side in 256 512", ""),
 ]
