@@ -12,6 +12,7 @@ from ppdiffusers.models.attention_processor import Attention, AttnProcessor
 from ppdiffusers.models.resnet import Downsample2D, ResnetBlock2D
 
 from sd.cpu import convolution, gates, norms, onednn, products
+from sd.runtime import is_off
 
 
 def speed_up(layer):
@@ -19,8 +20,10 @@ def speed_up(layer):
     made for GPUs, are copied by every operation that follows), and Paddle's own loops use as many threads as MKL.
 
     Weights, their names and, to rounding, the results stay. Only for what stays out of a static graph, which holds
-    Paddle's operators alone. Measured by bench/training.py.
+    Paddle's operators alone. Measured by bench/training.py. `SD_RUNTIME=off` leaves the layers as they are.
     """
+    if is_off(os.environ):
+        return
     paddle.set_flags({"FLAGS_use_stride_kernel": False})
     use_threads_of_mkl()
     for sublayer in layer.sublayers(include_self=True):
@@ -42,7 +45,18 @@ def use_threads_of_mkl():
 @functools.cache
 def _with(faster, layer_class):
     """layer_class with the forward of `faster`, which the state dict and isinstance do not notice."""
-    return layer_class if issubclass(layer_class, faster) else type(layer_class.__name__, (faster, layer_class), {})
+    if issubclass(layer_class, faster):
+        return layer_class
+    return type(layer_class.__name__, (_Float32OnCPU, faster, layer_class), {"_plain_class": layer_class})
+
+
+class _Float32OnCPU:
+    """Float32 tensors on the CPU go to the faster forward, which reads their memory itself; all others to Paddle's."""
+
+    def forward(self, x, *arguments, **options):
+        if x.dtype == paddle.float32 and x.place.is_cpu_place():
+            return super().forward(x, *arguments, **options)
+        return self._plain_class.forward(self, x, *arguments, **options)
 
 
 def _padding(convolution):

@@ -1,8 +1,10 @@
-"""Layers made faster for a CPU against Paddle's own: results, gradients, names of the weights."""
+"""Layers made faster for a CPU against Paddle's own in float64: results, gradients, names of the weights."""
 
+import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -15,14 +17,45 @@ from ppdiffusers.models.resnet import Downsample2D, ResnetBlock2D
 from sd.cpu import convolution, gates, norms, onednn, products
 from sd.cpu.layers import speed_up
 from sd.models.loading import random_unet
+from tests.numeric import assert_close, roundings
 
 
 @pytest.fixture(autouse=True)
-def stride_flag():
-    name = "FLAGS_use_stride_kernel"
-    before = paddle.get_flags([name])
+def faster_layers(monkeypatch):
+    """They are on whatever the environment of the tests says, and leave Paddle's own flag as it was."""
+    monkeypatch.delenv("SD_RUNTIME", raising=False)
+    before = paddle.get_flags(["FLAGS_use_stride_kernel"])
     yield
     paddle.set_flags(before)
+
+
+def randomise(layer):
+    """Random weights as wide as trained ones, so that results stay near 1; a bias of zeros would show nothing."""
+    for parameter in layer.parameters():
+        inputs = {1: 1, 2: parameter.shape[0], 4: math.prod(parameter.shape[1:])}[parameter.ndim]
+        parameter.set_value(paddle.randn(parameter.shape) / inputs**0.5)
+
+
+def in_float64(make, layer):
+    """Paddle's own layer with the weights of `layer`, computing in float64."""
+    exact = make()
+    exact.set_state_dict(layer.state_dict())
+    return exact.to(dtype="float64")
+
+
+def call(layer, x, *others):
+    return layer(x, None) if isinstance(layer, ResnetBlock2D) and not others else layer(x, *others)
+
+
+def result_and_gradients(layer, x, weight):
+    """{name: array}: the result, and what x and each parameter get from a loss that weighs every number of it."""
+    tensors = {"x": x, **dict(layer.named_parameters())}
+    for tensor in tensors.values():
+        tensor.stop_gradient = False
+        tensor.clear_gradient(False)
+    y = call(layer, x)
+    (y * weight.astype(y.dtype)).sum().backward()
+    return {"y": y.numpy(), **{name: tensor.grad.numpy() for name, tensor in tensors.items()}}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +80,7 @@ def stride_flag():
         (lambda: Downsample2D(4, use_conv=True, padding=0), [2, 4, 6, 8]),
         (lambda: Downsample2D(4, use_conv=True, padding=1), [2, 4, 6, 8]),
         (lambda: Downsample2D(4), [2, 4, 6, 8]),
-        (lambda: ResnetBlock2D(in_channels=4, out_channels=8, groups=2, temb_channels=None), [1, 4, 2, 3]),
+        (lambda: ResnetBlock2D(in_channels=4, out_channels=8, groups=2, temb_channels=None), [2, 4, 6, 8]),
         (lambda: ResnetBlock2D(in_channels=4, groups=2, temb_channels=None, output_scale_factor=2.0), [2, 4, 6, 8]),
         (lambda: ResnetBlock2D(in_channels=4, groups=2, temb_channels=None, down=True), [2, 4, 6, 8]),
         (lambda: ResnetBlock2D(in_channels=4, groups=2, temb_channels=None, non_linearity="gelu"), [2, 4, 6, 8]),
@@ -59,25 +92,17 @@ def stride_flag():
     ],
 )
 def test_results_and_gradients_are_paddles(make, shape):
+    """A number goes through no more terms of sums, one layer of a block after another, than x has numbers."""
     paddle.seed(0)
     layer, x = make(), paddle.randn(shape)
-    for tensor in (x, *layer.parameters()):
-        tensor.stop_gradient = False
-        if tensor is not x:
-            tensor.set_value(paddle.randn(tensor.shape))  # a bias of zeros would show nothing
-
-    def run():
-        y = layer(x, None) if isinstance(layer, ResnetBlock2D) else layer(x)
-        (y * paddle.arange(y.size, dtype="float32").reshape(y.shape) / y.size).sum().backward()
-        found = [y.numpy(), *(tensor.grad.numpy() for tensor in (x, *layer.parameters()))]
-        for tensor in (x, *layer.parameters()):
-            tensor.clear_grad()
-        return found
-
-    plain, names = run(), list(layer.state_dict())
+    randomise(layer)
+    names, weight = list(layer.state_dict()), paddle.randn(call(layer, x).shape)
+    reference = result_and_gradients(in_float64(make, layer), x.astype("float64"), weight)
     speed_up(layer)
-    for ours, wanted in zip(run(), plain, strict=True):
-        np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5)
+    found = result_and_gradients(layer, x, weight)
+    assert found.keys() == reference.keys()
+    for name, wanted in reference.items():
+        assert_close(found[name], wanted, x.size, name)
     assert list(layer.state_dict()) == names
 
 
@@ -111,25 +136,34 @@ def test_a_unet_computes_by_the_faster_operations_alone(monkeypatch):
 
 
 def test_a_blocks_time_is_added():
-    block = ResnetBlock2D(in_channels=4, groups=2, temb_channels=6)
+    make = lambda: ResnetBlock2D(in_channels=4, groups=2, temb_channels=6)  # noqa: E731
+    block = make()
+    randomise(block)
     x, time = paddle.randn([2, 4, 6, 8]), paddle.randn([2, 6])
-    plain = block(x, time)
+    exact = in_float64(make, block)
     speed_up(block)
-    np.testing.assert_allclose(block(x, time).numpy(), plain.numpy(), rtol=1e-5, atol=1e-5)
-    assert not np.allclose(block(x, time + 1.0).numpy(), plain.numpy())
+    reference = exact(x.astype("float64"), time.astype("float64")).numpy()
+    assert_close(block(x, time).numpy(), reference, x.size)  # as above
+    assert roundings(block(x, time + 1.0).numpy(), reference) > 100 * x.size
 
 
 @pytest.mark.parametrize("case", ["other tokens", "mask", "other processor"])
 def test_attention_with_what_only_paddles_own_takes(case):
-    layer = Attention(8, cross_attention_dim=6, heads=2, dim_head=4)
+    def make():
+        layer = Attention(8, cross_attention_dim=6, heads=2, dim_head=4)
+        if case == "other processor":
+            layer.set_processor(Doubled())
+        return layer
+
+    layer = make()
+    randomise(layer)
     x, context, mask = paddle.randn([2, 5, 8]), paddle.randn([2, 3, 6]), None
     if case == "mask":
         mask = paddle.where(paddle.rand([2, 1, 5, 3]) < 0.5, 0.0, -1e4)
-    elif case == "other processor":
-        layer.set_processor(Doubled())
-    plain = layer(x, context, mask)
+    wide = [tensor if tensor is None else tensor.astype("float64") for tensor in (x, context, mask)]
+    reference = in_float64(make, layer)(*wide).numpy()
     speed_up(layer)
-    np.testing.assert_allclose(layer(x, context, mask).numpy(), plain.numpy(), rtol=1e-5, atol=1e-5)
+    assert_close(layer(x, context, mask).numpy(), reference, 8 + 6 + 4 + 3 + 3 + 8)  # to q, k; scores, softmax, v; out
 
 
 class Doubled(AttnProcessor):
@@ -153,6 +187,55 @@ def test_without_onednn_the_layers_are_paddles_own(monkeypatch):
     layer = nn.Sequential(nn.Conv2D(3, 4, 3), nn.GroupNorm(2, 4), nn.LayerNorm(4), GEGLU(4, 4))
     speed_up(layer)
     assert [type(sublayer) for sublayer in layer] == [nn.Conv2D, nn.GroupNorm, nn.LayerNorm, GEGLU]
+
+
+def test_switched_off_the_layers_are_paddles_own(monkeypatch):
+    monkeypatch.setenv("SD_RUNTIME", "off")
+    layer = nn.Sequential(nn.Linear(3, 3), nn.Conv2D(3, 4, 3), nn.GroupNorm(2, 4))
+    paddle.set_flags({"FLAGS_use_stride_kernel": True})
+    speed_up(layer)
+    assert [type(sublayer) for sublayer in layer] == [nn.Linear, nn.Conv2D, nn.GroupNorm]
+    assert paddle.get_flags(["FLAGS_use_stride_kernel"]) == {"FLAGS_use_stride_kernel": True}
+
+
+class Elsewhere:
+    """A tensor in the memory of another device, as far as a layer looks before it computes."""
+
+    dtype = paddle.float32
+    place = SimpleNamespace(is_cpu_place=lambda: False)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Linear(4, 4),
+        lambda: nn.Conv2D(4, 4, 3),
+        lambda: nn.LayerNorm(4),
+        lambda: nn.GroupNorm(2, 4),
+        lambda: GEGLU(4, 4),
+        lambda: Downsample2D(4, use_conv=True, padding=0),
+        lambda: ResnetBlock2D(in_channels=4, groups=2, temb_channels=None),
+        lambda: Attention(4, heads=2, dim_head=2),
+    ],
+)
+def test_tensors_of_another_device_go_to_paddles_own_layer(make, monkeypatch):
+    """The faster layers read a tensor's memory themselves, which for that of a GPU would end the process."""
+    layer = make()
+    plain, x = type(layer), Elsewhere()
+    taken = []
+    monkeypatch.setattr(plain, "forward", lambda self, *arguments: taken.append(arguments))
+    speed_up(layer)
+    assert type(layer) is not plain
+    layer.forward(x, "more")
+    assert taken == [(x, "more")]
+
+
+def test_float64_goes_to_paddles_own_layer():
+    x = paddle.randn([2, 3, 5, 5], dtype="float64")
+    layer = nn.Conv2D(3, 4, 3).to(dtype="float64")
+    reference = layer(x).numpy()
+    speed_up(layer)
+    np.testing.assert_array_equal(layer(x).numpy(), reference)
 
 
 OPENMP = """

@@ -1,5 +1,6 @@
-"""Operations for a CPU against Paddle's own of that name: results and every gradient, over shapes and options."""
+"""Operations for a CPU against Paddle's own in float64: results and every gradient, over shapes and options."""
 
+import math
 import weakref
 
 import numpy as np
@@ -8,6 +9,7 @@ import paddle.nn.functional as F
 import pytest
 
 from sd.cpu import convolution, gates, norms, onednn, products
+from tests.numeric import assert_close
 
 needs_onednn = pytest.mark.skipif(not onednn.is_available(), reason="this Paddle has no oneDNN beside it")
 
@@ -22,24 +24,24 @@ def run(operation, tensors, weight):
     return found
 
 
-def check(ours, theirs, shapes, frozen=()):
-    """Both operations on random tensors of these shapes; those at the numbers `frozen` take no gradient from ours.
+def check(ours, theirs, shapes, terms, frozen=(), scale=1.0):
+    """Our operation in float32 against Paddle's in float64, on random tensors of these shapes, the first times `scale`.
 
-    Theirs always gives all: Paddle's layer_norm gives a wrong gradient of x on a CPU where the weight takes none.
+    terms: of the sums that a number goes through on its way. Tensors at the numbers `frozen` take no gradient from
+    ours. Theirs always gives all: Paddle's layer_norm gives a wrong gradient of x on a CPU where the weight takes none.
     """
     paddle.seed(3)
-    tensors = [paddle.randn(shape) for shape in shapes]
-    for tensor in tensors:
-        tensor.stop_gradient = False
-    weight = paddle.randn(theirs(*tensors).shape)
-    y, *wanted = run(theirs, tensors, weight)
-    for number in frozen:
-        tensors[number].stop_gradient = True
-    expected = [y, *(None if number in frozen else gradient for number, gradient in enumerate(wanted))]
-    for mine, wanted in zip(run(ours, tensors, weight), expected, strict=True):
-        assert (mine is None) == (wanted is None)
-        if wanted is not None:
-            np.testing.assert_allclose(mine, wanted, rtol=2e-5, atol=2e-5 * np.abs(wanted).max())
+    arrays = [paddle.randn(shape).numpy() for shape in shapes]
+    arrays[0] *= np.float32(scale)
+    exact = [paddle.to_tensor(array.astype("float64"), stop_gradient=False) for array in arrays]
+    weight = paddle.randn(theirs(*exact).shape)
+    reference = run(theirs, exact, weight.astype("float64"))
+    tensors = [paddle.to_tensor(array, stop_gradient=number in frozen) for number, array in enumerate(arrays)]
+    for number, (found, wanted) in enumerate(zip(run(ours, tensors, weight), reference, strict=True)):
+        if number - 1 in frozen:
+            assert found is None
+        else:
+            assert_close(found, wanted, terms, f"gradient {number - 1}" if number else "the result")
 
 
 CONVOLUTIONS = [
@@ -47,8 +49,13 @@ CONVOLUTIONS = [
     ([1, 4, 9, 9], [6, 4, 3, 3], (2, 2), (1, 1), ((0, 0), (1, 1))),
     ([2, 4, 9, 8], [6, 4, 3, 2], (2, 1), (2, 1), ((2, 0), (2, 0))),
     ([3, 16, 4, 4], [8, 16, 1, 1], (1, 1), (1, 1), ((0, 0), (0, 0))),
-    ([1, 1, 5, 5], [1, 1, 5, 5], (1, 1), (1, 1), ((2, 2), (2, 2))),
+    ([1, 1, 5, 5], [3, 1, 5, 5], (1, 1), (1, 1), ((2, 2), (2, 2))),
 ]
+
+
+def convolution_terms(x, weight):
+    """Of the longest of its sums: over a channel in or out and the window, or over the batch and the places."""
+    return max(max(weight[:2]) * weight[2] * weight[3], x[0] * x[2] * x[3])
 
 
 def paddles_convolution(stride, dilation, padding):
@@ -64,46 +71,68 @@ def paddles_convolution(stride, dilation, padding):
 @pytest.mark.parametrize(("x", "weight", "stride", "dilation", "padding"), CONVOLUTIONS)
 def test_convolution(x, weight, stride, dilation, padding, frozen):
     theirs = paddles_convolution(stride, dilation, padding)
-    check(lambda *t: convolution.convolution(*t, stride, dilation, padding), theirs, [x, weight, weight[:1]], frozen)
+    ours = lambda *t: convolution.convolution(*t, stride, dilation, padding)  # noqa: E731
+    check(ours, theirs, [x, weight, weight[:1]], convolution_terms(x, weight), frozen)
 
 
 @needs_onednn
 @pytest.mark.parametrize(("x", "weight", "stride", "dilation", "padding"), CONVOLUTIONS)
 def test_convolution_without_bias(x, weight, stride, dilation, padding):
     theirs = paddles_convolution(stride, dilation, padding)
-    check(lambda *t: convolution.convolution(*t, None, stride, dilation, padding), theirs, [x, weight])
+    ours = lambda *t: convolution.convolution(*t, None, stride, dilation, padding)  # noqa: E731
+    check(ours, theirs, [x, weight], convolution_terms(x, weight))
 
 
 @pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,)])
 @pytest.mark.parametrize("shape", [[4, 7, 6], [3, 6], [2, 2, 3, 6]])
 def test_linear(shape, frozen):
-    check(products.linear, F.linear, [shape, [6, 5], [5]], frozen)
+    check(products.linear, F.linear, [shape, [6, 5], [5]], max(6, math.prod(shape[:-1])), frozen)
+
+
+SMALL = 1e-3  # numbers whose variance is below the epsilon of a norm, so that this decides the result
 
 
 @needs_onednn
 @pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,)])
-@pytest.mark.parametrize("shape", [[4, 7, 20], [3, 20]])
-def test_layer_norm(shape, frozen):
+@pytest.mark.parametrize(("shape", "scale"), [([4, 7, 20], 1.0), ([3, 20], 1.0), ([3, 20], SMALL)])
+def test_layer_norm(shape, scale, frozen):
     theirs = lambda x, weight, bias: F.layer_norm(x, [20], weight, bias, 1e-5)  # noqa: E731
-    check(lambda *t: norms.layer_norm(*t, 1e-5), theirs, [shape, [20], [20]], frozen)
+    terms = 20 + 20 + math.prod(shape[:-1])  # mean and variance; a gradient of scale and shift, over the rows
+    check(lambda *t: norms.layer_norm(*t, 1e-5), theirs, [shape, [20], [20]], terms, frozen, scale)
+
+
+def group_norm_terms(shape, groups):
+    """Mean and variance of a group, then a channel's gradients over the batch and the places."""
+    return 2 * math.prod(shape[1:]) // groups + shape[0] * math.prod(shape[2:])
 
 
 @needs_onednn
 @pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,)])
 @pytest.mark.parametrize(
-    ("shape", "groups"), [([2, 12, 5, 3], 4), ([3, 8, 4, 4], 8), ([1, 6, 2, 2], 1), ([2, 8, 10], 2)]
+    ("shape", "groups", "scale"),
+    [
+        ([2, 12, 5, 3], 4, 1.0),
+        ([3, 8, 4, 4], 8, 1.0),
+        ([1, 6, 2, 2], 1, 1.0),
+        ([2, 8, 10], 2, 1.0),
+        ([2, 12, 5, 3], 4, SMALL),
+    ],
 )
-def test_group_norm(shape, groups, frozen):
+def test_group_norm(shape, groups, scale, frozen):
     theirs = lambda x, weight, bias: F.group_norm(x, groups, 1e-6, weight, bias)  # noqa: E731
-    check(lambda *t: norms.group_norm(*t, groups, 1e-6), theirs, [shape, shape[1:2], shape[1:2]], frozen)
+    shapes, terms = [shape, shape[1:2], shape[1:2]], group_norm_terms(shape, groups)
+    check(lambda *t: norms.group_norm(*t, groups, 1e-6), theirs, shapes, terms, frozen, scale)
 
 
 @needs_onednn
 @pytest.mark.parametrize("frozen", [(), (0,), (1, 2)])
-@pytest.mark.parametrize(("shape", "groups"), [([2, 12, 5, 3], 4), ([3, 8, 4, 4], 8)])
-def test_group_norm_and_silu(shape, groups, frozen):
+@pytest.mark.parametrize(
+    ("shape", "groups", "scale"), [([2, 12, 5, 3], 4, 1.0), ([3, 8, 4, 4], 8, 1.0), ([2, 12, 5, 3], 4, SMALL)]
+)
+def test_group_norm_and_silu(shape, groups, scale, frozen):
     theirs = lambda x, weight, bias: F.silu(F.group_norm(x, groups, 1e-6, weight, bias))  # noqa: E731
-    check(lambda *t: norms.group_norm(*t, groups, 1e-6, True), theirs, [shape, shape[1:2], shape[1:2]], frozen)
+    shapes, terms = [shape, shape[1:2], shape[1:2]], group_norm_terms(shape, groups)
+    check(lambda *t: norms.group_norm(*t, groups, 1e-6, True), theirs, shapes, terms, frozen, scale)
 
 
 def paddles_attention(heads, scale):
@@ -123,11 +152,13 @@ def paddles_attention(heads, scale):
 @pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,), (1, 2)])
 @pytest.mark.parametrize(
     ("batch", "queries", "keys", "heads", "width", "scale"),
-    [(3, 5, 7, 2, 6, 0.4), (2, 16, 16, 4, 8, 8**-0.5), (1, 1, 3, 1, 5, 2.0), (1, 40, 77, 8, 40, 40**-0.5)],
+    [(3, 5, 7, 2, 6, 0.4), (2, 16, 16, 4, 8, 8**-0.5), (1, 1, 3, 1, 5, 0.6), (1, 40, 77, 8, 40, 40**-0.5)],
 )
 def test_attention(batch, queries, keys, heads, width, scale, frozen):
     shapes = [[batch, queries, heads * width], *([batch, keys, heads * width],) * 2]
-    check(lambda *t: products.attention(*t, heads, scale), paddles_attention(heads, scale), shapes, frozen)
+    # Scores, the softmax, its share of the values; back through the values, the softmax and the other side of scores.
+    terms = 2 * (width + 2 * max(queries, keys))
+    check(lambda *t: products.attention(*t, heads, scale), paddles_attention(heads, scale), shapes, terms, frozen)
 
 
 @needs_onednn
@@ -146,7 +177,7 @@ def paddles_gated_gelu(x):
 @needs_onednn
 @pytest.mark.parametrize("shape", [[2, 5, 12], [7, 2], [1, 3, 4, 64]])
 def test_gated_gelu(shape):
-    check(gates.gated_gelu, paddles_gated_gelu, [shape])
+    check(gates.gated_gelu, paddles_gated_gelu, [shape], 16)  # no sums: two products and an error function
 
 
 @needs_onednn
@@ -159,11 +190,13 @@ def test_tensors_that_are_views_are_read_as_what_they_show():
         view = paddle.randn([8, 6, 3, 2]).transpose([3, 2, 0, 1])
         weight = paddle.randn([4, 3, 3, 3])
         ours = convolution.convolution(view, weight, None, (1, 1), (1, 1), ((1, 1), (1, 1)))
-        np.testing.assert_allclose(ours.numpy(), F.conv2d(view, weight, padding=1).numpy(), atol=1e-4)
+        exact = F.conv2d(view.astype("float64"), weight.astype("float64"), padding=1)
+        assert_close(ours.numpy(), exact.numpy(), 3 * 3 * 3)  # channels and window
         wide = paddle.randn([20, 6]).transpose([1, 0])
         scale = paddle.randn([20])
         ours = norms.layer_norm(wide, scale, scale, 1e-5)
-        np.testing.assert_allclose(ours.numpy(), F.layer_norm(wide, [20], scale, scale).numpy(), atol=1e-5)
+        exact = F.layer_norm(*(t.astype("float64") if paddle.is_tensor(t) else t for t in (wide, [20], scale, scale)))
+        assert_close(ours.numpy(), exact.numpy(), 20 + 20)  # mean and variance
     finally:
         paddle.set_flags(before)
 
