@@ -11,6 +11,11 @@ if [ -z "${PYTHON:-}" ]; then
     if [ -z "${VIRTUAL_ENV:-}" ] && [ -x "$here/.venv/bin/python" ]; then PYTHON="$here/.venv/bin/python"; fi
 fi
 
+# The reference's switches. Of those that the caller leaves out, training takes these defaults on a GPU alone.
+for name in FLAG_RECOMPUTE FLAG_XFORMERS; do
+    if [ -z "$(printenv $name)" ]; then SD_GPU_DEFAULTS="${SD_GPU_DEFAULTS:-} $name"; fi
+done
+export SD_GPU_DEFAULTS="${SD_GPU_DEFAULTS:-}"
 export FLAG_FUSED_LINEAR="${FLAG_FUSED_LINEAR:-0}"
 export FLAGS_conv_workspace_size_limit="${FLAGS_conv_workspace_size_limit:-4096}"
 export FLAG_USE_EMA="${FLAG_USE_EMA:-0}"

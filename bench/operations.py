@@ -21,6 +21,8 @@ from bench.real_size import TEXT_CONFIG, VAE_CONFIG  # noqa: E402
 
 UNET_CONFIG = ROOT / "sd" / "unet_config.json"
 TEXT_LENGTH = 77
+# What the name of an operation that multiplies matrices has in it; one that is not counted must not go unseen.
+MULTIPLYING = ("conv", "matmul", "linear", "gemm", "attn", "attention", "addmm", "bmm", "einsum")
 BACKWARD = 2  # times the forward pass: gradients with respect to the weights, and to the inputs
 # 1e9 multiply-adds at 512 px as BK-SDM (arXiv 2305.15798) publishes them, without the attention's own products.
 PUBLISHED = {"unet": 339, "text_encoder": 6.5}
@@ -53,7 +55,7 @@ def count_program(build, attention=True):
 
 def _count_operation(operation, attention):
     name = operation.name().removeprefix("pd_op.")
-    if name in ("matmul", "conv2d"):
+    if name in ("matmul", "conv2d", "linear_v2"):  # the last is F.linear in the GPU build
         factor = operation.operands()[1].source().get_defining_op().name()
         if factor != "builtin.parameter" and not attention:
             return 0
@@ -63,8 +65,10 @@ def _count_operation(operation, attention):
             raise ValueError(f"{name} of shapes {first} and {second}: give every input its whole shape")
         if name == "conv2d":  # second: [channels out, channels in of a group, height, width]
             return math.prod(wanted) * math.prod(second[1:])
+        if name == "linear_v2":
+            return math.prod(wanted) * first[-1]
         return math.prod(wanted) * first[-2 if operation.attrs()["transpose_x"] else -1]
-    if any(word in name for word in ("conv", "matmul", "attn", "attention", "addmm", "bmm", "einsum")):
+    if any(word in name for word in MULTIPLYING) and "interp" not in name:  # bilinear_interp multiplies no matrices
         raise ValueError(f"operation {name} multiplies matrices and is not counted")
     return 0
 

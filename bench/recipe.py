@@ -3,7 +3,7 @@
 Worked out from measured bytes, counted operations and stated rates:
 
     python bench/recipe.py --gpus 8
-    python bench/recipe.py --gpus 256 --peak 989e12
+    python bench/recipe.py --gpus 256 --peak_tflops 989
 
 Bytes are those of parts written here, of noise in the shapes of v1-4: moments and text states have no redundancy to
 speak of. Rates: once by the counted operations at a stated share of the GPU's bf16 peak, once by what others measured
@@ -25,6 +25,8 @@ from bench.real_size import TEXT_CONFIG, VAE_CONFIG  # noqa: E402
 from sd.data.parts.moments import KIND, encode_payload  # noqa: E402
 from sd.data.parts.part import PartWriter  # noqa: E402
 from sd.data.parts.record import encode_row  # noqa: E402
+from sd.errors import run_script  # noqa: E402
+from sd.flags.arguments import check_range  # noqa: E402
 
 BATCH = 2048
 # The steps of the v1-1 to v1-4 checkpoints, from their model cards: name, side in pixels, steps.
@@ -62,8 +64,8 @@ def print_disk(records):
 
 
 def print_times(args):
-    rate = args.peak * args.share
-    print(f"\n{args.gpus} GPUs at {args.share:.0%} of {args.peak / 1e12:.0f} TFLOP/s each, batch {BATCH}; days")
+    rate = args.peak_tflops * 1e12 * args.share
+    print(f"\n{args.gpus} GPUs at {args.share:.0%} of {args.peak_tflops:g} TFLOP/s each, batch {BATCH}; days")
     print(f"{'stage':<18} {'px':>4} {'steps':>8} {'images':>8} {'images':>8} {'latents':>8} {'measured':>9}")
     for name, resolution, steps in STAGES:
         images = steps * BATCH
@@ -86,9 +88,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=400_000_000, help="of the data set (default: LAION-400M)")
     parser.add_argument("--gpus", type=int, default=8)
-    parser.add_argument("--peak", type=float, default=312e12, help="FLOP/s of a GPU in bf16 (default: A100)")
+    parser.add_argument("--peak_tflops", type=float, default=312, help="TFLOP/s of a GPU in bf16 (default: A100)")
     parser.add_argument("--share", type=float, default=0.25, help="of the peak that training reaches")
     args = parser.parse_args()
+    check_range("--peak_tflops", args.peak_tflops, low=1, high=100_000)  # a card of today; 312e12 is in FLOP/s
+    check_range("--share", args.share, above=0, high=1)
+    for name in ("records", "gpus"):
+        check_range(f"--{name}", getattr(args, name), low=1)
     from sd.logs import import_quietly
 
     import_quietly()
@@ -97,4 +103,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

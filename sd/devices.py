@@ -166,6 +166,13 @@ def check_precision(device: Device, precision: str) -> None:
         )
 
 
+def search_convolutions() -> None:
+    """Let cuDNN choose its convolutions by trying all of them, once for each shape."""
+    import paddle
+
+    paddle.set_flags({"FLAGS_cudnn_exhaustive_search": True})
+
+
 def memory_bytes(device: Device) -> int:
     """The whole memory of a card, or what is available of this machine's."""
     if device.kind == "cpu":

@@ -1,8 +1,11 @@
 """The multiply-adds of a step: layers counted by hand, and the published counts of the published shapes."""
 
+from types import SimpleNamespace
+
 import paddle
 import pytest
 
+from bench import operations
 from bench.operations import PUBLISHED, count_program, part_macs, step_flops
 
 CONV = 2 * 8 * 8 * 6 * (3 // 1) * 3 * 3  # batch, places, channels out, channels in, kernel
@@ -39,6 +42,30 @@ def test_what_it_cannot_count_is_refused():
         count_program(transposed)
     with pytest.raises(ValueError, match="whole shape"):
         count_program(lambda: paddle.nn.Conv2D(3, 3, 3)(paddle.static.data("image", [-1, 3, 8, 8])))
+
+
+@pytest.fixture
+def gpu_build(monkeypatch):
+    """Programs as the GPU build of Paddle writes them: F.linear is one operation, `linear_v2`, there."""
+    monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
+    part_macs.cache_clear()
+    yield
+    part_macs.cache_clear()
+
+
+def test_the_gpu_build_is_counted_alike(gpu_build):
+    assert count_program(build) == CONV + LINEAR + ATTENTION
+    assert count_program(build, attention=False) == CONV + LINEAR
+    for part, published in PUBLISHED.items():
+        assert part_macs(part, 512, attention=False) / 1e9 == pytest.approx(published, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["fused_linear_param_grad_add", "fused_gemm_epilogue", "conv3d", "fc_matmul"])
+def test_an_unknown_operation_that_multiplies_is_refused(name):
+    operation = SimpleNamespace(name=lambda: f"pd_op.{name}")
+    with pytest.raises(ValueError, match=f"operation {name} multiplies matrices"):
+        operations._count_operation(operation, True)
+    assert operations._count_operation(SimpleNamespace(name=lambda: "pd_op.bilinear_interp"), True) == 0
 
 
 @pytest.mark.parametrize("part", PUBLISHED)

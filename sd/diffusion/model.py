@@ -12,7 +12,7 @@ from ppdiffusers.models.vae import DiagonalGaussianDistribution
 from sd.diffusion import draws, objective, schedule
 from sd.errors import InputError
 from sd.models import encoders
-from sd.models.loading import DeferredPart, load_part, part_source
+from sd.models.loading import DeferredPart, in_data_format, load_part, part_source
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +42,9 @@ class StableDiffusionModel(nn.Layer):
         for name, layer in self.named_children():
             for parameter in layer.parameters():
                 parameter.stop_gradient = name not in self.trained_parts
-        in_float32 = [] if "vae" in self.deferred else vae.sublayers(include_self=True)
-        for layer in (self, *in_float32):
-            layer._cast_to_low_precision = False  # paddle.amp.decorate leaves the tables and the VAE in float32
+        frozen = [layer for name, layer in self.named_children() if name not in self.trained_parts]
+        for layer in (self, *(sub for part in frozen for sub in part.sublayers(include_self=True))):
+            layer._cast_to_low_precision = False  # paddle.amp.decorate leaves tables and frozen parts in float32
         self.scaling_factor = self.vae_config.scaling_factor
         self._register_tables()
         self.train()
@@ -59,6 +59,8 @@ class StableDiffusionModel(nn.Layer):
         for part in ("tokenizer", "text_encoder", "vae", "unet"):
             load = DeferredPart if part in deferred else load_part
             parts[part] = load(part, *part_source(model_args, part))
+        if model_args.unet_data_format != "NCHW":
+            parts["unet"] = in_data_format(parts["unet"], model_args.unet_data_format)
         check_parts(SimpleNamespace(**parts, model_args=model_args))
         model = cls(**parts, model_args=model_args)
         model.latent_shape(resolution)
@@ -191,6 +193,7 @@ class StableDiffusionModel(nn.Layer):
         if perturbation_noise is not None:
             input_noise = noise + self.model_args.input_perturbation * perturbation_noise
         noisy_latents = objective.add_noise(latents, input_noise, signal_rate, noise_rate)
+        text_states = text_states.astype(self.unet.dtype)  # as the UNet does with the latents
         prediction = self.unet(noisy_latents, timestep, text_states, return_dict=False)[0]
         wanted = objective.target(self.model_args.prediction_type, latents, noise, signal_rate, noise_rate)
         sample_loss = objective.squared_error(prediction, wanted)
@@ -201,13 +204,6 @@ class StableDiffusionModel(nn.Layer):
         (self.unet.enable_gradient_checkpointing if enabled else self.unet.disable_gradient_checkpointing)()
         if "text_encoder" in self.trained_parts and enabled:
             self.text_encoder.gradient_checkpointing_enable()
-
-    def enable_efficient_attention(self):
-        """Use memory-efficient attention where Paddle has it for this device; otherwise say so and go on."""
-        try:
-            self.unet.enable_xformers_memory_efficient_attention()
-        except NotImplementedError:
-            logger.warning("memory-efficient attention is not available on this device; going on with the plain one")
 
 
 def check_parts(model):

@@ -56,6 +56,7 @@ class SDModelArguments:
         None, "Name or folder of the UNet; a config file (.json) starts it from random weights."
     )
     tokenizer_name: Optional[str] = flag(None, "Name or folder of the tokenizer.")
+    unet_data_format: str = flag("NCHW", "Layout in which the UNet convolves: NCHW, or NHWC for tensor cores (GPU).")
     model_max_length: int = flag(77, "Longest caption in tokens; longer ones are cut.")
     prediction_type: str = flag("epsilon", "What the UNet predicts: epsilon or v_prediction.")
     num_inference_steps: int = flag(50, "Denoising steps of the logged images.")
@@ -69,6 +70,7 @@ class SDModelArguments:
 
     def __post_init__(self):
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        check_choice("unet_data_format", self.unet_data_format, ("NCHW", "NHWC"))
         check_range("model_max_length", self.model_max_length, low=2)
         check_range("num_inference_steps", self.num_inference_steps, low=1, high=1000)
         check_range("noise_offset", self.noise_offset, low=0)

@@ -4,7 +4,9 @@ import difflib
 import logging
 import os
 import sys
+from collections.abc import Mapping, Sequence
 
+from sd import devices
 from sd.errors import InputError
 from sd.flags.files import expand
 
@@ -34,6 +36,16 @@ def environment_values(environ):
     return values
 
 
+def without_gpu_defaults(environ: Mapping[str, str], argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """(environment, variables that train.sh and not the user has set). On a CPU, where they cost time and gain nothing,
+    the latter are left out; SD_GPU_DEFAULTS names them."""
+    script_defaults = environ.get("SD_GPU_DEFAULTS", "").split()
+    device = devices.requested(argv)
+    on_cpu = devices.parse(device).kind == "cpu" if device else not devices.card_count()
+    dropped = script_defaults if on_cpu else []
+    return {name: value for name, value in environ.items() if name not in dropped}, script_defaults
+
+
 def parse_arguments(argv=None, environ=os.environ):
     """(SDModelArguments, SDDataArguments, SDTrainingArguments) from a command line; InputError for what is wrong.
 
@@ -49,10 +61,11 @@ def parse_arguments(argv=None, environ=os.environ):
             raise InputError(f"{message}; see --help")
 
     parser = Parser((SDModelArguments, SDDataArguments, SDTrainingArguments), allow_abbrev=False)
-    from_environment = environment_values(environ)
-    parser.set_defaults(**from_environment)
     flags = {action.dest: action.nargs == "+" for action in parser._actions}
     argv = expand(sys.argv[1:] if argv is None else argv, flags)
+    environ, script_defaults = without_gpu_defaults(environ, argv)
+    from_environment = environment_values(environ)
+    parser.set_defaults(**from_environment)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         names = [name for action in parser._actions for name in action.option_strings]
@@ -65,5 +78,6 @@ def parse_arguments(argv=None, environ=os.environ):
         raise InputError(str(error)) from None
     for variable, name in ENVIRONMENT_FLAGS.items():
         if from_environment.get(name) and getattr(known, name):
-            logger.info("%s=%s in the environment: %s is on", variable, environ[variable], name)
+            origin = "train.sh's default" if variable in script_defaults else "in the environment"
+            logger.info("%s=%s, %s: %s is on", variable, environ[variable], origin, name)
     return parsed

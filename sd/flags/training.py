@@ -41,7 +41,13 @@ class SDTrainingArguments(TrainingArguments):
     use_ema: bool = flag(False, "Keep an exponential moving average of the UNet's weights.")
     ema_decay: float = flag(0.9999, "Largest decay of the moving average; warm-up: min(ema_decay, (1+n)/(10+n)).")
     ema_start_step: int = flag(0, "Optimizer step after which the average starts; until then it is a copy.")
-    enable_xformers_memory_efficient_attention: bool = flag(False, "Memory-efficient attention where there is any.")
+    enable_xformers_memory_efficient_attention: Optional[bool] = flag(
+        None, "Attention by the fastest fused kernel that works on the device (default on a GPU); False: by none."
+    )
+    recompute: Optional[bool] = flag(
+        None, "Recompute activations in the backward pass: less memory, slower (default: if memory would not suffice)."
+    )
+    cudnn_exhaustive_search: bool = flag(False, "Let cuDNN try all its convolutions on each new shape (GPU).")
     only_save_updated_model: bool = flag(True, "Save what was trained; otherwise the whole pipeline.")
     unet_learning_rate: Optional[float] = flag(None, "Learning rate of the UNet; default: learning_rate.")
     text_encoder_learning_rate: Optional[float] = flag(None, "Same of the text encoder.")
@@ -59,6 +65,9 @@ class SDTrainingArguments(TrainingArguments):
     def __post_init__(self):
         self._check_values()
         self._select_device()
+        # Weights in half precision have gradients in float32, summed so over micro-batches and ranks; under O1 they are
+        # float32 by themselves.
+        self.amp_master_grad = self.precision != "fp32" and self.fp16_opt_level == "O2"
         self.report_to = ["visualdl" if name == "custom_visualdl" else name for name in self.report_to]
         super().__post_init__()
         if self.ddp_find_unused_parameters is None:
@@ -110,7 +119,10 @@ class SDTrainingArguments(TrainingArguments):
     def _select_device(self):
         """Set Paddle's device, of which `device` keeps the kind, and refuse what it cannot do."""
         self.device = devices.select(self.device, self.precision).kind
+        if self.device == "gpu" and self.cudnn_exhaustive_search:
+            devices.search_convolutions()
         if self.device == "cpu":
+            self.recompute = bool(self.recompute)
             stage = str(self.sharding)
             if "stage2" in stage or "stage3" in stage:
                 raise InputError(

@@ -126,6 +126,18 @@ def random_unet(config_path):
     return unet
 
 
+def in_data_format(unet, data_format):
+    """A copy of a UNet that convolves in another layout, NHWC or NCHW; weights, their names and the configuration that
+    a checkpoint holds stay. Latents go in and come out as [B,C,h,w] in both."""
+    kept = unet.config.get("data_format", "NCHW")
+    layer = _build_empty("unet", {**unet.config, "data_format": data_format}, f"data_format {data_format}")
+    weights = unet.state_dict()
+    for name, parameter in layer.state_dict().items():
+        parameter.set_value(weights[name])
+    layer.register_to_config(data_format=kept)
+    return layer
+
+
 def _layer_class(part):
     import ppdiffusers
     from ppdiffusers import transformers

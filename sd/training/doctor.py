@@ -105,6 +105,7 @@ def measure_steps(model, data_args, training_args, available):
 
     Returns ({batch size: peak bytes}, seconds per image at the largest, batch size at which memory ran out or None).
     """
+    from sd.training.memory import made_up_batch
     from sd.training.step import StepRunner
     from sd.training.trainer import StableDiffusionTrainer
 
@@ -119,7 +120,7 @@ def measure_steps(model, data_args, training_args, available):
     while True:
         seconds = []
         try:
-            batches = itertools.repeat(made_up_batch(model, data_args, size))
+            batches = itertools.repeat(made_up_batch(model, data_args.resolution, size))
             for _ in range(TIMED_STEPS + 1):
                 seconds.append(runner.take(batches).busy_seconds)
         except (MemoryError, RuntimeError, SystemError) as error:
@@ -140,30 +141,6 @@ def predicted_peak(peaks, batch_size):
     """Peak bytes at `batch_size` if every image costs what it cost between the smallest and the largest measured."""
     low, high = min(peaks), max(peaks)
     return peaks[high] + (batch_size - high) * (peaks[high] - peaks[low]) / (high - low)
-
-
-def made_up_batch(model, data_args, size):
-    """A batch of noise with the shapes and dtypes of a real one, as tensors."""
-    import numpy as np
-    import paddle
-
-    from sd.data.streaming.dataset import collate
-
-    rng = np.random.default_rng(0)
-    side = data_args.resolution
-    draw = model.draws(side)
-    channels, *place = model.latent_shape(side)
-    if "vae" in model.deferred:
-        picture = {"moments": np.zeros((2 * channels, *place), np.float16)}
-    else:
-        picture = {"pixel_values": rng.integers(0, 256, (3, side, side), dtype=np.uint8)}
-    ids = model.tokenize("a photo")
-    if "text_encoder" in model.deferred:
-        text = {"text_states": np.zeros((len(ids), model.text_config.hidden_size), np.float16)}
-    else:
-        text = {"input_ids": ids}
-    samples = [{**picture, **text, **draw(rng)} for _ in range(size)]
-    return {name: paddle.to_tensor(value) for name, value in collate(samples).items()}
 
 
 def peak_bytes(device):

@@ -116,7 +116,7 @@ class FusedAdamW(AdamW):
         super().set_state_dict(state_dict)
 
     def _has_master(self, weight: Tensor) -> bool:
-        return self._multi_precision and self._is_dtype_fp16_or_bf16(weight.dtype)
+        return needs_master(self, weight)
 
 
 def innermost(optimizer: Any) -> Any:
@@ -130,6 +130,12 @@ def held_parameters(optimizer: Any) -> list[Tensor]:
     """The parameters that an optimizer moves; under sharding those of this rank."""
     entries = innermost(optimizer)._parameter_list
     return [p for entry in entries for p in (entry["params"] if isinstance(entry, dict) else [entry])]
+
+
+def needs_master(optimizer: Any, parameter: Tensor) -> bool:
+    """Whether the optimizer moves this parameter as a float32 master weight."""
+    inner = innermost(optimizer)
+    return bool(getattr(inner, "_multi_precision", False)) and inner._is_dtype_fp16_or_bf16(parameter.dtype)
 
 
 def named_state(optimizer: Any, names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -161,17 +167,20 @@ def _split(key: str) -> tuple[str, str]:
 def paddle_state(optimizer: Any, names: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """The inverse of `named_state`: what the optimizer's own `set_state_dict` takes, for the weights it holds.
 
-    names as in `named_state`. state: {"<weight>/<what>": tensor}. Returns None before the first step was taken.
+    names as in `named_state`. state: {"<weight>/<what>": tensor}. Returns None before the first step was taken. Whether
+    there are masters is this run's affair: of a weight in float32 the state's is left out.
     """
     optimizer = innermost(optimizer)
     ours = {}
     for parameter in held_parameters(optimizer):
         weight = names[parameter.name]
-        has_master = f"{weight}/master" in state
+        has_master = f"{weight}/master" in state and needs_master(optimizer, parameter)
         stem = parameter.name + ("_fp32_master_0" if has_master else "")
         for what in MOMENTS:
             if f"{weight}/{what}" in state:
                 ours[f"{stem}_{what}_0"] = state[f"{weight}/{what}"]
         if has_master:
-            ours.setdefault("master_weights", {})[parameter.name] = state[f"{weight}/master"]
+            master = state[f"{weight}/master"]
+            master.name = stem  # after which the optimizer looks for the moments
+            ours.setdefault("master_weights", {})[parameter.name] = master
     return ours or None

@@ -15,7 +15,7 @@ from sd.runs.checkpoint import (
     read_json,
     read_tensors,
 )
-from sd.training.optimizer import held_parameters, innermost, named_state, paddle_state
+from sd.training.optimizer import held_parameters, innermost, named_state, needs_master, paddle_state
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +194,7 @@ def load_optimizer(trainer, checkpoint):
         for key, array in read_tensors(str(path)):
             if key.rpartition("/")[0] in wanted:
                 state[key] = paddle.to_tensor(array)
+    _change_precision(trainer, checkpoint, names, state)
     restored = paddle_state(trainer.optimizer, names, state)
     if restored:
         innermost(trainer.optimizer).set_state_dict(restored)
@@ -203,3 +204,23 @@ def load_optimizer(trainer, checkpoint):
         scaler["scale"] = paddle.to_tensor(scaler["scale"], dtype="float32").reshape([1]).numpy()
         trainer.scaler.load_state_dict(scaler)
     trainer.samples_seen = read_json(checkpoint, "data_state.json")["samples_seen"]
+
+
+def _change_precision(trainer, checkpoint, names, state):
+    """Where a run goes on in another precision: masters become the float32 weights, or are made from the kept ones.
+
+    names: Paddle's parameter name -> weight. state: {"<weight>/<what>": tensor}, into which missing masters go.
+    """
+    missing = set()
+    for parameter in held_parameters(trainer.optimizer):
+        weight = names[parameter.name]
+        if needs_master(trainer.optimizer, parameter):
+            if f"{weight}/moment1" in state and f"{weight}/master" not in state:
+                missing.add(weight)
+        elif (master := state.get(f"{weight}/master")) is not None:
+            parameter.set_value(master)
+    for part, path in (("unet", UNET_WEIGHTS), ("text_encoder", TEXT_WEIGHTS)):
+        if any(weight.startswith(f"{part}.") for weight in missing):
+            for name, array in read_tensors(f"{checkpoint}/{path}"):
+                if f"{part}.{name}" in missing:
+                    state[f"{part}.{name}/master"] = paddle.to_tensor(array)

@@ -98,8 +98,8 @@ class StepRunner:
 
     def _gradients(self):
         """(Paddle's parameter name, gradient) of the weights that this rank moves."""
-        parameters = held_parameters(self.trainer.optimizer)
-        return [(parameter.name, parameter.grad) for parameter in parameters if parameter.grad is not None]
+        found = [(parameter.name, gradient_of(parameter)) for parameter in held_parameters(self.trainer.optimizer)]
+        return [(name, gradient) for name, gradient in found if gradient is not None]
 
     def _name_gradient(self, gradients):
         names = {parameter.name: name for name, parameter in self.trainer.model.named_parameters()}
@@ -112,12 +112,14 @@ class StepRunner:
         """Move weights, schedule and average."""
         trainer, optimizer = self.trainer, self.trainer.optimizer
         if trainer.do_grad_scaling:
-            trainer.scaler.step(optimizer)
-            trainer.scaler.update()
-        elif hasattr(optimizer, "_hcg"):
+            self._divide_by_scale()
+        # The scaler's own step would reduce sharded gradients a second time, and would not tell what it did.
+        if hasattr(optimizer, "_hcg"):
             optimizer._step(trainer.trained_parameters)
         else:
             optimizer.step()
+        if trainer.do_grad_scaling:
+            self._move_scale(overflowed=False)
         trainer.lr_scheduler.step()
         if trainer.ema:
             masters = getattr(innermost(optimizer), "_master_weights", None)
@@ -127,13 +129,30 @@ class StepRunner:
     def _skip(self):
         """Leave weights, schedule and average as they are; a loss scale goes down, since it may have been too high."""
         if self.trainer.do_grad_scaling:
-            self.trainer.scaler._cache_found_inf = True
-            self.trainer.scaler._update()
+            self._move_scale(overflowed=True)
         self._clear_gradients()
 
+    def _divide_by_scale(self):
+        """Take the loss scale out of the gradients, by one call for each dtype."""
+        by_dtype = {}
+        for _, gradient in self._gradients():
+            by_dtype.setdefault(gradient.dtype, []).append(gradient)
+        for gradients in by_dtype.values():
+            paddle._C_ops.check_finite_and_unscale_(gradients, self.trainer.scaler._scale)
+
+    def _move_scale(self, overflowed):
+        scaler = self.trainer.scaler
+        scaler._cache_found_inf = overflowed
+        scaler._update()
+
     def _clear_gradients(self):
-        # Freed, not filled with zeros, which would take memory and a pass over it; data parallel wants to keep them.
-        self.trainer.optimizer.clear_grad(set_to_zero=self.args.world_size > 1)
+        optimizer = self.trainer.optimizer
+        if "stage2" in str(self.args.sharding):
+            optimizer.clear_grad()  # takes no argument there
+        else:
+            # Freed, not filled with zeros, which would take memory and a pass over it; data parallel keeps its own.
+            keeps = self.args.world_size > 1 and not self.args.amp_master_grad
+            optimizer.clear_grad(set_to_zero=keeps)
 
     def _stops_before(self, number, stopping):
         """Whether a rank has been asked to stop, before micro-batch `number`. Ranks ask each other every few seconds,
@@ -153,10 +172,14 @@ class StepRunner:
         paddle.seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     def _no_sync(self, last):
-        """Gradients are exchanged once a step; with recompute after the backward pass, whose hooks would come twice."""
-        if hasattr(self.model, "no_sync") and (self.args.recompute or not last):
+        """Gradients are exchanged once a step: after the backward pass with recompute, whose hooks would come twice,
+        and where they are summed in float32."""
+        if hasattr(self.model, "no_sync") and (self._reduces_afterwards() or not last):
             return self.model.no_sync()
         return contextlib.nullcontext()
+
+    def _reduces_afterwards(self):
+        return self.args.recompute or self.args.amp_master_grad
 
     def _reduce_gradients(self):
         optimizer = self.trainer.optimizer
@@ -165,8 +188,13 @@ class StepRunner:
                 optimizer._inner_opt.reduce_gradients(self.trainer.trained_parameters, optimizer._hcg)
             if optimizer._dp_enable:
                 fused_allreduce_gradients(self.trainer.trained_parameters, optimizer._hcg)
-        elif self.args.recompute and hasattr(self.model, "no_sync"):
+        elif self._reduces_afterwards() and hasattr(self.model, "no_sync"):
             fused_allreduce_gradients(list(self.model.parameters()), None)
+
+
+def gradient_of(parameter: paddle.Tensor) -> paddle.Tensor | None:
+    """The gradient that the optimizer takes: summed in float32 beside a weight in half precision, or the weight's."""
+    return parameter.main_grad if hasattr(parameter, "main_grad") else parameter.grad
 
 
 def sum_of_squares(gradients: Iterable[paddle.Tensor]) -> paddle.Tensor:

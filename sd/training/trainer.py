@@ -12,9 +12,11 @@ from paddlenlp.trainer.trainer_utils import TrainOutput
 
 from sd.cpu.layers import speed_up
 from sd.errors import training_told_plainly
+from sd.models.attention import use_fastest_attention
 from sd.processes.signals import StopSignals
 from sd.training import callbacks as sd_callbacks
 from sd.training.ema import EMA
+from sd.training.memory import choose_recompute
 from sd.training.optimizer import FusedAdamW
 from sd.training.saving import load_models, load_optimizer, save_checkpoint
 from sd.training.setup import (
@@ -64,15 +66,26 @@ class StableDiffusionTrainer(Trainer):
             for name, part in model.named_children():
                 if name != "unet" or not args.to_static:
                     speed_up(part)
-        model.set_recompute(args.recompute)
-        if args.enable_xformers_memory_efficient_attention:
-            model.enable_efficient_attention()
+        model.set_recompute(bool(args.recompute))
+        self._choose_attention()
         if args.to_static:
             model.unet = paddle.jit.to_static(model.unet)
         self.learning_rates = learning_rates(args, model.trained_parts)
         self.base_learning_rate = max(self.learning_rates.values())
         self.trained_parameters = set_learning_rates(model, self.learning_rates)
         self._choose_callbacks()
+
+    def _choose_attention(self):
+        """On a GPU by the fastest kernels that work there, tried now; a CPU has the plain operators alone."""
+        args, model = self.args, self.model
+        if args.device == "cpu":
+            return
+        plain = "plain" if args.enable_xformers_memory_efficient_attention is False else None
+        dtypes = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+        chosen = use_fastest_attention(model.unet, [dtypes[args.precision]], plain)
+        if "vae" not in model.deferred:
+            use_fastest_attention(model.vae, ["float32"], plain)
+        logger.info("attention: %s", ", ".join(f"{kernel} for {dtype}" for dtype, kernel in chosen.items()))
 
     def _choose_callbacks(self):
         self.callback_handler.callbacks = [DefaultFlowCallback()]
@@ -108,6 +121,14 @@ class StableDiffusionTrainer(Trainer):
             self.ema = EMA(self.model.unet, self.args.ema_decay, self.args.ema_start_step)
         if resume_from_checkpoint:
             load_models(self, resume_from_checkpoint)
+
+    def _wrap_model(self, model, training=True):
+        """As paddlenlp's; before it, memory decides whether activations are recomputed if the user left that open."""
+        if self.args.recompute is None:
+            resolution = self.run_settings.get("resolution")
+            self.args.recompute = bool(resolution) and choose_recompute(self, resolution)
+            self.model.set_recompute(self.args.recompute)
+        return super()._wrap_model(model, training)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         if checkpoint:
@@ -215,7 +236,7 @@ class StableDiffusionTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Loss on held-out records with fixed draws, by timestep band, over all ranks."""
-        with self.sampling_weights():
+        with self.sampling_weights(), self.autocast_smart_context_manager():
             metrics = evaluate_loss(
                 self.model,
                 self.eval_dataset if eval_dataset is None else eval_dataset,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sd.devices import Device
 from sd.errors import InputError
 from sd.flags.arguments import SDDataArguments, SDModelArguments
 from sd.flags.command_line import environment_values, parse_arguments
@@ -41,7 +42,7 @@ DEFAULTS = {
     "image_logging_steps": 1000,
     "use_ema": False,
     "recompute": False,
-    "enable_xformers_memory_efficient_attention": False,
+    "enable_xformers_memory_efficient_attention": None,
     "only_save_updated_model": True,
     "unet_learning_rate": None,
     "text_encoder_learning_rate": None,
@@ -89,8 +90,8 @@ TRAIN_SH = {
     "disable_tqdm": True,
     "bf16": False,
     "use_ema": False,
-    "recompute": True,
-    "enable_xformers_memory_efficient_attention": True,
+    "recompute": False,  # train.sh turns both on for a GPU, see below
+    "enable_xformers_memory_efficient_attention": None,
 }
 
 
@@ -164,7 +165,7 @@ def test_switches_of_the_environment_are_said_and_lose_against_flags(caplog):
     parsed = parse("--benchmark", "False", environ=environ)
     assert parsed["use_ema"] is True and parsed["enable_xformers_memory_efficient_attention"] is True
     assert parsed["recompute"] is False and parsed["benchmark"] is False
-    assert "FLAG_USE_EMA=1 in the environment: use_ema is on" in caplog.text
+    assert "FLAG_USE_EMA=1, in the environment: use_ema is on" in caplog.text
     assert "FLAG_RECOMPUTE" not in caplog.text and "FLAG_BENCHMARK" not in caplog.text
     assert environment_values({"FLAG_TO_STATIC": "1"}) == {"to_static": True}
     with pytest.raises(InputError, match="FLAG_USE_EMA='maybe'; expected 0 or 1"):
@@ -174,7 +175,7 @@ def test_switches_of_the_environment_are_said_and_lose_against_flags(caplog):
 def run_script(script, folder, *more, **environ):
     """Run a start script with a Python that only tells its arguments and the FLAG variables."""
     python = folder / "python"
-    python.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\nenv | grep "^FLAG"\n')
+    python.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\nenv | grep -E "^(FLAG|SD_GPU_DEFAULTS)"\n')
     python.chmod(0o755)
     run = subprocess.run(
         ["sh", os.path.relpath(ROOT / script, folder), *more],
@@ -185,8 +186,9 @@ def run_script(script, folder, *more, **environ):
         check=True,
     )
     lines = run.stdout.splitlines()
-    words = [line for line in lines if not line.startswith("FLAG")]
-    return words, dict(line.split("=", 1) for line in lines if line.startswith("FLAG"))
+    variables = ("FLAG", "SD_GPU_DEFAULTS=")
+    words = [line for line in lines if not line.startswith(variables)]
+    return words, dict(line.split("=", 1) for line in lines if line.startswith(variables))
 
 
 def test_train_sh_is_the_documented_command(tmp_path):
@@ -205,6 +207,7 @@ def test_train_sh_is_the_documented_command(tmp_path):
         "FLAG_USE_EMA": "0",
         "FLAG_RECOMPUTE": "1",
         "FLAG_XFORMERS": "1",
+        "SD_GPU_DEFAULTS": " FLAG_RECOMPUTE FLAG_XFORMERS",
     }
 
 
@@ -266,3 +269,34 @@ def test_documented_commands_parse():
                 assert set(flags) <= known | {"--help", "--doctor"}, line
                 commands += 1
     assert commands > 10
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "recompute", "attention"),
+    [
+        (["--device", "cpu"], {}, False, None),
+        (["--device", "cpu"], {"FLAG_RECOMPUTE": "1", "FLAG_XFORMERS": "1"}, True, True),
+        (["--device", "cpu", "--recompute", "True"], {}, True, None),
+        (["--device=cpu"], {"FLAG_XFORMERS": "1"}, False, True),
+    ],
+)
+def test_on_a_cpu_the_scripts_own_switches_are_off_and_the_users_are_not(
+    tmp_path, caplog, flags, variables, recompute, attention
+):
+    caplog.set_level("INFO", logger="sd")
+    words, environ = run_script("train.sh", tmp_path, *flags, **variables)
+    arguments = parse_arguments(words[2:], environ)[2]
+    assert arguments.recompute is recompute
+    assert arguments.enable_xformers_memory_efficient_attention is attention
+    assert ("FLAG_RECOMPUTE=1, in the environment" in caplog.text) == ("FLAG_RECOMPUTE" in variables)
+    assert "train.sh's default" not in caplog.text
+
+
+def test_on_a_gpu_the_scripts_own_switches_are_on_and_named(monkeypatch, tmp_path, caplog):
+    caplog.set_level("INFO", logger="sd")
+    monkeypatch.setattr("sd.devices.card_count", lambda: 1)
+    monkeypatch.setattr("sd.devices.select", lambda name, precision: Device("gpu", 0))
+    words, environ = run_script("train.sh", tmp_path)
+    arguments = parse_arguments(words[2:], environ)[2]
+    assert arguments.recompute is True and arguments.enable_xformers_memory_efficient_attention is True
+    assert "FLAG_RECOMPUTE=1, train.sh's default: recompute is on" in caplog.text

@@ -1,0 +1,98 @@
+"""Whether training fits into a card's memory as it is, or only with activations recomputed in the backward pass."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import paddle
+
+from sd import devices
+from sd.data.streaming.dataset import collate
+from sd.errors import is_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+# Of a card's memory: what training may take. The rest goes to the context, to workspaces and to gaps.
+USABLE = 0.92
+_GIB = 2**30
+
+
+def choose_recompute(trainer: Any, resolution: int) -> bool:
+    """Take a forward and backward pass on a made-up batch, and recompute activations if memory would not suffice.
+
+    Comes before the model is wrapped for several ranks; all of them decide alike. Gradients are gone afterwards.
+    """
+    total = devices.memory_bytes(devices.current())
+    peak = trial_peak(trainer, resolution)
+    coming = bytes_to_come(trainer)
+    wanted = peak is None or peak + coming > USABLE * total
+    if trainer.args.world_size > 1:
+        agreed = paddle.to_tensor([int(wanted)])
+        paddle.distributed.all_reduce(agreed, op=paddle.distributed.ReduceOp.MAX)
+        wanted = bool(agreed.item())
+    needed = "more than there is" if peak is None else f"{(peak + coming) / _GIB:.1f} GiB"
+    logger.info(
+        "recompute: %s; a step without it takes %s of %.1f GiB (--recompute True or False decides)",
+        "on" if wanted else "off",
+        needed,
+        total / _GIB,
+    )
+    return wanted
+
+
+def trial_peak(trainer: Any, resolution: int) -> int | None:
+    """Peak bytes of a forward and backward pass at the run's batch size; None if memory ran out."""
+    model, peak = trainer.model, None
+    training = model.training
+    model.train()
+    try:
+        batch = made_up_batch(model, resolution, trainer.args.per_device_train_batch_size)
+        trainer.backward(trainer.forward(model, batch)["loss"])
+        peak = allocated_peak()
+    except (MemoryError, RuntimeError, SystemError) as error:
+        if not is_out_of_memory(error):
+            raise
+    finally:
+        for parameter in trainer.trained_parameters:
+            parameter.clear_gradient(False)
+        if not training:
+            model.eval()
+        if devices.current().kind == "gpu":
+            paddle.device.cuda.empty_cache()
+    return peak
+
+
+def allocated_peak() -> int:
+    """The most bytes that Paddle's allocator of the current card has handed out at once."""
+    return paddle.device.cuda.max_memory_allocated()
+
+
+def bytes_to_come(trainer: Any) -> int:
+    """What the first step allocates after its backward pass and keeps: moments, masters, float32 gradients, buffers of
+    the exchange between ranks."""
+    args = trainer.args
+    numbers = sum(parameter.size for parameter in trainer.trained_parameters)
+    halves = args.precision != "fp32" and args.fp16_opt_level == "O2"
+    shards = args.world_size if args.sharding else 1
+    kept = numbers * (8 + (4 if halves else 0)) // shards
+    gradients = numbers * 2 if halves else 0  # 4 bytes a number instead of the 2 of the trial
+    exchange = numbers * 4 if args.world_size > 1 and not args.sharding else 0
+    return kept + gradients + exchange
+
+
+def made_up_batch(model: Any, resolution: int, size: int) -> dict[str, paddle.Tensor]:
+    """A batch of noise with the shapes and dtypes of a real one, as tensors. resolution: pixels; size: samples."""
+    rng = np.random.default_rng(0)
+    draw = model.draws(resolution)
+    channels, *place = model.latent_shape(resolution)
+    if "vae" in model.deferred:
+        picture = {"moments": np.zeros((2 * channels, *place), np.float16)}
+    else:
+        picture = {"pixel_values": rng.integers(0, 256, (3, resolution, resolution), dtype=np.uint8)}
+    ids = model.tokenize("a photo")
+    if "text_encoder" in model.deferred:
+        text = {"text_states": np.zeros((len(ids), model.text_config.hidden_size), np.float16)}
+    else:
+        text = {"input_ids": ids}
+    samples = [{**picture, **text, **draw(rng)} for _ in range(size)]
+    return {name: paddle.to_tensor(value) for name, value in collate(samples).items()}
