@@ -71,7 +71,8 @@ class StableDiffusionModel(nn.Layer):
         alpha_bar = schedule.alpha_bar_table()
         if args.rescale_betas_zero_snr:
             alpha_bar = schedule.rescale_zero_terminal_snr(alpha_bar)
-        weight = schedule.min_snr_weight(schedule.snr_table(alpha_bar), args.snr_gamma, args.prediction_type)
+        floor = schedule.ZERO_SNR_FLOOR if args.rescale_betas_zero_snr else 0.0
+        weight = schedule.min_snr_weight(schedule.snr_table(alpha_bar), args.snr_gamma, args.prediction_type, floor)
         tables = {"signal_rate": np.sqrt(alpha_bar), "noise_rate": np.sqrt(1.0 - alpha_bar), "loss_weight": weight}
         for name, table in tables.items():
             self.register_buffer(name, paddle.to_tensor(table, dtype="float32"), persistable=False)

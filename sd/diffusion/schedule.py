@@ -29,15 +29,19 @@ def snr_table(alpha_bar):
     return alpha_bar / (1.0 - alpha_bar)
 
 
-def min_snr_weight(snr, gamma, prediction_type):
+ZERO_SNR_FLOOR = 1.0  # of the truncated SNR weighting of arXiv 2202.00512, section 4
+
+
+def min_snr_weight(snr, gamma, prediction_type, floor=0.0):
     """Loss weight of each sample (arXiv 2303.09556, section 3.4 and its form for v-prediction).
 
     snr: any shape. Returns the same shape: min(snr, gamma) / snr for `epsilon` and / (snr + 1) for `v_prediction`;
-    all ones if gamma is None.
+    all ones if gamma is None. floor: the smallest snr that the numerator takes, for schedules that end at snr 0: there
+    the weight would be 0, at the very timestep at which sampling starts.
     """
     if gamma is None:
         return np.ones_like(snr)
-    return np.minimum(snr, gamma) / (snr if prediction_type == "epsilon" else snr + 1.0)
+    return np.clip(snr, min(floor, gamma), gamma) / (snr if prediction_type == "epsilon" else snr + 1.0)
 
 
 def sampler_config(prediction_type="epsilon", rescale_betas_zero_snr=False):

@@ -62,7 +62,11 @@ class SDModelArguments:
     num_inference_steps: int = flag(50, "Denoising steps of the logged images.")
     train_text_encoder: bool = flag(False, "Train the text encoder too.")
     noise_offset: float = flag(0.0, "Strength of a noise offset per image and channel; 0 turns it off.")
-    snr_gamma: Optional[float] = flag(None, "Gamma of min-SNR loss weighting (arXiv 2303.09556), 5.0 advised.")
+    snr_gamma: Optional[float] = flag(
+        None,
+        "Gamma of min-SNR loss weighting (arXiv 2303.09556), 5.0 advised; with rescale_betas_zero_snr an SNR below 1 "
+        "counts as 1 (arXiv 2202.00512), or the timestep where sampling starts would have weight 0.",
+    )
     input_perturbation: float = flag(0.0, "Strength of input perturbation; 0 turns it off, 0.1 advised.")
     rescale_betas_zero_snr: bool = flag(
         False, "Rescale the noise schedule to zero terminal SNR (arXiv 2305.08891); needs v_prediction."

@@ -51,7 +51,7 @@ class SDTrainingArguments(TrainingArguments):
     only_save_updated_model: bool = flag(True, "Save what was trained; otherwise the whole pipeline.")
     unet_learning_rate: Optional[float] = flag(None, "Learning rate of the UNet; default: learning_rate.")
     text_encoder_learning_rate: Optional[float] = flag(None, "Same of the text encoder.")
-    benchmark: bool = flag(False, "Print the reference's `ips` line at every log.")
+    benchmark: bool = flag(False, "Print an `ips` line at every log, draw nothing, and save at the end alone.")
     profiler_options: Optional[str] = flag(None, "Options of Paddle's profiler, as `batch_range=[10,20];...`.")
     report_to: list[str] = field(
         default_factory=lambda: ["visualdl"],
@@ -59,7 +59,9 @@ class SDTrainingArguments(TrainingArguments):
     )
     validation_prompts: Optional[str] = flag(None, "Text file of prompts, one a line, drawn with each image log.")
     save_on_exit: bool = flag(True, "Save a checkpoint when Ctrl-C or SIGTERM ends the run.")
-    max_bad_steps: int = flag(10, "Steps in a row with a loss or gradient that is no number, after which the run ends.")
+    max_bad_steps: int = flag(
+        10, "Steps in a row that may be skipped for a NaN or infinite loss or gradient; one more ends the run."
+    )
     allow_changed_resume: bool = flag(False, "Resume although flags that change the result differ.")
 
     def __post_init__(self):
@@ -69,6 +71,8 @@ class SDTrainingArguments(TrainingArguments):
         # float32 by themselves.
         self.amp_master_grad = self.precision != "fp32" and self.fp16_opt_level == "O2"
         self.report_to = ["visualdl" if name == "custom_visualdl" else name for name in self.report_to]
+        if self.benchmark:
+            self.image_logging_steps, self.save_strategy = -1, "no"
         super().__post_init__()
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every trained weight takes part in every step

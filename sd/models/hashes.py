@@ -17,27 +17,29 @@ _PIECE_BYTES = 4 << 20
 _DTYPES = {"float32": "F32", "float16": "F16", "float64": "F64", "int64": "I64", "int32": "I32", "uint8": "U8"}
 
 
-def weights_hash(part, name, subfolder=None):
+def weights_hash(part, name, subfolder=None, loaded=None):
     """SHA-256 over names, dtypes, shapes and bytes of a model's tensors, ordered by name; of a tokenizer's vocabulary.
 
     part, name, subfolder: as `sd.models.loading.load_part` takes them. A local folder's safetensors is read in pieces;
-    any other model is loaded, hashed and freed. The same weights in the file of another library, under other names,
-    have another hash. Raises InputError if it cannot be loaded.
+    of any other model the tensors are hashed as they are `loaded`, or if None loaded, hashed and freed. The same
+    weights in the file of another library, under other names, have another hash. Raises InputError if it cannot be
+    loaded.
     """
     if part == "tokenizer":
-        return tokenizer_hash(load_part(part, name, subfolder))
+        return tokenizer_hash(loaded or load_part(part, name, subfolder))
     if Path(name).is_dir():
         path = find_weights(Path(name, subfolder or ""))
         if path.suffix == SAFETENSORS:
             return _hash_file(path)
-    layer = load_part(part, name, subfolder)
     digest = hashlib.sha256()
+    layer = load_part(part, name, subfolder) if loaded is None else loaded
     for key, tensor in sorted(layer.state_dict().items()):
         array = np.ascontiguousarray(tensor.numpy())
         digest.update(_line(key, _DTYPES[str(array.dtype)], array.shape))
         digest.update(array)
-    del layer
-    gc.collect()
+    if loaded is None:
+        del layer
+        gc.collect()
     return digest.hexdigest()
 
 

@@ -2,22 +2,26 @@
 
 import errno
 import fcntl
+import itertools
 import json
 import logging
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import xxhash
 from safetensors import SafetensorError, safe_open
 
-from sd.errors import InputError
+from sd.data.parts import storage
+from sd.errors import InputError, RunError
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+DAMAGED = "damaged.txt"  # in a checkpoint that a start has passed over: why
 _NAME = re.compile(r"checkpoint-(\d+)")
 _ASIDE = re.compile(r"checkpoint-\d+\.(tmp|old)")
 _DTYPES = {"float32": "F32", "float16": "F16", "float64": "F64", "int64": "I64", "int32": "I32", "uint8": "U8"}
@@ -28,12 +32,20 @@ class DiskFullError(OSError):
     """A checkpoint did not fit. Attributes: step, needed_bytes, free_bytes."""
 
     def __init__(self, step, folder, needed_bytes, free_bytes):
-        super().__init__(
-            errno.ENOSPC,
-            f"checkpoint-{step} not saved: it needs {needed_bytes / 1e6:,.1f} MB, {free_bytes / 1e6:,.1f} MB are free "
-            f"in {folder}",
-        )
+        lacks = f"it needs {needed_bytes / 1e6:,.1f} MB, {free_bytes / 1e6:,.1f} MB are free in {folder}"
+        if needed_bytes <= free_bytes:
+            lacks = f"{folder} takes no more, although {free_bytes / 1e6:,.1f} MB are free: a quota, or too many files"
+        super().__init__(errno.ENOSPC, f"checkpoint-{step} not saved: {lacks}")
         self.step, self.needed_bytes, self.free_bytes = step, needed_bytes, free_bytes
+
+
+class NonFiniteError(RunError):
+    """A tensor that a checkpoint was to hold has NaN or infinite numbers."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception says that a file did not fit, on the disk or in the user's share of it."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def lock_output_dir(output_dir):
@@ -73,13 +85,13 @@ class CheckpointWriter:
         self.step = step
         self.final = Path(output_dir) / f"checkpoint-{step}"
         self.folder = Path(output_dir) / f"checkpoint-{step}.tmp"
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.files = {}
 
     def write_tensors(self, name, tensors, metadata=None):
         """Write a safetensors file, tensor by tensor, so that one tensor at a time is copied to the host.
 
         tensors: name -> Paddle tensor or NumPy array. (The library's own writer copies them all to memory first.)
+        Raises NonFiniteError where a number in them is NaN or infinite.
         """
         tensors = {key: tensors[key] for key in sorted(tensors)}
         header, end = {}, 0
@@ -90,7 +102,7 @@ class CheckpointWriter:
         text = json.dumps({"__metadata__": metadata or {"format": "pd"}, **header}, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._need_space(8 + len(text) + end)
-        self._write(name, (block for blocks in (_lead(text), map(_raw, tensors.values())) for block in blocks))
+        self._write(name, itertools.chain(_lead(text), (self._finite(name, *item) for item in tensors.items())))
 
     def write_json(self, name, value):
         """Write a JSON file."""
@@ -116,21 +128,31 @@ class CheckpointWriter:
         """Remove what has been written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _need_space(self, needed_bytes):
-        free = shutil.disk_usage(self.folder).free
-        if free < needed_bytes:
-            self._raise_full(needed_bytes)
-
-    def _raise_full(self, needed_bytes):
+    def full(self, needed_bytes: int = 0) -> DiskFullError:
+        """What to raise where `needed_bytes` more have not fitted."""
         written = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        free = shutil.disk_usage(self.folder).free
-        raise DiskFullError(self.step, self.final.parent, needed_bytes + written, free + written) from None
+        free = shutil.disk_usage(self.folder if self.folder.exists() else self.final.parent).free
+        return DiskFullError(self.step, self.final.parent, needed_bytes + written, free + written)
+
+    def _need_space(self, needed_bytes):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(self.folder).free < needed_bytes:
+            raise self.full(needed_bytes)
+
+    def _finite(self, name, key, tensor):
+        raw = _raw(tensor)
+        if not _is_finite(raw, _dtype_name(tensor)):
+            raise NonFiniteError(
+                f"checkpoint-{self.step} not saved: {key} of {name} has NaN or infinite numbers, and so has the model; "
+                "go on from an earlier checkpoint with a lower --learning_rate or without half precision"
+            )
+        return raw
 
     def _write(self, name, blocks):
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         digest, written, pending = xxhash.xxh3_128(), 0, 0
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb", buffering=0) as file:
                 for block in blocks:
                     view = memoryview(block).cast("B")
@@ -143,8 +165,8 @@ class CheckpointWriter:
                     written += len(view)
                 os.fsync(file.fileno())
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                self._raise_full(pending)
+            if is_disk_full(error):
+                raise self.full(pending) from None
             raise
         self.files[name] = {"bytes": written, "xxh3_128": digest.hexdigest()}
 
@@ -159,7 +181,16 @@ def _dtype_name(tensor):
 
 def _raw(tensor):
     array = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8) if array.size else b""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _is_finite(raw, dtype):
+    """Whether the bytes hold no NaN and no infinite number, if they hold floats."""
+    if not dtype.startswith("float") or not len(raw):
+        return True
+    array = raw.view(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # a sum costs a fraction, and is not finite if a number is not
+        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
 
 
 def _checksum(path):
@@ -178,10 +209,13 @@ def _fsync(path):
         os.close(descriptor)
 
 
-def find_problem(folder):
-    """What is wrong with a checkpoint, as a phrase, or None if every file has its size and checksum."""
+def find_problem(folder: str | os.PathLike, thorough: bool = True) -> str | None:
+    """What is wrong with a checkpoint, as a phrase, or None if every file has its size and, if `thorough`, its
+    checksum, and no tensor has a number that is NaN or infinite."""
     folder = Path(folder)
     try:
+        if (folder / DAMAGED).exists():
+            return (folder / DAMAGED).read_text().strip()
         manifest = json.loads((folder / MANIFEST).read_text())
         files = manifest["files"]
     except FileNotFoundError:
@@ -194,8 +228,18 @@ def find_problem(folder):
             return f"{name} is missing"
         if path.stat().st_size != entry["bytes"]:
             return f"{name} has {path.stat().st_size:,} bytes, {entry['bytes']:,} were written"
-        if _checksum(path) != entry["xxh3_128"]:
+        if thorough and _checksum(path) != entry["xxh3_128"]:
             return f"{name} does not have the checksum that was written"
+        if thorough and path.suffix == ".safetensors" and (bad := _non_finite(path)):
+            return f"{bad} of {name} has NaN or infinite numbers"
+    return None
+
+
+def _non_finite(path):
+    """The name of a tensor with numbers that are not finite, or None."""
+    for name, array in read_tensors(path):
+        if not _is_finite(_raw(array), _dtype_name(array)):
+            return name
     return None
 
 
@@ -211,13 +255,20 @@ def list_checkpoints(output_dir):
     return sorted((path for path in folders if path.is_dir()), key=checkpoint_step)
 
 
-def newest_whole_checkpoint(output_dir):
-    """The newest checkpoint whose files are all as written, or None; each damaged one passed over is named."""
+def newest_whole_checkpoint(output_dir: str | os.PathLike, mark: bool = False) -> Path | None:
+    """The newest checkpoint whose files are as written and whose numbers are finite, or None.
+
+    Each damaged one passed over is named, and with `mark`, for the holder of the lock alone, gets a file that says so,
+    by which it is known without being read again.
+    """
     for folder in reversed(list_checkpoints(output_dir)):
         problem = find_problem(folder)
         if problem is None:
             return folder
         logger.warning("%s is damaged: %s; looking for the one before it", folder, problem)
+        if mark:
+            with suppress(OSError):
+                (folder / DAMAGED).write_text(problem + "\n")
     return None
 
 
@@ -233,17 +284,27 @@ def remove_checkpoint(folder):
 
 def remove_leftovers(output_dir):
     """Remove what a killed run left half written or half deleted. Call it only under the lock."""
-    for path in Path(output_dir).glob("checkpoint-*"):
+    for path in Path(output_dir).iterdir():
         if _ASIDE.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
+        elif storage.is_unfinished(path.name):
+            path.unlink(missing_ok=True)
 
 
-def keep_newest(output_dir, limit):
-    """Remove the oldest checkpoints until `limit` are left; None or 0 keeps all."""
-    if limit is not None and limit > 0:
-        for folder in list_checkpoints(output_dir)[:-limit]:
+def keep_newest(output_dir: str | os.PathLike, limit: int | None) -> None:
+    """Remove what is older than the newest `limit` whole checkpoints; None or 0 keeps all.
+
+    Damaged ones do not count: those of lost or cut files, and those that a start has passed over.
+    """
+    if limit is None or limit <= 0:
+        return
+    whole = 0
+    for folder in reversed(list_checkpoints(output_dir)):
+        if whole == limit:
             logger.info("removing %s (save_total_limit=%d)", folder, limit)
             remove_checkpoint(folder)
+        elif find_problem(folder, thorough=False) is None:
+            whole += 1
 
 
 def read_json(folder, name):

@@ -9,10 +9,14 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from sd.data.parts import storage
+from sd.diffusion.schedule import ZERO_SNR_FLOOR
 from sd.errors import InputError
+from sd.runs.checkpoint import read_json
 
-# What decides the numbers, given the same data. Batch size and ranks do not: the order is counted in samples.
+# What decides the numbers, given the same data. Ranks do not, since the order is counted in samples.
 _MODEL = [
     "prediction_type",
     "noise_offset",
@@ -22,7 +26,7 @@ _MODEL = [
     "train_text_encoder",
     "model_max_length",
 ]
-_DATA = ["resolution", "interpolation", "caption_dropout", "buffer_size"]
+_DATA = ["resolution", "interpolation", "caption_dropout"]
 _TRAINING = [
     "seed",
     "learning_rate",
@@ -40,6 +44,7 @@ _TRAINING = [
     "bf16",
     "fp16_opt_level",
     "optim",
+    "use_ema",
     "ema_decay",
     "ema_start_step",
 ]
@@ -49,17 +54,38 @@ _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddlenlp", "ppdiffusers", "nu
 _ENVIRONMENT = ("FLAG_", "FLAGS_", "PADDLE_TRAINERS_NUM", "MKL_", "OMP_", "CUDA_VISIBLE_DEVICES")
 
 
-def result_settings(model_args, data_args, training_args, fingerprint):
-    """The settings that decide the result of a run, as plain JSON values."""
-    settings = {"file_list_fingerprint": fingerprint}
+# What checkpoints of earlier versions, which do not say it, were made with.
+_EARLIER = {"snr_weight_floor": 0.0}
+_HASH_DIGITS = 16
+
+
+def result_settings(
+    model_args: Any, data_args: Any, training_args: Any, fingerprint: str, buffer_size: int, hashes: dict[str, str]
+) -> dict[str, Any]:
+    """The settings that decide the result of a run, as plain JSON values.
+
+    buffer_size: the rows of a shuffle window as they came out. hashes: component that is not trained -> hash of it.
+    """
+    settings = {"file_list_fingerprint": fingerprint, "buffer_size": buffer_size}
+    settings.update({part: f"sha256 {value[:_HASH_DIGITS]}" for part, value in hashes.items()})
     constant = str(_plain(training_args.lr_scheduler_type)).startswith("constant")
     names = _TRAINING if constant else (*_TRAINING, *_SCHEDULE_LENGTH)
     for arguments, wanted in ((model_args, _MODEL), (data_args, _DATA), (training_args, names)):
         settings.update({name: _plain(getattr(arguments, name)) for name in wanted})
+    micro_batch = training_args.per_device_train_batch_size * training_args.dataset_world_size
+    settings["global_batch_size"] = micro_batch * training_args.gradient_accumulation_steps
+    if model_args.snr_gamma is not None and model_args.rescale_betas_zero_snr:
+        settings["snr_weight_floor"] = ZERO_SNR_FLOOR
     return settings
 
 
-def check_same_run(before, now, checkpoint, allow_changed):
+def checkpoint_settings(checkpoint: str | Path) -> dict[str, Any]:
+    """The settings that a checkpoint keeps, with those that earlier versions did not write as far as they are known."""
+    kept = read_json(checkpoint, "settings.json")
+    return {**_EARLIER, "use_ema": (Path(checkpoint) / "ema_state.json").exists(), **kept}
+
+
+def check_same_run(before: dict[str, Any], now: dict[str, Any], checkpoint: str | Path, allow_changed: bool) -> str:
     """Raise InputError if a resumed run's settings differ from the checkpoint's. Returns the differences as text."""
     changed = [name for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]
     told = ", ".join(f"{name}: {before[name]!r} -> {now[name]!r}" for name in changed)
@@ -90,9 +116,13 @@ def write_run_json(output_dir, arguments, fingerprint, resumed_from=None):
             for group in arguments
         },
     }
-    aside = path.with_suffix(".json.tmp")
-    aside.write_text(json.dumps({**start, "earlier_starts": _earlier_starts(path)}, indent=2) + "\n")
-    aside.replace(path)
+    text = json.dumps({**start, "earlier_starts": _earlier_starts(path)}, indent=2) + "\n"
+    try:
+        storage.write_whole(path, text.encode())
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}; free some space or choose another folder"
+        ) from None
 
 
 def _earlier_starts(path):

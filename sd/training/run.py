@@ -12,9 +12,11 @@ from sd import devices
 from sd.data.parts.moments import find_manifest
 from sd.data.streaming.dataset import EvalPairs, TextImagePair, collate, raise_if_failed
 from sd.diffusion.model import StableDiffusionModel
-from sd.errors import InputError, RunError
+from sd.errors import InputError
 from sd.latents.fit import cached_parts, check_fit
-from sd.processes.siblings import Siblings
+from sd.models.hashes import weights_hash
+from sd.models.loading import part_source
+from sd.processes.ranks import on_rank_0
 from sd.runs.checkpoint import (
     find_problem,
     list_checkpoints,
@@ -24,7 +26,7 @@ from sd.runs.checkpoint import (
     remove_checkpoint,
     remove_leftovers,
 )
-from sd.runs.settings import check_same_run, result_settings, write_run_json
+from sd.runs.settings import check_same_run, checkpoint_settings, result_settings, write_run_json
 from sd.training.previews import COUNT as PREVIEW_COUNT
 from sd.training.previews import Previews, read_prompts
 from sd.training.trainer import StableDiffusionTrainer
@@ -41,7 +43,12 @@ def train(model_args, data_args, training_args):
     logger.info("device: %s; precision %s; %s", devices.describe(devices.current()), precision, ranks)
     # Whatever is wrong with the data is told before gigabytes of models are loaded.
     manifests = [find_manifest(file_list) for file_list in file_lists(data_args)]
-    lock, checkpoint = on_rank_0(training_args, lambda: prepare(model_args, data_args, training_args))
+    locks = []
+    checkpoint = on_rank_0(training_args, lambda: prepare(model_args, data_args, training_args, locks))
+    if checkpoint and not Path(checkpoint).is_dir():
+        raise InputError(
+            f"{checkpoint} is not there on this machine; --output_dir must be on storage that all machines share"
+        )
     if checkpoint and is_finished(checkpoint, training_args):
         return None
     paddle.seed(training_args.seed)
@@ -51,15 +58,19 @@ def train(model_args, data_args, training_args):
         training_args.max_steps = steps_of_epochs(training_args, min(data_args.num_records, dataset.num_usable))
         if checkpoint and is_finished(checkpoint, training_args):
             return None
-    settings = result_settings(model_args, data_args, training_args, dataset.fingerprint)
+    hashes = on_rank_0(training_args, lambda: component_hashes(model, model_args, manifests[0]))
+    settings = result_settings(
+        model_args, data_args, training_args, dataset.fingerprint, dataset.order.buffer_size, hashes
+    )
     if checkpoint:
-        before = read_json(checkpoint, "settings.json")
+        before = checkpoint_settings(checkpoint)
         told = check_same_run(before, settings, checkpoint, training_args.allow_changed_resume)
         changed = f"; changed settings: {told}" if told else ""
         logger.info("going on from %s, whose weights replace those above%s", checkpoint, changed)
-    if training_args.process_index == 0:
-        arguments = (model_args, data_args, training_args)
-        write_run_json(training_args.output_dir, arguments, dataset.fingerprint, checkpoint)
+    arguments = (model_args, data_args, training_args)
+    on_rank_0(
+        training_args, lambda: write_run_json(training_args.output_dir, arguments, dataset.fingerprint, checkpoint)
+    )
     trainer = StableDiffusionTrainer(
         model,
         training_args,
@@ -69,13 +80,13 @@ def train(model_args, data_args, training_args):
         run_settings=settings,
         previews=make_previews(model, model_args, data_args, training_args, dataset.catalog),
     )
-    with Siblings(training_args):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if lock:
+    trainer.train(resume_from_checkpoint=checkpoint)
+    for lock in locks:
         lock.close()
     if trainer.stop_signal is not None:
         name = "Ctrl-C" if trainer.stop_signal == signal.SIGINT else signal.Signals(trainer.stop_signal).name
-        saved = "saved" if training_args.save_on_exit else "not saved (--save_on_exit False)"
+        saved = "saved" if trainer.saved_step == trainer.state.global_step else "not saved"
+        saved += "" if training_args.save_on_exit else " (--save_on_exit False)"
         logger.info("stopped by %s after step %d, %s; the same command goes on", name, trainer.state.global_step, saved)
     return trainer.stop_signal
 
@@ -85,58 +96,44 @@ def file_lists(data_args):
     return list(filter(None, (data_args.file_list, data_args.eval_file_list)))
 
 
-def prepare(model_args, data_args, training_args):
-    """What rank 0 does before anything is loaded. Returns (lock, checkpoint or None)."""
+def component_hashes(model, model_args, manifest):
+    """Component that is not trained -> hash of its weights or vocabulary. manifest: of the cache that holds what the
+    deferred ones computed, which knows their hashes."""
+    hashes = {}
+    for part in ("vae", "text_encoder", "tokenizer"):
+        if part in model.deferred:
+            hashes[part] = getattr(manifest, f"{part}_hash")
+        elif part not in model.trained_parts:
+            hashes[part] = weights_hash(part, *part_source(model_args, part), loaded=getattr(model, part))
+    return hashes
+
+
+def prepare(model_args, data_args, training_args, locks):
+    """What rank 0 does before anything is loaded: check, lock output_dir, clear what a kill left behind, and find where
+    to go on. Returns the checkpoint's path as text, or None. locks: a list that takes the open lock."""
     for file_list in file_lists(data_args):
         check_fit(file_list, model_args, data_args)
-    return prepare_output_dir(training_args)
+    locks.append(lock_output_dir(training_args.output_dir))
+    remove_leftovers(training_args.output_dir)
+    checkpoint = find_start(training_args)
+    return str(checkpoint) if checkpoint else None
 
 
-def on_rank_0(training_args, prepare):
-    """Let rank 0 call `prepare() -> (lock, checkpoint)`, and tell the checkpoint to the others.
-
-    If rank 0 fails, so do they, instead of waiting for it.
-    """
-    if training_args.world_size == 1:
-        return prepare()
-    failure, lock, checkpoint = None, None, None
-    if training_args.process_index == 0:
-        try:
-            lock, checkpoint = prepare()
-        except InputError as error:
-            failure = error
-    told = [(failure is not None, str(checkpoint) if checkpoint else None)]
-    paddle.distributed.broadcast_object_list(told, src=0)
-    if failure:
-        raise failure
-    failed, path = told[0]
-    if failed:
-        raise RunError("rank 0 found the arguments or the output folder wrong; see its log")
-    if path and not Path(path).is_dir():
-        raise InputError(
-            f"{path} is not there on this machine; --output_dir must be on storage that all machines share"
-        )
-    return lock, Path(path) if path else None
-
-
-def prepare_output_dir(training_args):
-    """Lock output_dir, clear what a kill left behind, and find where to go on. Returns (lock, checkpoint or None)."""
-    output_dir = training_args.output_dir
-    lock = lock_output_dir(output_dir)
-    remove_leftovers(output_dir)
-    named = training_args.resume_from_checkpoint
+def find_start(training_args):
+    """The checkpoint to go on from, or None."""
+    output_dir, named = training_args.output_dir, training_args.resume_from_checkpoint
     if named and named.lower() not in ("true", "last"):
         problem = find_problem(named) if Path(named).is_dir() else "no such folder"
         if problem:
             there = ", ".join(folder.name for folder in list_checkpoints(output_dir)) or "none"
             raise InputError(f"resume_from_checkpoint={named!r}: {problem}; in {output_dir} there are: {there}")
-        return lock, Path(named)
+        return Path(named)
     if training_args.overwrite_output_dir:
         for folder in list_checkpoints(output_dir):
             logger.info("removing %s (overwrite_output_dir)", folder)
             remove_checkpoint(folder)
-        return lock, None
-    return lock, newest_whole_checkpoint(output_dir)
+        return None
+    return newest_whole_checkpoint(output_dir, mark=True)
 
 
 def is_finished(checkpoint, training_args):

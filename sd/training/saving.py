@@ -7,10 +7,12 @@ from pathlib import Path
 import paddle
 
 from sd.diffusion.schedule import sampler_config
-from sd.errors import InputError
+from sd.errors import InputError, RunError
+from sd.processes.ranks import gather_failures
 from sd.runs.checkpoint import (
     CheckpointWriter,
     DiskFullError,
+    is_disk_full,
     keep_newest,
     read_json,
     read_tensors,
@@ -24,51 +26,62 @@ EMA_WEIGHTS = "unet/diffusion_paddle_model.ema.safetensors"
 TEXT_WEIGHTS = "text_encoder/model.safetensors"
 
 
-def save_checkpoint(trainer):
-    """Save checkpoint-N, by all ranks together. A full disk is told and training goes on; older ones stay."""
-    args, step = trainer.args, trainer.state.global_step
-    sharded = bool(args.sharding)
-    writes = args.should_save or sharded
-    _barrier(args)
-    writer = CheckpointWriter(args.output_dir, step) if writes else None
+def save_checkpoint(trainer) -> bool:
+    """Save checkpoint-N, by all ranks together. Returns whether it was saved.
+
+    A full disk is logged, and training goes on; older checkpoints stay, the half one goes. Any other failure of a rank
+    ends all of them.
+    """
+    args = trainer.args
+    writer = CheckpointWriter(args.output_dir, trainer.state.global_step)
+    if not _together(args, writer, lambda: _write(trainer, writer)):
+        return False
+    return _together(args, writer, lambda: _commit(args, writer))
+
+
+def _write(trainer, writer):
+    sharded = bool(trainer.args.sharding)
+    if trainer.args.should_save:
+        _write_models(trainer, writer)
+        _write_states(trainer, writer)
+    if trainer.args.should_save or sharded:
+        _write_optimizer(trainer, writer, sharded)
+
+
+def _commit(args, writer):
+    if not args.should_save:
+        return
+    for name in _shard_names(args) if args.sharding else []:
+        writer.add(name) if name not in writer.files else None
+    logger.info("saved %s", writer.commit())
+    keep_newest(args.output_dir, args.save_total_limit)
+
+
+def _together(args, writer, function):
+    """Call `function` on this rank, and wait for the others. Returns False if a disk was full on any of them."""
     failure = None
     try:
-        if args.should_save:
-            _write_models(trainer, writer)
-            _write_states(trainer, writer)
-        if writes:
-            _write_optimizer(trainer, writer, sharded)
-    except DiskFullError as error:
-        failure = error
-    failed = _any_rank(args, failure is not None)
+        function()
+    except Exception as error:  # whatever it is, the others wait for this rank
+        failure = writer.full() if is_disk_full(error) and not isinstance(error, DiskFullError) else error
+    failures = gather_failures(args, failure)
+    if not failures:
+        return True
+    if args.should_save:
+        writer.discard()
+    for rank, error in failures:
+        if isinstance(error, Exception) and not is_disk_full(error):
+            raise error
+        if isinstance(error, str) and not error.startswith(DiskFullError.__name__):
+            raise RunError(f"rank {rank}: {error}")
     if failure:
         logger.error("%s; earlier checkpoints are kept, training goes on", failure.strerror)
-    if args.should_save:
-        if failed:
-            writer.discard()
-        else:
-            for name in _shard_names(args) if sharded else []:
-                writer.add(name) if name not in writer.files else None
-            logger.info("saved %s", writer.commit())
-            keep_newest(args.output_dir, args.save_total_limit)
-    _barrier(args)
-
-
-def _barrier(args):
-    if args.world_size > 1:
-        paddle.distributed.barrier()
-
-
-def _any_rank(args, flag):
-    if args.world_size == 1:
-        return flag
-    flags = paddle.to_tensor([int(flag)], dtype="int64")
-    paddle.distributed.all_reduce(flags)
-    return bool(flags.item())
+    return False
 
 
 def _write_models(trainer, writer):
     model, masters = trainer.model, getattr(innermost(trainer.optimizer), "_master_weights", {})
+    writer.folder.mkdir(parents=True, exist_ok=True)
     model.unet.save_config(str(writer.folder / "unet"))
     writer.add("unet/config.json")
     writer.write_tensors(UNET_WEIGHTS, _float32_weights(model.unet, masters))

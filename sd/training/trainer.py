@@ -62,6 +62,7 @@ class StableDiffusionTrainer(Trainer):
         self.samples_seen = 0
         self.ema = None
         self.stop_signal = None
+        self.saved_step = 0
         if args.device == "cpu":
             for name, part in model.named_children():
                 if name != "unet" or not args.to_static:
@@ -174,7 +175,7 @@ class StableDiffusionTrainer(Trainer):
         self.state.max_steps = int(max_steps)
         self.state.is_local_process_zero = self.is_local_process_zero()
         self.state.is_world_process_zero = self.is_world_process_zero()
-        self._first_step = self._saved_step = self.state.global_step
+        self._first_step = self.saved_step = self.state.global_step
         self.records = StepRecords(self.args, self.train_dataset)
         self.callback_handler.model = self.model
         self.callback_handler.optimizer = self.optimizer
@@ -212,9 +213,8 @@ class StableDiffusionTrainer(Trainer):
         if control.should_evaluate and self.eval_dataset is not None:
             self.evaluate()
         wanted = control.should_save or last or (stop and self.args.save_on_exit)
-        if wanted and step > self._saved_step:
-            self._save_checkpoint(self.model)
-            self._saved_step = step
+        if wanted and step > self.saved_step and self._save_checkpoint(self.model):
+            self.saved_step = step
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def current_learning_rates(self):
@@ -252,7 +252,7 @@ class StableDiffusionTrainer(Trainer):
         return metrics
 
     def _save_checkpoint(self, model, metrics=None):
-        save_checkpoint(self)
+        return save_checkpoint(self)
 
     def log(self, logs, **kwargs):
         """Hand a dict of scalars to the callbacks."""

@@ -31,6 +31,14 @@ def test_min_snr_weight_of_v_prediction():
     np.testing.assert_allclose(weight, [0, 0.5, 0.8, 0.5])
 
 
+def test_with_a_floor_no_timestep_loses_its_weight():
+    """Salimans and Ho's truncated SNR weight, max(snr, 1) on the image, is max(snr, 1) / (snr + 1) on v."""
+    snr = np.array([0.0, 0.25, 1.0, 4.0, 9.0])
+    weight = schedule.min_snr_weight(snr, 5.0, "v_prediction", floor=1.0)
+    np.testing.assert_allclose(weight, [1, 0.8, 0.5, 0.8, 0.5])
+    np.testing.assert_allclose(schedule.min_snr_weight(snr, 0.5, "v_prediction", floor=1.0), 0.5 / (snr + 1))
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_without_gamma_every_weight_is_one(prediction_type):
     np.testing.assert_array_equal(schedule.min_snr_weight(np.array([0.1, 7.0]), None, prediction_type), [1, 1])
