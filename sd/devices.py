@@ -10,7 +10,7 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd.errors import InputError
+from sd.errors import ArgumentError, InputError
 
 GIB = 2**30
 # Compute capability from which Paddle has the kernels of a half precision; below it autocast switches itself off.
@@ -149,7 +149,7 @@ def check_precision(device: Device, precision: str) -> None:
     """Raise InputError if the device has no kernels for `fp16` or `bf16`. On an old card Paddle would only warn."""
     known = ("fp32", *CAPABILITY_NEEDED)
     if precision not in known:
-        raise InputError(f"dtype={precision!r}; expected one of {known}")
+        raise ArgumentError("dtype", precision, f"; expected one of {known}")
     if precision == "fp32":
         return
     if device.kind == "cpu":

@@ -13,13 +13,39 @@ class InputError(ValueError):
     """Wrong arguments or input. The message names the value, the place and the remedy; exit code 2."""
 
 
+class ArgumentError(InputError):
+    """A wrong value of an argument: `name=value; what is expected`. Command lines and pages name it in their own way.
+
+    rest: what follows name and value, with its `; ` or blank.
+    """
+
+    def __init__(self, name: str, value: object, rest: str) -> None:
+        super().__init__(name, value, rest)  # what a process that hands it over puts it together from
+        self.name, self.value, self.rest = name, value, rest
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value!r}{self.rest}"
+
+    def named(self, label: str) -> str:
+        """The same under another name: `--seed -1; expected at least 0`."""
+        return f"{label} {self.value}{self.rest}"
+
+
 class RunError(RuntimeError):
     """A failure on the way. The message names what failed and what to do; exit code 1."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says in one line of at most 200 letters: the first of its text, else its type's name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """What an exception says in one line of about 200 letters: the first of its text, else its type's name."""
+    return one_line((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def one_line(text: str, most: int = 200) -> str:
+    """Text of at most `most` letters as it is; a longer one is cut behind a word, which an ellipsis says."""
+    if len(text) <= most:
+        return text
+    cut = text[: most + 1]
+    return cut[: cut.rfind(" ") if " " in cut[most // 2 :] else most].rstrip() + " ..."
 
 
 def run_script(main: Callable[[], object], when_stopped: str = "the same command starts again") -> None:
@@ -93,8 +119,9 @@ def _nobody_reads():
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _report(error, code):
-    print(f"error: {error}", file=sys.stderr, flush=True)
+def _report(error: Exception, code: int) -> int:
+    told = error.named(f"--{error.name}") if isinstance(error, ArgumentError) else error
+    print(f"error: {told}", file=sys.stderr, flush=True)
     return code
 
 

@@ -5,7 +5,7 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Optional
 
-from sd.errors import InputError
+from sd.errors import ArgumentError, InputError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 INTERPOLATIONS = ("lanczos", "bilinear", "linear", "bicubic", "box", "hamming", "nearest")
@@ -26,7 +26,7 @@ def flag(default, help_text):
 def check_choice(name, value, choices):
     """Raise InputError unless value is one of choices."""
     if value not in choices:
-        raise InputError(f"{name}={value!r}; expected one of {tuple(choices)}")
+        raise ArgumentError(name, value, f"; expected one of {tuple(choices)}")
 
 
 def check_range(name, value, low=None, high=None, above=None):
@@ -40,7 +40,7 @@ def check_range(name, value, low=None, high=None, above=None):
             f"at least {low}" if low is not None else "",
             f"at most {high}" if high is not None else "",
         ]
-        raise InputError(f"{name}={value!r}; expected {' and '.join(part for part in parts if part)}")
+        raise ArgumentError(name, value, f"; expected {' and '.join(part for part in parts if part)}")
 
 
 @dataclass

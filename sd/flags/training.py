@@ -9,7 +9,7 @@ from typing import Optional
 from paddlenlp.trainer import TrainingArguments
 
 from sd import devices
-from sd.errors import InputError
+from sd.errors import ArgumentError, InputError
 from sd.flags.arguments import check_choice, check_range, flag
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class SDTrainingArguments(TrainingArguments):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), low=0)
         if self.image_logging_steps == 0 or self.image_logging_steps < -1:
-            raise InputError(f"image_logging_steps={self.image_logging_steps}; expected -1 (never) or at least 1")
+            raise ArgumentError("image_logging_steps", self.image_logging_steps, "; expected -1 (never) or at least 1")
         check_choice("fp16_opt_level", self.fp16_opt_level, ("O1", "O2"))
         if isinstance(self.report_to, str):
             self.report_to = [self.report_to]
@@ -111,9 +111,9 @@ class SDTrainingArguments(TrainingArguments):
             raise InputError("fp16=True with bf16=True; choose one")
         for name, usual in _UNSUPPORTED.items():
             if getattr(self, name) not in (usual, None):
-                raise InputError(f"{name}={getattr(self, name)!r} is not supported by this trainer; leave it out")
+                raise ArgumentError(name, getattr(self, name), " is not supported by this trainer; leave it out")
         if "stage3" in str(self.sharding):
-            raise InputError(f"sharding={self.sharding!r} is not supported by this trainer; use stage1 or stage2")
+            raise ArgumentError("sharding", self.sharding, " is not supported by this trainer; use stage1 or stage2")
 
     @property
     def precision(self) -> str:

@@ -18,7 +18,7 @@ from sd.data.parts.record import RowError
 from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.stream import RowReader
-from sd.errors import InputError
+from sd.errors import ArgumentError, InputError
 from sd.metrics.scores import Moments
 from sd.processes.watchdog import Watchdog
 from sd.sampling.files import written
@@ -99,16 +99,16 @@ def _pictures(path, height, width):
     if path.is_dir():
         names = sorted(name for name in path.rglob("*") if name.suffix.lower() in _PICTURES)
         if len(names) < 2:
-            raise InputError(f"fid_reference={str(path)!r} holds {len(names)} pictures; expected at least two")
+            raise ArgumentError("fid_reference", str(path), f" holds {len(names)} pictures; expected at least two")
         digest = sha256()
         for name in names:
             digest.update(f"{name.relative_to(path)} {storage.version_or_error(name)}\n".encode("utf-8", "replace"))
         return (_cover(_from_file(name), height, width) for name in names), len(names), digest.hexdigest()[:32]
     if not path.is_file():
-        raise InputError(f"fid_reference={str(path)!r}: no such .npz file, folder or file list")
+        raise ArgumentError("fid_reference", str(path), ": no such .npz file, folder or file list")
     catalog = Catalog(str(path), min(height, width))
     if catalog.manifest is not None:
-        raise InputError(f"fid_reference={str(path)!r} is a cache of latents; name the list of the images")
+        raise ArgumentError("fid_reference", str(path), " is a cache of latents; name the list of the images")
     pictures = (_cover(pixels, height, width) for pixels in _from_parts(catalog))
     return pictures, catalog.num_usable, catalog.fingerprint
 

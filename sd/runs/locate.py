@@ -5,12 +5,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd.errors import InputError
+from sd.errors import ArgumentError, InputError
 from sd.models.single_file import is_single_file
 from sd.runs.checkpoint import list_checkpoints, newest_whole_checkpoint
 
 PUBLISHED = "CompVis/stable-diffusion-v1-4"
-_SOURCES = ("pretrained_model_name_or_path", "vae_name_or_path", "text_encoder_name_or_path", "tokenizer_name")
+_PATHS = ("pretrained_model_name_or_path", "vae_name_or_path", "text_encoder_name_or_path", "tokenizer_name")
+_PATHS += ("file_list",)
 
 
 @dataclass
@@ -57,7 +58,7 @@ def list_choices(checkpoint=None, output_dir=None):
         output_dir = checkpoint
     if output_dir is not None:
         if not Path(output_dir).is_dir():
-            raise InputError(f"output_dir={str(output_dir)!r}: no such folder; {_what_there_is(Path(output_dir))}")
+            raise ArgumentError("output_dir", str(output_dir), f": no such folder; {_what_there_is(Path(output_dir))}")
         return {folder.name: str(folder) for folder in reversed(list_checkpoints(output_dir))}
     if checkpoint is None:
         return {PUBLISHED: f"{PUBLISHED}/unet"}
@@ -83,7 +84,7 @@ def run_settings(checkpoint):
         return {}
     run = _read_json(Path(checkpoint).parent / "run.json")
     arguments = {name: value for group in run.get("arguments", {}).values() for name, value in group.items()}
-    for name in _SOURCES:
+    for name in _PATHS:
         if arguments.get(name) and not Path(arguments[name]).exists():
             there = Path(run.get("folder", "."), arguments[name])
             arguments[name] = str(there) if there.exists() else arguments[name]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from sd.errors import InputError, RunError
+from sd.errors import ArgumentError, InputError, RunError
 from sd.flags.arguments import check_choice
 from sd.models.single_file import CONFIGS_KEY, stored_name
 from sd.models.weights import linear_weights
@@ -29,7 +29,7 @@ def export_pipeline(models, output, layout, scheduler=None):
     check_choice("format", layout, FORMATS)
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"output={str(output)!r} is there already; remove it or choose another")
+        raise ArgumentError("output", str(output), " is there already; remove it or choose another")
     pipeline = StableDiffusionPipeline(
         vae=models.vae,
         text_encoder=models.text_encoder,

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from sd.data.images.decode import decode_image
 from sd.data.parts.record import RowError
-from sd.errors import InputError, RunError
+from sd.errors import ArgumentError, InputError, RunError
 
 
 def make_folder(path):
@@ -20,7 +20,7 @@ def make_folder(path):
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"output={str(path)!r} cannot be written: {error.strerror}; choose another") from None
+        raise ArgumentError("output", str(path), f" cannot be written: {error.strerror}; choose another") from None
     return path
 
 

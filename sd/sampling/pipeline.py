@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 
 from sd.diffusion.schedule import sampler_config
-from sd.errors import InputError
+from sd.errors import ArgumentError
 
 # Only samplers that draw no noise on their way: all chance in a picture then comes from its seed.
 SCHEDULERS = {
@@ -36,10 +36,10 @@ def make_scheduler(name, **training):
     import ppdiffusers
 
     if name not in SCHEDULERS:
-        raise InputError(f"scheduler={name!r}; expected one of {', '.join(SCHEDULERS)}")
+        raise ArgumentError("scheduler", name, f"; expected one of {', '.join(SCHEDULERS)}")
     if training.get("rescale_betas_zero_snr"):
         if name != "ddim":
-            raise InputError(f"scheduler={name!r} cannot follow betas rescaled to zero SNR; use --scheduler ddim")
+            raise ArgumentError("scheduler", name, " cannot follow betas rescaled to zero SNR; use --scheduler ddim")
         training["timestep_spacing"] = "trailing"  # it must start at the step that has no signal
     config = {**sampler_config(), "skip_prk_steps": True, **training}
     return getattr(ppdiffusers, SCHEDULERS[name]).from_config(config)
@@ -56,7 +56,7 @@ def check_size(vae, height, width):
     for name, value in (("height", height), ("width", width)):
         if value < factor or value % factor:
             nearest = max(factor, round(value / factor) * factor)
-            raise InputError(f"{name}={value} does not fit the VAE, which halves to 1/{factor}; try {nearest}")
+            raise ArgumentError(name, value, f" does not fit the VAE, which halves to 1/{factor}; try {nearest}")
 
 
 def default_batch_size(unet, vae, height, width):
@@ -103,11 +103,11 @@ def stream_images(
     """
     check_size(vae, height, width)
     if not 1 <= guidance_scale < math.inf:
-        raise InputError(f"guidance_scale={guidance_scale}; expected at least 1, which is no guidance")
+        raise ArgumentError("guidance_scale", guidance_scale, "; expected at least 1, which is no guidance")
     # The offset is added to every timestep, and none may pass the last one of training.
     most = scheduler.config.num_train_timesteps - scheduler.config.get("steps_offset", 0)
     if not 1 <= num_inference_steps <= most:
-        raise InputError(f"num_inference_steps={num_inference_steps}; expected 1 to {most}")
+        raise ArgumentError("num_inference_steps", num_inference_steps, f"; expected 1 to {most}")
     shape = (unet.config.in_channels, height // vae_factor(vae), width // vae_factor(vae))
     batch_size = batch_size or default_batch_size(unet, vae, height, width)
     states = functools.lru_cache(maxsize=256)(functools.partial(encode_prompt, text_encoder, tokenizer))

@@ -4,7 +4,7 @@ import csv
 import json
 from pathlib import Path
 
-from sd.errors import InputError
+from sd.errors import ArgumentError, InputError
 from sd.text import TextError, text_lines
 
 COLUMNS = ("prompt", "caption_en", "caption", "text")
@@ -21,7 +21,7 @@ def read_prompts(path, column=None, limit=None):
         # Not splitlines(): a caption may hold other line separators of Unicode.
         lines = [(number, line) for number, line in enumerate(text_lines(path.read_bytes()), start=1) if line.strip()]
     except OSError as error:
-        raise InputError(f"prompts_file={str(path)!r} cannot be read: {error.strerror}") from None
+        raise ArgumentError("prompts_file", str(path), f" cannot be read: {error.strerror}") from None
     except TextError as error:
         raise InputError(f"{path}: {error}") from None
     read_rows = {".jsonl": _jsonl_rows, ".json": _jsonl_rows, ".tsv": _tsv_rows, ".csv": _csv_rows}

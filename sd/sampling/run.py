@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sd import devices
-from sd.errors import InputError
+from sd.errors import ArgumentError, InputError
 from sd.flags.arguments import check_range
 from sd.sampling.compare import find_columns
 from sd.sampling.files import make_folder, read_pixels, slug, write_png
@@ -41,7 +41,7 @@ def check_flags(flags):
     if flags.metrics and flags.compare:
         raise InputError("--metrics with --compare; measure the checkpoints one after another")
     if flags.compare and len(flags.compare) < 2:
-        raise InputError(f"compare={flags.compare[0]!r}; expected two or more to be compared")
+        raise ArgumentError("compare", flags.compare[0], "; expected two or more to be compared")
 
 
 def model_flags(flags):

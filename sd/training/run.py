@@ -12,7 +12,7 @@ from sd import devices
 from sd.data.parts.moments import find_manifest
 from sd.data.streaming.dataset import EvalPairs, TextImagePair, collate, raise_if_failed
 from sd.diffusion.model import StableDiffusionModel
-from sd.errors import InputError
+from sd.errors import ArgumentError, InputError
 from sd.latents.fit import cached_parts, check_fit
 from sd.models.hashes import weights_hash
 from sd.models.loading import part_source
@@ -126,7 +126,7 @@ def find_start(training_args):
         problem = find_problem(named) if Path(named).is_dir() else "no such folder"
         if problem:
             there = ", ".join(folder.name for folder in list_checkpoints(output_dir)) or "none"
-            raise InputError(f"resume_from_checkpoint={named!r}: {problem}; in {output_dir} there are: {there}")
+            raise ArgumentError("resume_from_checkpoint", named, f": {problem}; in {output_dir} there are: {there}")
         return Path(named)
     if training_args.overwrite_output_dir:
         for folder in list_checkpoints(output_dir):

@@ -10,6 +10,7 @@ import queue
 import signal
 import subprocess
 import threading
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -111,6 +112,18 @@ class Visitors:
             self._given_up.add(job)
             self._drawer.cancel(job)
 
+    def draw_each(self, session: str, requests: list[dict]) -> Iterator[tuple[int, dict]]:
+        """Yield (number of the request, answer) of requests that are drawn one after another, until one is not done."""
+        for number, request in enumerate(requests):
+            end = "error"
+            for answer in self.draw(session, request):
+                end = answer.get("end")
+                yield number, answer
+            if end != "done":
+                return
+            if number + 1 < len(requests):
+                self.expect(session)
+
     def draw(self, session, request):
         """Yield the answers to a page's request."""
         job = self._jobs.get(session) or self._drawer.new_job()
@@ -128,17 +141,21 @@ def caption(picture):
     """What stands below a picture of `follow`."""
     settings = picture["settings"]
     words = [
-        f"{settings['model']}, seed {settings['seed']}, guidance {settings['guidance_scale']:g}",
+        f"{picture['prompt']} (seed {settings['seed']})",
+        f"{settings['model']}, guidance {settings['guidance_scale']:g}",
         f"{settings['num_inference_steps']} steps {settings['scheduler']}, {settings['width']} x {settings['height']}",
     ]
     if settings["negative_prompt"]:
         words.append(f"without {settings['negative_prompt']!r}")
-    return f"{', '.join(words)}: {picture['prompt']}"
+    return " · ".join(words)
 
 
-def details(picture):
-    """All that is known of a picture, for people."""
-    return {"file": Path(picture["path"]).name, "prompt": picture["prompt"], **picture["settings"]}
+def details(picture: dict) -> str:
+    """All that is known of a picture, as an HTML table."""
+    known = {"file": Path(picture["path"]).name, "prompt": picture["prompt"], **picture["settings"]}
+    cells = ((html.escape(name), html.escape(str(value))) for name, value in known.items())
+    rows = "".join(f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' for name, value in cells)
+    return f"<table><caption>Settings of the newest picture, or of the one clicked on</caption>{rows}</table>"
 
 
 def status(text, kind="info"):
@@ -146,28 +163,47 @@ def status(text, kind="info"):
     return f'<p class="sd-{kind}" role="{"alert" if kind == "error" else "status"}">{html.escape(text)}</p>'
 
 
-def follow(answers, shown, prompt):
+def follow_each(
+    answers: Iterable[tuple[int, dict]], shown: list[dict], prompt: str, heads: Sequence[str]
+) -> Iterator[tuple[int, list[dict] | None, str]]:
+    """(number of the request, and what `follow` gives for it) of the answers of `Visitors.draw_each`.
+
+    heads: of each request what its status lines begin with.
+    """
+    for number, group in itertools.groupby(answers, key=lambda numbered: numbered[0]):
+        for pictures, line in follow((answer for _, answer in group), shown, prompt, heads[number]):
+            yield number, pictures, line
+
+
+def follow(
+    answers: Iterable[dict], shown: list[dict], prompt: str, head: str = ""
+) -> Iterator[tuple[list[dict] | None, str]]:
     """The answers to a request -> (pictures to be shown or None if they are as before, status line), as they come.
 
     shown: the earlier pictures, dicts of path, prompt and settings, the newest first; new ones come before them.
+    head: what the status lines begin with.
     """
     drawn, notes = 0, []
+
+    def line(*words):
+        return status(head + "; ".join([*notes, *words]))
+
     for answer in answers:
         if "note" in answer:
             notes = [note for note in notes if not note.startswith("loading ")] + [answer["note"]]
-            yield None, status("; ".join(notes))
+            yield None, line()
         elif "progress" in answer:
             done, total = answer["progress"]
             notes = [note for note in notes if not note.startswith("loading ")]
-            yield None, status("; ".join([*notes, f"drawing, {done:.1f} of {total} pictures"]))
+            yield None, line(f"drawing, {done:.1f} of {total} pictures")
         elif "picture" in answer:
+            notes = [note for note in notes if not note.startswith("loading ")]
             drawn += 1
             new = {"path": answer["picture"], "prompt": prompt, "settings": answer["settings"]}
             shown = [new, *(old for old in shown if old["path"] != new["path"])][:_KEPT_PICTURES]
-            yield shown, status("; ".join([*notes, f"{drawn} drawn"]))
+            yield shown, line(f"{drawn} drawn")
         elif answer["end"] == "error":
-            yield None, status(answer["message"], "error")
+            yield None, status(head + answer["message"], "error")
         else:
             told = f"{drawn} picture{'' if drawn == 1 else 's'} drawn"
-            told = told if answer["end"] == "done" else f"cancelled, {told}"
-            yield None, status("; ".join([*notes, told]))
+            yield None, line(told if answer["end"] == "done" else f"cancelled, {told} and kept")

@@ -17,15 +17,32 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import xxhash
 
 from sd import devices, runtime
-from sd.errors import InputError, RunError
+from sd.data.parts.record import RowError
+from sd.data.streaming.catalog import Catalog
+from sd.data.streaming.local_copies import LocalCopies
+from sd.data.streaming.stream import RowReader
+from sd.errors import ArgumentError, InputError, RunError, one_line
 from sd.flags.arguments import check_choice, check_range
-from sd.logs import import_quietly
-from sd.runs.locate import list_choices
+from sd.logs import import_quietly, set_up_logging
+from sd.processes.watchdog import Watchdog
+from sd.runs.locate import find_unet, list_choices, run_settings
 
-MOST_PICTURES, LARGEST_SIDE = 16, 2048
+MOST_PICTURES, LARGEST_SIDE, MOST_EXAMPLES = 16, 2048, 4
+# What the page calls the arguments that a message may name.
+FIELDS = {
+    "guidance_scale": "Guidance scale",
+    "num_inference_steps": "Steps",
+    "scheduler": "Sampler",
+    "seed": "Seed",
+    "num_images": "Pictures",
+    "height": "Height",
+    "width": "Width",
+    "weights": "Weights",
+}
 _SECONDS_BETWEEN_NEWS = 0.25  # a browser shows no more, and what it is slow to show would come late
 _WHOLE = ("num_inference_steps", "seed", "num_images", "height", "width")
 
@@ -44,10 +61,23 @@ class Engine:
     def __init__(self, config):
         self._config = SimpleNamespace(**config)
         self._models, self._loaded, self._weights_id = None, None, None
+        self._captions_of, self._captions = None, []
 
     def choices(self):
         """{label: name} of the checkpoints that are there now."""
         return list_choices(self._config.checkpoint, self._config.output_dir)
+
+    def describe(self) -> dict[str, dict]:
+        """label -> {`side`: pixels of its training images or None, `weights`: those it has of raw and ema}."""
+        return {label: trained_facts(name) for label, name in self.choices().items()}
+
+    def examples(self) -> list[str]:
+        """A few captions of the data that the newest checkpoint was trained on; none if it cannot be read."""
+        names = [find_unet(name).checkpoint for name in self.choices().values()]
+        file_list = run_settings(next(filter(None, names), None)).get("file_list")
+        if file_list and self._captions_of != file_list:
+            self._captions_of, self._captions = file_list, read_captions(file_list, MOST_EXAMPLES)
+        return self._captions
 
     def draw(self, request, tell):
         """Draw a request's pictures, batch by batch.
@@ -127,18 +157,47 @@ class Engine:
         return [Job(asked.prompt, seed, folder / f"{name}-{seed}.png") for seed in seeds]
 
 
+def trained_facts(name: str) -> dict:
+    """What is known of a UNet (see `find_unet`) without loading it: `side` in pixels or None, and its `weights`."""
+    place = find_unet(name)
+    averages = [*Path(place.folder).glob("*.ema.safetensors")]
+    weights = ["raw", "ema"] if averages else ["raw"]
+    return {"side": run_settings(place.checkpoint).get("resolution"), "weights": weights}
+
+
+def read_captions(file_list: str, most: int) -> list[str]:
+    """Up to `most` different captions of rows spread over a file list, without what a bad row or list hides."""
+    captions = []
+    with suppress(InputError, RunError, OSError):
+        catalog = Catalog(file_list, 1, max_bad_fraction=1.0)
+        ends = np.cumsum(catalog.usable)
+        watchdog = Watchdog()
+        reader = RowReader(catalog, LocalCopies(), watchdog)
+        for row in np.unique(np.linspace(0, catalog.num_usable - 1, 4 * most).astype(int)):
+            part = int(np.searchsorted(ends, row, side="right"))
+            with suppress(RowError):
+                _, record = reader.read(part, int(row - ends[part] + catalog.usable[part]))
+                captions += [text for text in record.captions[:1] if text.strip() and text not in captions]
+        reader.close()
+        watchdog.close()
+    return captions[:most]
+
+
 def check_request(request):
     """A request as a namespace with eval.py's names, whole numbers as such. Raises InputError for a wrong value."""
-    asked = SimpleNamespace(dtype="fp32", batch_size=None, **request)
+    # One picture a UNet call: each is shown as soon as it is drawn, and cancelling keeps it.
+    asked = SimpleNamespace(dtype="fp32", batch_size=1, **request)
+    if not asked.prompt.strip():
+        raise InputError("the prompt is empty; type what is to be drawn")
     for name in _WHOLE:
         value = getattr(asked, name)
         if value is None and name in ("height", "width"):
             continue
         if not isinstance(value, (int, float)) or value % 1:
-            raise InputError(f"{name}={value!r}; expected a whole number")
+            raise ArgumentError(name, value, "; expected a whole number")
         setattr(asked, name, int(value))
     if not isinstance(asked.guidance_scale, (int, float)):
-        raise InputError(f"guidance_scale={asked.guidance_scale!r}; expected a number")
+        raise ArgumentError("guidance_scale", asked.guidance_scale, "; expected a number")
     asked.guidance_scale = float(asked.guidance_scale)
     check_choice("weights", asked.weights, ("raw", "ema"))
     check_range("seed", asked.seed, low=0)
@@ -152,9 +211,9 @@ def check_request(request):
 class Server:
     """Requests in, answers out, by job number: a drawing in its turn, listing and cancelling at once.
 
-    Requests: `{"do": "draw", "job": N, ...}` (see `Engine.draw`), `{"do": "list", "job": N}`, `{"do": "cancel",
-    "job": N}`. answer(dict) sends one answer; the last one of a job has `end`: `done`, `cancelled`, or `error` with its
-    `message`.
+    Requests: `{"do": "draw", "job": N, ...}` (see `Engine.draw`), `{"do": "list", "job": N}` (`Engine.describe`),
+    `{"do": "examples", "job": N}`, `{"do": "cancel", "job": N}`. answer(dict) sends one answer; the last one of a job
+    has `end`: `done`, `cancelled`, or `error` with its `message`.
     """
 
     def __init__(self, engine, answer):
@@ -173,6 +232,8 @@ class Server:
                     self._cancelled.add(job)
                 case "list":
                     self._do(job, partial(self._list, job))
+                case "examples":
+                    self._do(job, partial(self._examples, job))
         self._jobs.put(None)
         at_end()
 
@@ -184,7 +245,10 @@ class Server:
             self._cancelled.discard(job)
 
     def _list(self, job):
-        self._answer({"job": job, "choices": list(self._engine.choices())})
+        self._answer({"job": job, "choices": self._engine.describe()})
+
+    def _examples(self, job):
+        self._answer({"job": job, "examples": self._engine.examples()})
 
     def _tell(self, job, **news):
         if job in self._cancelled:
@@ -198,12 +262,14 @@ class Server:
             end = {"end": "done"}
         except CancelledError:
             end = {"end": "cancelled"}
+        except ArgumentError as error:
+            end = {"end": "error", "message": error.named(FIELDS.get(error.name, error.name))}
         except (InputError, RunError) as error:
             end = {"end": "error", "message": str(error)}
         except Exception as error:  # whatever Paddle raises: the person reads a line, the terminal has the rest
             traceback.print_exc()
             reason = (str(error).strip().splitlines() or [""])[-1]
-            end = {"end": "error", "message": f"drawing failed ({type(error).__name__}: {reason[:200]})"}
+            end = {"end": "error", "message": f"drawing failed ({type(error).__name__}: {one_line(reason)})"}
         self._answer({"job": job, **end})
 
 
@@ -222,6 +288,7 @@ def main():
     server = Server(Engine(config), answer)
     threading.Thread(target=server.listen, args=(sys.stdin, lambda: os._exit(0)), daemon=True).start()
     runtime.prepare(config.get("device"))
+    set_up_logging()
     import_quietly()
     server.work()
 

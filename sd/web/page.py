@@ -26,50 +26,131 @@ os.environ |= {
 import gradio as gr  # noqa: E402
 
 from sd.errors import InputError, run_script  # noqa: E402
-from sd.web.client import Drawer, Visitors, caption, details, follow, status  # noqa: E402
+from sd.web.client import Drawer, Visitors, caption, details, follow_each, status  # noqa: E402
 
 _FONTS = ["system-ui", "sans-serif"]
-_THEME = gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"])
-_CSS = ".sd-error { color: #b00020; font-weight: 600 } .sd-info { opacity: 0.8 } footer { display: none !important }"
-_ASKED = (
-    "model", "weights", "prompt", "negative_prompt", "guidance_scale", "num_inference_steps", "seed", "num_images",
-    "width", "height", "scheduler",
+_INK, _HINT, _ACCENT = "#1f2937", "#4b5563", "#1d4ed8"  # on white at least 4.5 : 1, the contrast of WCAG 2.1 AA
+_THEME = gr.themes.Default(primary_hue="blue", font=_FONTS, font_mono=["ui-monospace", "monospace"]).set(
+    body_text_color=_INK,
+    color_accent=_ACCENT,
+    body_text_color_subdued=_HINT,
+    block_info_text_color=_HINT,
+    block_label_text_color=_INK,
+    block_title_text_color=_INK,
+    input_placeholder_color="#6b7280",
+    button_primary_background_fill=_ACCENT,
+    button_primary_background_fill_hover="#1e40af",
+    button_primary_text_color="white",
+    # In dark mode Gradio's own light text stands on dark blocks; its grey hints do not reach 4.5 there.
+    body_text_color_subdued_dark="#d1d5db",
+    block_info_text_color_dark="#d1d5db",
+    input_placeholder_color_dark="#9ca3af",
+    button_primary_background_fill_dark=_ACCENT,
+    button_primary_background_fill_hover_dark="#1e40af",
+)
+_CSS = """
+.sd-error { color: #b00020; font-weight: 600 }
+.dark .sd-error { color: #fca5a5 }
+.sd-info { color: inherit }
+footer { display: none !important }
+.gradio-container { padding-top: 8px !important }
+#status, #settings { padding: 0 !important }
+#status p { margin: 0; min-height: 1.5em }
+#settings { overflow-x: auto }
+#settings caption { text-align: left; font-weight: 600 }
+#settings th { text-align: left; font-weight: 400; padding-right: 1em }
+#gallery .grid-wrap, .pair .grid-wrap { min-height: 120px !important; max-height: none !important; height: auto }
+#gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(220px, 45%), 1fr)) }
+#gallery .thumbnail-item, .pair .thumbnail-item { aspect-ratio: auto; height: auto; overflow: visible }
+#gallery .thumbnail-item img, .pair .thumbnail-item img { height: auto }
+#gallery .caption-label, .pair .caption-label {
+    position: static; max-width: 100%; white-space: normal; overflow: visible; text-overflow: clip; text-align: left;
+    color: inherit; background: transparent; font-size: 13px;
+}
+"""
+_SETTINGS = (
+    "prompt", "negative_prompt", "guidance_scale", "num_inference_steps", "seed", "num_images", "width", "height",
+    "scheduler",
 )  # fmt: skip
 _SAMPLERS = ["auto", "ddim", "pndm", "lms", "euler", "heun", "dpm"]
+_SIDES = ("A", "B")
 
 
-def build(drawer, title):
-    """The page. drawer: a `Drawer`; title: a line that says what is served."""
+def _model_picker(label: str, weights_label: str) -> tuple[gr.Dropdown, gr.Radio]:
+    """A choice of checkpoint and of its weights."""
+    model = gr.Dropdown([], label=label, min_width=150, scale=3)
+    weights = gr.Radio(["raw", "ema"], value="raw", label=weights_label, min_width=120, scale=1)
+    return model, weights
+
+
+def _gallery(label: str, columns: int, **names: str) -> gr.Gallery:
+    return gr.Gallery(
+        label=label, columns=columns, height="auto", object_fit="contain", format="png",
+        buttons=["download", "fullscreen"], interactive=False, **names,
+    )  # fmt: skip
+
+
+def _shown(pictures: list[dict]) -> list[tuple[str, str]]:
+    return [(picture["path"], caption(picture)) for picture in pictures]
+
+
+def build(drawer: Drawer, title: str) -> gr.Blocks:
+    """The page. title: a line that says what is served."""
     visitors = Visitors(drawer)
 
-    def list_models(chosen=None):
-        answers = list(drawer.ask(drawer.new_job(), {"do": "list"}))
-        models = next((answer["choices"] for answer in answers if "choices" in answer), [])
-        chosen = chosen if chosen in models else next(iter(models), None)
+    def ask(what):
+        return list(drawer.ask(drawer.new_job(), {"do": what}))
+
+    def list_models(*chosen):
+        """Fill the three choices of a checkpoint: the newest; for the comparison the oldest beside the newest."""
+        answers = ask("list")
+        known = next((answer["choices"] for answer in answers if "choices" in answer), {})
+        names = list(known)
+        usual = (names[:1], names[-1:], names[:1])
+        picked = [old if old in known else next(iter(new), None) for old, new in zip(chosen, usual, strict=True)]
         if message := answers[-1].get("message"):
-            return gr.Dropdown(choices=models, value=chosen), status(message, "error")
-        told = f"{len(models)} to choose from" if models else "no checkpoint yet; training saves the first one soon"
-        return gr.Dropdown(choices=models, value=chosen), status(told)
+            line = status(message, "error")
+        else:
+            line = status(f"{len(names)} to choose from" if names else "no checkpoint yet; training saves one soon")
+        return known, *(gr.Dropdown(choices=names, value=name) for name in picked), line
+
+    def list_examples():
+        captions = next((answer["examples"] for answer in ask("examples") if "examples" in answer), [])
+        return gr.Dataset(samples=[[text] for text in captions], visible=bool(captions))
+
+    def offer_weights(known, model, weights):
+        """The weights that a checkpoint has; what it has not cannot be chosen."""
+        has = known.get(model, {}).get("weights", ["raw"])
+        return gr.Radio(choices=has, value=weights if weights in has else has[0])
+
+    def trained_size(known, model):
+        side = known.get(model, {}).get("side")
+        return (side, side) if side else (gr.skip(), gr.skip())
 
     def begin(request: gr.Request):
         visitors.expect(request.session_hash)
         return status("waiting for its turn"), gr.Button(interactive=False), gr.Button(interactive=True)
 
-    def draw(request: gr.Request, shown, *values):
-        asked = dict(zip(_ASKED, values, strict=True))
+    def requests_of(tab, models, values):
+        asked = dict(zip(_SETTINGS, values, strict=True))
         asked |= {name: asked[name] or None for name in ("width", "height")}
         asked["scheduler"] = None if asked["scheduler"] == _SAMPLERS[0] else asked["scheduler"]
-        answers = visitors.draw(request.session_hash, asked)
-        for pictures, line in follow(answers, shown, asked["prompt"]):
+        chosen = [models[:2]] if tab == "one" else [models[2:4], models[4:6]]
+        return [asked | {"model": model, "weights": weights} for model, weights in chosen]
+
+    def draw(request: gr.Request, tab, shown, *values):
+        requests = requests_of(tab, values[:6], values[6:])
+        earlier, heads = (shown, [""]) if tab == "one" else ([], [f"{side}: " for side in _SIDES])
+        drawn = [[], []]
+        answers = visitors.draw_each(request.session_hash, requests)
+        for number, pictures, line in follow_each(answers, earlier, requests[0]["prompt"], heads):
             if pictures is None:
-                yield gr.skip(), gr.skip(), gr.skip(), line
+                yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip(), line
+            elif tab == "one":
+                yield pictures, _shown(pictures), details(pictures[0]), gr.skip(), gr.skip(), line
             else:
-                yield (
-                    pictures,
-                    [(picture["path"], caption(picture)) for picture in pictures],
-                    details(pictures[0]),
-                    line,
-                )
+                drawn[number] = pictures
+                yield gr.skip(), gr.skip(), gr.skip(), *(_shown(side[::-1]) for side in drawn), line
 
     def choose(shown, chosen: gr.SelectData):
         return details(shown[chosen.index])
@@ -81,42 +162,66 @@ def build(drawer, title):
         visitors.give_up(request.session_hash)
 
     with gr.Blocks(title="Stable Diffusion", analytics_enabled=False) as page:
-        gr.Markdown(f"## Stable Diffusion\n{title}")
-        shown = gr.State([])
+        shown, known, tab = gr.State([]), gr.State({}), gr.State("one")
+        with gr.Row(equal_height=False):
+            prompt = gr.Textbox(
+                label="Prompt", lines=1, max_lines=4, placeholder="what to draw", elem_id="prompt", scale=5,
+                min_width=280, autofocus=True,
+            )  # fmt: skip
+            go = gr.Button("Draw", variant="primary", min_width=110, scale=1, elem_id="draw")
+            cancel = gr.Button("Cancel", interactive=False, min_width=110, scale=1)
+        line = gr.HTML(status("loading"), elem_id="status")
+        examples = gr.Dataset(
+            components=[gr.Textbox(visible=False)], samples=[], visible=False, label="Captions of the run's data"
+        )
         with gr.Row():
-            with gr.Column(scale=1, min_width=320):
-                with gr.Row(equal_height=True):
-                    model = gr.Dropdown([], label="Checkpoint", scale=3, min_width=160)
-                    refresh = gr.Button("Refresh", scale=1, min_width=80)
-                weights = gr.Radio(["raw", "ema"], value="raw", label="Weights", info="ema: their moving average")
-                prompt = gr.Textbox(label="Prompt", lines=2, placeholder="what to draw", elem_id="prompt")
+            with gr.Column(scale=2, min_width=300):
+                with gr.Tab("One checkpoint", id="one") as one:
+                    with gr.Row():
+                        model, weights = _model_picker("Checkpoint", "Weights")
+                    gallery = _gallery("Pictures, the newest first", 4, elem_id="gallery")
+                    facts = gr.HTML(elem_id="settings")
+                with gr.Tab("Compare two", id="two") as two:
+                    with gr.Row():
+                        sides = []
+                        for side in _SIDES:
+                            with gr.Column(min_width=150):
+                                picker = _model_picker(side, f"{side}: weights")
+                                sides.append((*picker, _gallery(side, 1, elem_id=f"pair-{side}", elem_classes="pair")))
+                    gr.Markdown("Both start from the same noise: the checkpoints make the difference.")
+            with gr.Column(scale=1, min_width=280):
                 negative = gr.Textbox(label="Negative prompt", placeholder="what guidance leads away from")
                 with gr.Row():
-                    guidance = gr.Number(7.5, label="Guidance scale", info="1 is none", min_width=100)
-                    steps = gr.Number(50, label="Steps", info="1 to 999", min_width=100)
-                    sampler = gr.Dropdown(_SAMPLERS, label="Sampler", info="auto: as trained", min_width=100)
+                    guidance = gr.Number(7.5, label="Guidance scale", info="1 is none", min_width=90)
+                    steps = gr.Number(50, label="Steps", info="1 to 999", min_width=90)
+                    sampler = gr.Dropdown(_SAMPLERS, label="Sampler", info="auto: as trained", min_width=90)
                 with gr.Row():
-                    seed = gr.Number(42, label="Seed", info="of the first", min_width=100)
-                    count = gr.Number(1, label="Pictures", info="up to 16", min_width=100)
+                    seed = gr.Number(42, label="Seed", info="of the first", min_width=90)
+                    count = gr.Number(1, label="Pictures", info="up to 16", min_width=90)
                 with gr.Row():
-                    width = gr.Number(0, label="Width", info="0: as trained", min_width=100)
-                    height = gr.Number(0, label="Height", info="0: as trained", min_width=100)
-                with gr.Row():
-                    go = gr.Button("Draw", variant="primary", min_width=100)
-                    cancel = gr.Button("Cancel", interactive=False, min_width=100)
-            with gr.Column(scale=2, min_width=480):
-                line = gr.HTML(status("loading"), elem_id="status")
-                gallery = gr.Gallery(
-                    label="Pictures, the newest first", columns=4, height=420, object_fit="contain", format="png",
-                    buttons=["download", "fullscreen"], interactive=False, elem_id="gallery",
-                )  # fmt: skip
-                facts = gr.JSON(label="Settings of the newest picture, or of the one clicked on", elem_id="settings")
+                    width = gr.Number(None, label="Width", info="empty: as trained", min_width=90)
+                    height = gr.Number(None, label="Height", info="empty: as trained", min_width=90)
+                refresh = gr.Button("Look for new checkpoints", size="sm")
+                gr.Markdown(f"Stable Diffusion, {title}")
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
-        asked = [shown, model, weights, prompt, negative, guidance, steps, seed, count, width, height, sampler]
-        page.load(list_models, None, [model, line], concurrency_id="list", **quiet)
-        refresh.click(list_models, model, [model, line], concurrency_id="list", **quiet)
+        pickers = [(model, weights), *((side[0], side[1]) for side in sides)]
+        dropdowns = [picker[0] for picker in pickers]
+        listed = [known, *dropdowns, line]
+        page.load(list_models, dropdowns, listed, concurrency_id="list", **quiet).then(
+            list_examples, None, examples, concurrency_id="list", **quiet
+        )
+        refresh.click(list_models, dropdowns, listed, concurrency_id="list", **quiet)
+        for dropdown, radio in pickers:
+            dropdown.change(offer_weights, [known, dropdown, radio], radio, queue=False, **quiet)
+        model.change(trained_size, [known, model], [width, height], queue=False, **quiet)
+        one.select(lambda: "one", None, tab, queue=False, **quiet)
+        two.select(lambda: "two", None, tab, queue=False, **quiet)
+        examples.click(lambda sample: sample[0], examples, prompt, queue=False, **quiet)
+        asked = [tab, shown, *(part for picker in pickers for part in picker)]
+        asked += [prompt, negative, guidance, steps, seed, count, width, height, sampler]
+        outputs = [shown, gallery, facts, sides[0][2], sides[1][2], line]
         gr.on([go.click, prompt.submit], begin, None, [line, go, cancel], queue=False, **quiet).then(
-            draw, asked, [shown, gallery, facts, line], concurrency_id="draw", concurrency_limit=1, **quiet
+            draw, asked, outputs, concurrency_id="draw", concurrency_limit=1, **quiet
         ).then(end, None, [go, cancel], queue=False, **quiet)
         gallery.select(choose, shown, facts, queue=False, **quiet)
         cancel.click(give_up, queue=False, **quiet)
@@ -139,7 +244,7 @@ def main():
                 theme=_THEME, css=_CSS, enable_monitoring=False, run_history=False,
             )  # fmt: skip
         except (OSError, ValueError):  # its messages name settings of Gradio's that are not ours
-            raise InputError(f"port={told['port']} at {told['host']} cannot be used; choose another --port") from None
+            raise InputError(f"--port {told['port']} at {told['host']} cannot be used; choose another") from None
         print(f"web page: {page.local_url} (Ctrl-C ends it)", flush=True)
         page.block_thread()
     finally:

@@ -70,7 +70,7 @@ def test_a_port_in_use_is_named(app, tmp_path):
     process = start(app.output_dir, tmp_path / "p", app.port)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 2 and "Traceback" not in error
-    assert error.endswith(f"error: port={app.port} at 127.0.0.1 cannot be used; choose another --port\n")
+    assert error.endswith(f"error: --port {app.port} at 127.0.0.1 cannot be used; choose another\n")
 
 
 def test_no_process_outlives_a_killed_page(app, tmp_path):

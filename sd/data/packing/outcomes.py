@@ -1,5 +1,7 @@
 """What can become of an input row that is not packed: the outcomes that reports count by."""
 
+from sd.errors import one_line
+
 BAD, FILTERED, NOT_DOWNLOADED = "bad", "filtered", "not downloaded"
 
 
@@ -10,7 +12,7 @@ class BadRow(Exception):  # noqa: N818 - an outcome that is counted, not a failu
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(reason)
-        self.reason, self.detail = reason, detail[:200]
+        self.reason, self.detail = reason, one_line(detail)
 
 
 class Filtered(BadRow):
