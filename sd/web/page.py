@@ -58,7 +58,9 @@ footer { display: none !important }
 #status p { margin: 0; min-height: 1.5em }
 #settings { overflow-x: auto }
 #settings caption { text-align: left; font-weight: 600 }
-#settings th { text-align: left; font-weight: 400; padding-right: 1em }
+#settings th { text-align: left; font-weight: 400 }
+#settings :is(th, td) { border: 0; padding: 1px 1em 1px 0; overflow-wrap: anywhere }
+:is(#gallery, .pair) .grid-wrap { padding-top: 30px }
 #gallery .grid-wrap, .pair .grid-wrap { min-height: 120px !important; max-height: none !important; height: auto }
 #gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(220px, 45%), 1fr)) }
 #gallery .thumbnail-item, .pair .thumbnail-item { aspect-ratio: auto; height: auto; overflow: visible }

@@ -1,6 +1,8 @@
 """The web page without a browser: what is drawn, refused, cancelled and survived, and what app.py says at once."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,13 +12,14 @@ from types import SimpleNamespace
 import pytest
 
 from sd.commands import serve as app
-from sd.errors import InputError
+from sd.errors import ArgumentError, InputError
 from sd.runs.locate import list_choices
 from sd.sampling import run
 from sd.sampling.files import read_png_text
-from sd.web.client import Drawer, Visitors, caption, details, follow, status
+from sd.web.client import Drawer, Visitors, caption, details, follow, follow_each, status
 from sd.web.engine import CancelledError, Engine, Server, check_request
 from tests.checkpoints import make_output_dir, save_checkpoint
+from tests.data_maker import make_data
 from tests.sampling.test_sampling import flags
 from tests.tiny import make_tiny_repository
 
@@ -51,11 +54,11 @@ def draw(engine, **given):
 
 def test_pictures_are_those_of_eval_to_the_byte(engine, output_dir, tmp_path):
     paths, told = draw(engine)
-    run.run(flags(unet=str(output_dir), num_images=2, output=str(tmp_path / "eval")))
+    run.run(flags(unet=str(output_dir), num_images=2, batch_size=1, output=str(tmp_path / "eval")))
     wanted = [tmp_path / "eval" / f"0-a-red-circle-{seed}.png" for seed in (42, 43)]
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in wanted]
     assert told[0] == {"note": "loading checkpoint-10 raw"}
-    assert told[1] == {"progress": (1.0, 2)}
+    assert told[1] == {"progress": (0.5, 2)}
     assert [news["settings"] for news in told if "settings" in news] == [read_png_text(path)[1] for path in paths]
 
 
@@ -104,6 +107,7 @@ def test_a_cut_prompt_is_told(engine):
         ({"model": "checkpoint-7"}, "checkpoint-7 is not there; there are checkpoint-10, checkpoint-5"),
         ({"model": "../../etc"}, "../../etc is not there"),
         ({"model": None}, "no checkpoint is not there"),
+        ({"prompt": " "}, "the prompt is empty; type what is to be drawn"),
     ],
 )
 def test_wrong_values_are_explained(engine, given, message):
@@ -143,19 +147,23 @@ def test_the_server_lists_draws_cancels_and_survives(output_dir, tmp_path, capfd
         if request["prompt"] == "broken":
             raise ValueError("long story\nout of memory")
         if request["prompt"] == "wrong":
-            raise InputError("seed=-1; expected at least 0")
+            raise ArgumentError("num_images", 99, "; expected at most 16")
         tell(progress=(1.0, 1))
 
-    engine = SimpleNamespace(draw=act, choices=lambda: {"checkpoint-5": "x"})
+    known = {"checkpoint-5": {"side": 24, "weights": ["raw"]}}
+    engine = SimpleNamespace(draw=act, describe=lambda: known, examples=lambda: ["a cat"])
     prompts = ["fine", "broken", "cancelled", "wrong", "fine"]
     requests = [{"do": "draw", "job": number, "prompt": prompt} for number, prompt in enumerate(prompts)]
-    answers = served(engine, [*requests, {"do": "cancel", "job": 2}, {"do": "list", "job": 9}])
+    answers = served(
+        engine, [*requests, {"do": "cancel", "job": 2}, {"do": "list", "job": 9}, {"do": "examples", "job": 8}]
+    )
     assert answers == [
-        {"job": 9, "choices": ["checkpoint-5"]}, {"job": 9, "end": "done"},
+        {"job": 9, "choices": known}, {"job": 9, "end": "done"},
+        {"job": 8, "examples": ["a cat"]}, {"job": 8, "end": "done"},
         {"job": 0, "progress": (1.0, 1)}, {"job": 0, "end": "done"},
         {"job": 1, "end": "error", "message": "drawing failed (ValueError: out of memory)"},
         {"job": 2, "end": "cancelled"},
-        {"job": 3, "end": "error", "message": "seed=-1; expected at least 0"},
+        {"job": 3, "end": "error", "message": "Pictures 99; expected at most 16"},
         {"job": 4, "progress": (1.0, 1)}, {"job": 4, "end": "done"},
     ]  # fmt: skip
     assert "long story" in capfd.readouterr().err  # the whole of it is for the terminal
@@ -166,12 +174,12 @@ def test_a_cancelled_drawing_keeps_its_finished_pictures(engine, tmp_path):
 
     def tell(**news):
         pictures.extend(news.get("picture", "").split())
-        if len(pictures) == 8 and "picture" not in news:
+        if len(pictures) == 3 and "picture" not in news:
             raise CancelledError
 
     with pytest.raises(CancelledError):
-        engine.draw(REQUEST | {"num_images": 12}, tell)  # eight at a time
-    assert len(list((tmp_path / "pictures").iterdir())) == 8
+        engine.draw(REQUEST | {"num_images": 8}, tell)
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [Path(path).name for path in pictures]
 
 
 # The page's side.
@@ -244,10 +252,46 @@ def test_answers_become_pictures_and_a_line():
     assert "loading x" in states[0][1] and "&lt;b&gt;" in states[1][1] and "0.5 of 1 pictures" in states[2][1]
     assert states[4][1] == status("cut off: '<b>'; 1 picture drawn")
     told = caption(states[3][0][0])
-    assert told == "checkpoint-5, seed 3, guidance 2, 9 steps ddim, 24 x 32, without 'blue': red"
-    assert details(states[3][0][0]) == {"file": "new.png", "prompt": "red", **settings}
+    assert told == "red (seed 3) · checkpoint-5, guidance 2 · 9 steps ddim, 24 x 32 · without 'blue'"
+    cells = re.findall(r"<th[^>]*>(.*?)</th><td>(.*?)</td>", details(states[3][0][0] | {"prompt": "<b>"}))
+    assert dict(cells) == {"file": "new.png", "prompt": "&lt;b&gt;"} | {
+        name: str(told) for name, told in settings.items()
+    }
     assert list(follow([{"end": "error", "message": "seed=-1"}], [], "")) == [(None, status("seed=-1", "error"))]
-    assert next(follow([{"end": "cancelled"}], [], ""))[1] == status("cancelled, 0 pictures drawn")
+    assert next(follow([{"end": "cancelled"}], [], ""))[1] == status("cancelled, 0 pictures drawn and kept")
+
+
+def test_two_requests_are_followed_side_by_side_until_one_ends_badly(drawer):
+    visitors = Visitors(drawer)
+    visitors.expect("page")
+    numbered = list(visitors.draw_each("page", [{"prompt": "first"}, {"prompt": "second"}]))
+    assert [(number, answer.get("note", answer.get("end"))) for number, answer in numbered] == [
+        (0, "first"), (0, "done"), (1, "second"), (1, "done"),
+    ]  # fmt: skip
+    lines = [line for _, _, line in follow_each(numbered, [], "x", ["A: ", "B: "])]
+    assert lines[0] == status("A: first") and lines[3] == status("B: second; 0 pictures drawn")
+    visitors.expect("page")
+    assert {number for number, _ in visitors.draw_each("page", [{"prompt": "die"}, {"prompt": "second"}])} == {0}
+
+
+def test_what_is_known_of_a_checkpoint_without_loading_it(engine, output_dir):
+    assert engine.describe() == {
+        "checkpoint-10": {"side": 24, "weights": ["raw", "ema"]},
+        "checkpoint-5": {"side": 24, "weights": ["raw"]},
+    }
+    assert engine.examples() == []  # its run.json names no list
+
+
+def test_examples_are_captions_of_the_runs_own_data(engine, output_dir, tmp_path, monkeypatch):
+    engine._config.output_dir = shutil.copytree(output_dir, tmp_path / "run")
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    run["arguments"]["SDDataArguments"]["file_list"] = str(make_data(tmp_path / "data", [12, 9]))
+    (tmp_path / "run/run.json").write_text(json.dumps(run))
+    captions = engine.examples()
+    assert len(set(captions)) == 4 and all(re.fullmatch(r"part \d row \d+", caption) for caption in captions)
+    run["arguments"]["SDDataArguments"]["file_list"] = str(tmp_path / "none.list")
+    (tmp_path / "run/run.json").write_text(json.dumps(run))
+    assert engine.examples() == []
 
 
 # app.py itself.
@@ -256,7 +300,7 @@ def test_answers_become_pictures_and_a_line():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--output_dir", "none"], "error: output_dir='none': no such folder"),
+        (["--output_dir", "none"], "error: --output_dir none: no such folder"),
         (["--checkpoint", "out/checkpoint-7"], "error: out/checkpoint-7: no UNet there"),
         (["--checkpoint", "a", "--output_dir", "b"], "error: --output_dir with --checkpoint; give one of them"),
     ],

@@ -131,7 +131,10 @@ def test_a_prompt_typed_becomes_a_picture(app, page):
     (path,) = app.pictures.glob("a-red-circle-*-7.png")
     shown = page.request.get(image.evaluate("image => image.src")).body()
     assert shown == path.read_bytes() and read_png_text(path)[0] == "a red circle"
-    assert "checkpoint-10, seed 7, guidance 7.5, 2 steps ddim, 24 x 24" in page.locator("#gallery").inner_text()
+    assert (
+        "a red circle (seed 7) · checkpoint-10, guidance 7.5 · 2 steps ddim, 24 x 24"
+        in page.locator("#gallery").inner_text()
+    )
     draw(page, "1 picture drawn", Seed="8")
     page.locator("#gallery button img").nth(1).click()
     page.locator("#settings").get_by_text("a-red-circle").filter(has_text="-7.png").wait_for()
@@ -141,7 +144,7 @@ def test_a_prompt_typed_becomes_a_picture(app, page):
 @pytest.mark.ci
 def test_a_wrong_value_is_explained_and_mended(app, page):
     told = draw(page, "expected", Prompt="a", Guidance_scale="0.5")
-    assert told == "guidance_scale=0.5; expected at least 1, which is no guidance"
+    assert told == "Guidance scale 0.5; expected at least 1, which is no guidance"
     assert page.get_by_role("alert").filter(has_text=told).count() == 1
     assert "number" in draw(page, "whole number", Guidance_scale="2", Seed="1.5")
     assert draw(page, "does not fit", Seed="1", Width="30").endswith("try 32")
@@ -153,13 +156,13 @@ def test_a_wrong_value_is_explained_and_mended(app, page):
 def test_checkpoints_are_switched_and_listed_anew(app, page):
     page.get_by_label("Checkpoint", exact=True).click()
     page.get_by_role("option", name="checkpoint-5").click()
-    page.get_by_text("ema", exact=True).click()
-    assert "has no weights of variant 'ema'" in draw(page, "variant", Prompt="b")
+    page.get_by_label("ema", exact=True).first.wait_for(state="detached")  # it has no moving average
     save_checkpoint(app.repository, app.output_dir, 20, ema=True)
-    page.get_by_role("button", name="Refresh").click()
+    page.get_by_role("button", name="Look for new checkpoints").click()
     page.locator("#status p").filter(has_text="3 to choose from").wait_for()
     page.get_by_label("Checkpoint", exact=True).click()
     page.get_by_role("option", name="checkpoint-20").click()
+    page.get_by_label("ema", exact=True).first.click()
     draw(page, "1 picture drawn", Prompt="b")
     assert "checkpoint-20 ema" in page.locator("#gallery").inner_text()
 
@@ -170,14 +173,17 @@ def test_a_drawing_is_cancelled_and_another_waits_for_its_turn(app, page, browse
     for label, value in {"Prompt": "long", "Steps": "999", "Pictures": "4", "Width": "128", "Height": "128"}.items():
         page.get_by_label(label, exact=label in ("Prompt", "Pictures")).fill(value)
     page.get_by_role("button", name="Draw").click()
-    page.locator("#status p").filter(has_text="of 4 pictures").wait_for(timeout=60_000)
+    page.locator("#status p").filter(has_text=re.compile(r"drawing, 1\.[2-9] of 4 pictures")).wait_for(timeout=120_000)
     other = browser.new_page()
     open_app(other, app)
     other.get_by_label("Prompt", exact=True).fill("another")
     other.get_by_role("button", name="Draw").click()
     other.locator("#status p").filter(has_text="waiting for its turn").wait_for()
     page.get_by_role("button", name="Cancel").click()
-    page.locator("#status p").filter(has_text="cancelled").wait_for(timeout=30_000)
+    told = page.locator("#status p").filter(has_text=re.compile("cancelled, .* drawn and kept"))
+    told.wait_for(timeout=30_000)
+    kept = int(re.search(r"cancelled, (\d)", told.inner_text())[1])
+    assert 1 <= kept == page.locator("#gallery button img").count() == len(list(app.pictures.glob("long-*.png")))
     other.locator("#status p").filter(has_text="1 picture drawn").wait_for(timeout=30_000)
     other.close()
 
@@ -194,4 +200,76 @@ def test_a_drawing_process_that_dies_is_explained_and_replaced(app, page):
     page.locator("#status p").filter(has_text="of 1 pictures").wait_for(timeout=60_000)
     engine.kill()
     page.locator("#status p").filter(has_text="most likely for want of memory").wait_for()
-    assert draw(page, "picture drawn", Prompt="after", Steps="2", Width="0", Height="0") == "1 picture drawn"
+    assert draw(page, "picture drawn", Prompt="after", Steps="2", Width="", Height="") == "1 picture drawn"
+
+
+# What a person sees.
+
+# Contrast of each visible text with what is behind it, by WCAG 2.1's formula; disabled controls are exempt there.
+CONTRASTS = """() => {
+    const channel = (value) => (value /= 255) <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+    const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+    const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+    const behind = (element) => {
+        for (let at = element; at; at = at.parentElement) {
+            const color = parse(getComputedStyle(at).backgroundColor);
+            if (color.length === 3 || color[3] > 0.99) return color;
+        }
+        return [255, 255, 255];
+    };
+    const found = [];
+    for (const element of document.querySelectorAll("body *")) {
+        const text = [...element.childNodes].filter((n) => n.nodeType === 3 && n.data.trim()).map((n) => n.data.trim());
+        if (element.placeholder && !element.value) text.push(element.placeholder);
+        if (!text.length || !element.checkVisibility() || element.closest(":disabled, script, style")) continue;
+        const style = getComputedStyle(element, element.placeholder && !element.value ? "::placeholder" : null);
+        const [a, b] = [luminance(parse(style.color)), luminance(behind(element))].sort((x, y) => y - x);
+        found.push([text.join(" "), (a + 0.05) / (b + 0.05)]);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_prompt_draw_and_status_are_seen_without_scrolling_and_all_text_is_readable(app, page, width, height):
+    page.set_viewport_size({"width": width, "height": height})
+    boxes = {name: page.locator(f"#{name}").bounding_box() for name in ("prompt", "draw", "status", "gallery")}
+    for name in ("prompt", "draw", "status"):
+        assert boxes[name]["y"] + boxes[name]["height"] < height / 2, boxes
+        assert boxes[name]["x"] >= 0 and boxes[name]["x"] + boxes[name]["width"] <= width
+    assert boxes["gallery"]["y"] < height
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    draw(page, "1 picture drawn", Prompt="a long prompt whose every word is to be read below its picture", Seed="3")
+    label = page.locator("#gallery .caption-label").first
+    assert label.evaluate("e => e.scrollWidth <= e.clientWidth + 1 && e.scrollHeight <= e.clientHeight + 1")
+    gallery, image = page.locator("#gallery").bounding_box(), page.locator("#gallery img").first.bounding_box()
+    assert image["width"] <= gallery["width"] and image["y"] + image["height"] <= gallery["y"] + gallery["height"]
+    page.locator("#draw:enabled").wait_for()
+    contrasts = page.evaluate(CONTRASTS)
+    assert len(contrasts) > 20 and {"Draw", "of the first"} <= {text for text, _ in contrasts}
+    assert [(text, ratio) for text, ratio in contrasts if ratio < 4.5] == []
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_an_empty_prompt_and_the_trained_size_are_told(app, page):
+    assert [page.get_by_label(label).input_value() for label in ("Width", "Height")] == ["24", "24"]
+    assert draw(page, "the prompt is empty", Prompt="  ") == "the prompt is empty; type what is to be drawn"
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_two_checkpoints_are_compared_from_the_same_noise(app, page):
+    page.get_by_role("tab", name="Compare two").click()
+    assert draw(page, "B: 2 pictures drawn", Prompt="compared", Pictures="2") == "B: 2 pictures drawn"
+    sides = {side: page.locator(f"#pair-{side}") for side in "AB"}
+    for side in sides.values():
+        side.locator("img").nth(1).wait_for()
+        assert re.findall(r"seed (\d+)", side.inner_text()) == ["42", "43"]
+    assert "checkpoint-5" in sides["A"].inner_text() and "checkpoint-5" not in sides["B"].inner_text()
+    first = [side.locator("img").first.evaluate("image => image.src") for side in sides.values()]
+    settings = [read_png_text(app.pictures / Path(source).name)[1] for source in first]
+    assert {(known["seed"], known["guidance_scale"]) for known in settings} == {(42, 7.5)}
+    assert settings[0]["weights"] != settings[1]["weights"]
