@@ -29,6 +29,7 @@ PADDLE_FREE = [
     "sd.data.parts.moments",
     "sd.data.parts.part",
     "sd.diffusion.schedule",
+    "sd.runs.locate",  # scripts look names up before the machine is set up for Paddle
 ]
 
 

@@ -7,13 +7,15 @@ file's own metadata holds the configurations, as `sd.sampling.export` writes the
 import json
 import re
 from pathlib import Path
-
-import paddle
+from typing import TYPE_CHECKING
 
 from sd.errors import InputError
 from sd.models import compvis
 from sd.models.weight_file import WeightFile
 from sd.models.weights import linear_weights, set_weight
+
+if TYPE_CHECKING:
+    import paddle
 
 CONFIGS_KEY = "sd_configs"  # in the metadata: {"unet": {...}, "vae": {...}, "text_encoder": {...}}
 PREFIXES = {"unet": compvis.UNET, "vae": compvis.VAE, "text_encoder": "cond_stage_model."}
@@ -58,7 +60,7 @@ class SingleFile:
         self.is_v2 = compvis.TEXT_V2 + "ln_final.weight" in self._shapes
         self.configs = self._read_configs()
 
-    def load_weights(self, component: str, model: paddle.nn.Layer) -> None:
+    def load_weights(self, component: str, model: "paddle.nn.Layer") -> None:
         """Copy the weights of "unet", "vae" or "text_encoder" into a model of that configuration."""
         parameters = model.state_dict()
         path, linear = self._file.path, linear_weights(model)

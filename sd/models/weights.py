@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import paddle
 
 from sd.errors import InputError
 from sd.models.weight_file import PADDLE, SAFETENSORS, WeightFile
+
+if TYPE_CHECKING:
+    import paddle
 
 # Names under which ppdiffusers, diffusers, paddlenlp and transformers keep weights.
 WEIGHT_NAMES = ("diffusion_paddle_model", "diffusion_pytorch_model", "model", "model_state", "pytorch_model")
@@ -39,7 +42,7 @@ def find_weights(folder: str | Path, variant: str | None = None) -> Path:
     raise InputError(f"{folder}: no weights; expected one of {', '.join(path.name for path in candidates[:4])}, ...")
 
 
-def load_weights(model: paddle.nn.Layer, path: str | Path) -> None:
+def load_weights(model: "paddle.nn.Layer", path: str | Path) -> None:
     """Copy the weights of one file into `model`, tensor by tensor; every weight must be there and fit.
 
     Files of PyTorch libraries keep the matrix of a linear layer transposed, and some keep older names.
@@ -54,12 +57,14 @@ def load_weights(model: paddle.nn.Layer, path: str | Path) -> None:
         set_weight(parameters[name], value.T if name in linear else value, f"{path}: {name}")
 
 
-def linear_weights(model: paddle.nn.Layer) -> set[str]:
+def linear_weights(model: "paddle.nn.Layer") -> set[str]:
     """Names of the matrices of linear layers, which PyTorch and Paddle keep transposed to each other."""
-    return {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, paddle.nn.Linear)}
+    from paddle.nn import Linear
+
+    return {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, Linear)}
 
 
-def set_weight(parameter: paddle.Tensor, value: np.ndarray, where: str) -> None:
+def set_weight(parameter: "paddle.Tensor", value: np.ndarray, where: str) -> None:
     """Give a parameter its value. Raises InputError, which begins with `where`, if the shapes differ."""
     if list(value.shape) != list(parameter.shape):
         raise InputError(
