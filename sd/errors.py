@@ -1,6 +1,7 @@
 """The two ways in which a script ends badly, each with one line for the person at the terminal."""
 
 import contextlib
+import io
 import os
 import select
 import signal
@@ -56,6 +57,9 @@ def run_script(main: Callable[[], object], when_stopped: str = "the same command
     """
     code = 0
     interrupt = _Interrupt(when_stopped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of letters that the console's encoding lacks
     try:
         try:
             with interrupt:

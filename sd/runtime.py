@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from sd import devices
+from sd.home import ensure_writable_home
 
 # MKL_DEBUG_CPU_TYPE -> the instruction sets its code path uses. Type 8 and above need what no AMD processor has.
 _MKL_PATHS = {"7": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}, "5": {"avx2", "fma"}}
@@ -79,6 +80,7 @@ def prepare(device=None):
     if "paddle" in sys.modules:
         raise RuntimeError("sd.runtime.prepare() came after Paddle's import, when its variables are no longer read")
     devices.prepare(device)
+    ensure_writable_home(os.environ)
     cpuinfo = Path("/proc/cpuinfo")
     chosen = settings(cpuinfo.read_text() if cpuinfo.exists() else "", usable_cores(), os.environ)
     os.environ.update(chosen)

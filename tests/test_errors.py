@@ -66,6 +66,16 @@ def test_a_closed_output_is_no_error():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "gbk"])
+def test_letters_that_the_console_lacks_are_printed_as_codes(encoding):
+    program = PROGRAM.format("print('\\u7ea2 \\u0105 \\ud800'); raise InputError('\\u7ea2 \\u0105')")
+    environ = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, env=environ)
+    assert done.returncode == 2
+    assert done.stdout.rstrip() == "\u7ea2 \u0105 \ud800".encode(encoding, "backslashreplace")
+    assert done.stderr.decode(encoding).startswith("error: ")
+
+
 # Ctrl-C: one line, from the first moment on.
 
 

@@ -9,6 +9,7 @@ from paddlenlp.trainer.integrations import get_reporting_integration_callbacks
 from tqdm.auto import tqdm
 
 from sd.diffusion.schedule import sampler_config
+from sd.errors import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +38,19 @@ def for_arguments(args, trainer):
         if "visualdl" in args.report_to:
             callbacks.append(VisualDL(trainer))
         others = [name for name in args.report_to if name != "visualdl"]
-        callbacks += [make() for make in get_reporting_integration_callbacks(others)]
+        callbacks += _handlers(others)
     if args.profiler_options:
         callbacks.append(Profile())
     return callbacks
+
+
+def _handlers(names):
+    """paddlenlp's log handlers by name; of one whose package is not installed a warning says so."""
+    for name in names:
+        try:
+            yield from (make() for make in get_reporting_integration_callbacks([name]))
+        except (RuntimeError, ImportError) as error:
+            logger.warning("--report_to %s: %s; the run goes on without it", name, first_line(error))
 
 
 class LogLine(TrainerCallback):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sd.errors import InputError
+from sd.training import callbacks
 from sd.training.previews import read_prompts
 from sd.training.validation import evaluate_loss
 from tests.training_harness import Workshop, checksums, weights
@@ -67,7 +68,7 @@ def test_visualdl_holds_the_loss_by_timestep(shown):
 
 @pytest.mark.defect(17)
 def test_defect_17_rank_0_alone_draws_and_always_the_same_captions(workshop, monkeypatch):
-    from sd.training import callbacks, previews
+    from sd.training import previews
 
     asked = []
 
@@ -157,6 +158,18 @@ def test_the_average_is_what_is_judged(workshop, info):
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # a decay of 0 averages nothing
     assert losses[0] != pytest.approx(losses[2], rel=1e-3)
     assert np.isfinite(weights(output_dir / "checkpoint-4")).all()
+
+
+@pytest.mark.parametrize("handler", ["wandb", "tensorboard"])
+def test_a_log_handler_that_is_not_installed_costs_a_line_not_the_run(handler, monkeypatch, caplog):
+    class Arguments:
+        process_index, disable_tqdm, benchmark, report_to, profiler_options = 0, True, False, [handler], None
+
+    monkeypatch.setattr(f"paddlenlp.trainer.integrations.is_{handler.replace('board', 'boardX')}_available", bool)
+    caplog.set_level(logging.WARNING, logger="sd")
+    made = callbacks.for_arguments(Arguments, trainer=None)
+    assert [type(callback).__name__ for callback in made] == ["LogLine"]
+    assert re.search(rf"--report_to {handler}: .*installed.*; the run goes on without it", caplog.text)
 
 
 def test_prompts_that_cannot_be_had_are_named(tmp_path):

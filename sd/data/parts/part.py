@@ -1,6 +1,6 @@
 """A part: rows in a file, one gzip member a row, with an index beside it. Write, read, seek."""
 
-import os
+import logging
 import struct
 from contextlib import suppress
 from hashlib import sha256
@@ -25,6 +25,9 @@ from sd.data.parts.index import (
 )
 from sd.data.parts.record import RowError
 from sd.data.parts.scan import MAX_ROW_BYTES, MEMBER_HEAD, scan_part
+from sd.errors import first_line
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["PartError", "PartHeader", "PartIndex", "PartReader", "PartWriter", "load_header", "load_index"]
 
@@ -33,6 +36,7 @@ __all__ = ["PartError", "PartHeader", "PartIndex", "PartReader", "PartWriter", "
 # 1.7 times as long, level 2 gains nothing and level 3 takes twice as long again (bench/packing.py).
 _LEVEL, _WINDOW_BITS = 1, 9
 _GZIP = 31  # window bits for reading: a gzip header and trailer
+_not_kept = {}  # name -> bytes of indexes of this process that the cache folder did not take
 
 
 def pack_member(line):
@@ -109,35 +113,44 @@ def load_index(path, cache_dir=None):
     """
     with suppress(FileNotFoundError):
         return parse_index(storage.read_bytes(str(path) + SUFFIX), path)
-    cached = _scanned(path, cache_dir)
-    return parse_index(cached.read_bytes(), path)
+    return parse_index(_scanned(path, cache_dir), path)
 
 
 def load_header(path, cache_dir=None):
     """PartHeader of a part, without reading the rows' arrays; otherwise as `load_index`."""
     with suppress(FileNotFoundError), storage.open_binary(str(path) + SUFFIX) as file:
         return parse_header(file.read(HEADER_BYTES), path)
-    with _scanned(path, cache_dir).open("rb") as file:
-        return parse_header(file.read(HEADER_BYTES), path)
-
-
-def default_cache():
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd_part_indexes"
+    return parse_header(_scanned(path, cache_dir), path)
 
 
 def _scanned(path, cache_dir):
-    """The cached index file of a part that has none beside it; scans the part the first time."""
+    """The bytes of the index of a part that has none beside it: kept ones, else of a scan, which is kept if it can be.
+
+    Kept by path, size and time of change; what is damaged is made again.
+    """
     try:
         version = storage.version_of(path)
-        cached = Path(cache_dir or default_cache()) / f"{_cache_key(path, version)}{SUFFIX}"
-        if not cached.exists():
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            storage.write_whole(cached, scan_part(path).to_bytes())
+        folder = Path(cache_dir or storage.cache_folder("sd_part_indexes"))
+        kept = folder / f"{_cache_key(path, version)}{SUFFIX}"
+        with suppress(OSError, PartError):
+            data = kept.read_bytes()
+            parse_index(data, path)
+            return data
+        if str(kept) in _not_kept:
+            return _not_kept[str(kept)]
+        data = scan_part(path).to_bytes()
     except FileNotFoundError as error:
         raise PartError(f"{path}: no such part; check the path in the file list") from error
     except OSError as error:
         raise PartError(f"{path}: cannot be read: {error}") from error
-    return cached
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        storage.write_whole(kept, data)
+    except OSError as error:
+        if not _not_kept:
+            logger.warning("%s: %s; indexes of parts are made anew in each run", folder, first_line(error))
+        _not_kept[str(kept)] = data
+    return data
 
 
 def _cache_key(path, version):

@@ -102,6 +102,16 @@ def version_or_error(path):
         return type(error).__name__
 
 
+def cache_folder(name: str) -> Path:
+    """Where caches of a name are kept for all runs of this user; nothing is made."""
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder, name)
+    try:
+        return Path.home() / ".cache" / name
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir(), f"{name}-{os.getuid()}")
+
+
 def make_folder(path):
     if is_remote(path):
         fs, name = filesystem(path)

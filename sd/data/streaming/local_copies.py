@@ -20,11 +20,6 @@ _ATTEMPTS = 3
 _PAUSE_SECONDS = 1.0
 
 
-def default_folder():
-    """Shared by all workers, ranks and runs of this machine."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd_parts"
-
-
 def needs_copy(path, layout):
     """Whether the rows of a part cannot be reached in any order where it lies."""
     return layout == STREAM or storage.is_remote(path)
@@ -38,7 +33,7 @@ class LocalCopies:
     """
 
     def __init__(self, limit_bytes=DEFAULT_BYTES, folder=None):
-        self.limit_bytes, self.folder = limit_bytes, Path(folder or default_folder())
+        self.limit_bytes, self.folder = limit_bytes, Path(folder or storage.cache_folder("sd_parts"))
 
     def open(self, path, index):
         """A PartReader that is open already.

@@ -121,6 +121,27 @@ def test_a_changed_foreign_part_is_scanned_again(tmp_path, bare_part):
     assert load_index(bare_part, tmp_path / "cache").num_rows == 3
 
 
+def test_where_the_cache_folder_takes_nothing_the_index_is_made_in_each_run(tmp_path, bare_part, monkeypatch, caplog):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setattr("sd.data.parts.part._not_kept", {})
+    scans = []
+    monkeypatch.setattr("sd.data.parts.part.scan_part", lambda path: scans.append(path) or scan_part(path))
+    for _ in range(3):
+        assert load_index(bare_part, tmp_path / "cache").num_rows == len(ROWS)
+        assert load_header(bare_part, tmp_path / "cache").num_rows == len(ROWS)
+    [line] = caplog.messages
+    assert str(tmp_path / "cache") in line and "indexes of parts are made anew in each run" in line
+    assert scans == [bare_part]  # once within a run
+
+
+def test_a_damaged_kept_index_is_made_again(tmp_path, bare_part):
+    before = load_index(bare_part, tmp_path / "cache").to_bytes()
+    [kept] = (tmp_path / "cache").iterdir()
+    for damaged in (b"", before[:2000], before[:-1] + b"?"):
+        kept.write_bytes(damaged)
+        assert load_index(bare_part, tmp_path / "cache").to_bytes() == before == kept.read_bytes()
+
+
 def test_a_scan_marks_bad_rows_with_size_zero(tmp_path):
     path = tmp_path / "part"
     path.write_bytes(ROWS[0] + b"two\tfields\n" + b"a\tNONE\tAAAA\n" + b"\n" + ROWS[1])
