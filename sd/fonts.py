@@ -3,6 +3,7 @@
 import functools
 import logging
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import ImageFont
@@ -10,6 +11,7 @@ from PIL import ImageFont
 logger = logging.getLogger(__name__)
 
 _UNASSIGNED = "\U0010ffff"  # drawn as the box that stands for every letter a font lacks
+_known: list[tuple[str, int]] = []  # fonts that served before: fontconfig is a process each time
 _warned: set[str] = set()
 
 
@@ -24,9 +26,11 @@ def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
     missing = missing_characters(frozenset(text), own)
     letters = frozenset(filter(str.isalpha, missing))
     for wanted in filter(None, (missing, letters)):  # signs and emoji may be boxes before words are
-        for place in (_dejavu(), *_of_this_machine(wanted)):
+        for place in _candidates(wanted):
             font = _font(place, size)
             if not missing_characters(wanted, font):
+                if place not in _known:
+                    _known.append(place)
                 _warn(missing_characters(missing, font))
                 return font
     _warn(missing)
@@ -49,6 +53,12 @@ def _dejavu() -> tuple[str, int]:
     import matplotlib
 
     return str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 0
+
+
+def _candidates(characters: frozenset[str]) -> Iterator[tuple[str, int]]:
+    yield _dejavu()
+    yield from tuple(_known)
+    yield from _of_this_machine(characters)
 
 
 @functools.lru_cache(maxsize=256)

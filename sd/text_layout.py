@@ -1,16 +1,8 @@
-"""Text on pictures: the font, and text cut or wrapped to a width in pixels, at a cost that the width bounds."""
-
-import functools
+"""Text on pictures, cut or wrapped to a width in pixels, at a cost that the width bounds; `sd.fonts` has the fonts."""
 
 from PIL import ImageFont
 
 ELLIPSIS = "..."
-
-
-@functools.lru_cache(maxsize=8)
-def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """The font of every picture that the toolkit labels. size: in pixels."""
-    return ImageFont.load_default(size)
 
 
 def fit_line(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -3,17 +3,21 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 from sd import fonts
+from sd.data.inspect import contact_sheet
+from sd.sampling.grid import labelled_sheet
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     fonts._of_this_machine.cache_clear()
     monkeypatch.setattr(fonts, "_warned", set())
+    monkeypatch.setattr(fonts, "_known", [])
     yield
     fonts._of_this_machine.cache_clear()
 
@@ -60,7 +64,8 @@ def test_chinese_is_drawn_by_the_font_that_fontconfig_names(tmp_path, monkeypatc
     font = fonts.font_for("一只猫 a", 13)
     assert font.getname() == ("Test Letters", "Regular")
     assert fonts.missing_characters(frozenset("一只猫 a"), font) == frozenset()
-    assert fonts.font_for("一只猫", 20).size == 20
+    monkeypatch.setenv("PATH", "")  # a font that served once is taken again
+    assert fonts.font_for("只", 20).getname()[0] == "Test Letters" and fonts.font_for("只", 20).size == 20
     assert caplog.text == ""
 
 
@@ -79,3 +84,16 @@ def test_without_a_font_one_line_names_the_package(tmp_path, monkeypatch, caplog
         assert fonts.font_for(text, 13).getname()[0] == fonts.font_for("cat", 13).getname()[0]
     (line,) = (record.getMessage() for record in caplog.records)
     assert "fonts-noto-cjk" in line and "猫" in line
+
+
+def test_pictures_show_chinese_captions_and_not_boxes(tmp_path, monkeypatch):
+    make_font(tmp_path / "letters.ttf", "猫一")
+    picture = np.zeros((64, 64, 3), np.uint8)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    sheets = {text: np.asarray(labelled_sheet([picture], [text])) for text in ("猫", "狗")}
+    contact = {text: np.asarray(contact_sheet([(picture.transpose(2, 0, 1), text, "p")])) for text in ("猫", "狗")}
+    assert (sheets["猫"] == sheets["狗"]).all() and (contact["猫"] == contact["狗"]).all()  # one box each
+    fonts._of_this_machine.cache_clear()
+    fontconfig(tmp_path, monkeypatch, f"{tmp_path}/letters.ttf\t0")
+    assert (np.asarray(labelled_sheet([picture], ["猫"])) != sheets["猫"]).any()
+    assert (np.asarray(contact_sheet([(picture.transpose(2, 0, 1), "猫", "p")])) != contact["猫"]).any()

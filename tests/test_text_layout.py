@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd.text_layout import ELLIPSIS, fit_line, load_font, wrap
+from sd.text_layout import ELLIPSIS, fit_line, wrap
 
 TEXTS = ["a red circle on a black background " * 5, "x" * 300, "short", "一个红色的圆" * 20]
 
@@ -27,13 +27,13 @@ def letter_by_letter(text, font, width, most):
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize(("width", "most"), [(150, 3), (60, 1), (400, 2)])
 def test_wrapped_text_is_what_a_search_letter_by_letter_gives(text, width, most):
-    assert wrap(text, load_font(13), width, most) == letter_by_letter(text, load_font(13), width, most)
+    assert wrap(text, font_for("", 13), width, most) == letter_by_letter(text, font_for("", 13), width, most)
 
 
 @settings(deadline=None)
 @given(st.text(), st.integers(30, 300), st.integers(1, 4))
 def test_any_text_fits_and_says_what_is_missing(text, width, most):
-    font = load_font(10)
+    font = font_for("", 10)
     lines = wrap(text, font, width, most)
     assert len(lines) <= most
     assert all(font.getlength(line) <= width or len(line) == 1 for line in lines)

@@ -27,8 +27,9 @@ from sd.data.streaming.order import CAPTION, CROP, rng
 from sd.data.streaming.sample import choose_caption, random_crop
 from sd.data.streaming.stream import RowReader
 from sd.errors import InputError, RunError, run_script
+from sd.fonts import font_for
 from sd.processes.watchdog import Watchdog
-from sd.text_layout import fit_line, load_font
+from sd.text_layout import fit_line
 
 SIDES = (0, 1, 64, 128, 256, 384, 512, 768, 1024, 2048)
 CAPTION_LENGTHS = (0, 1, 20, 50, 100, 200, 400)
@@ -131,12 +132,13 @@ def contact_sheet(samples):
     columns = max(1, int(np.ceil(np.sqrt(len(samples)))))
     lines = -(-len(samples) // columns)
     sheet = Image.new("RGB", (columns * _TILE, lines * (_TILE + _LABEL)), "white")
-    pen, font = ImageDraw.Draw(sheet), load_font(10)
+    pen = ImageDraw.Draw(sheet)
     for number, (pixels, caption, name) in enumerate(samples):
         x, y = number % columns * _TILE, number // columns * (_TILE + _LABEL)
         tile = Image.fromarray(pixels.transpose(1, 2, 0))
         sheet.paste(tile.resize((_TILE - 4, _TILE - 4), Image.LANCZOS), (x + 2, y + 2))
         for line, text in enumerate((caption or "(caption dropped or empty)", name)):
+            font = font_for(text, 10)
             shown = fit_line(text, font, _TILE - 4)
             pen.text((x + 2, y + _TILE + 13 * line), shown, "black" if line == 0 else "gray", font)
     return sheet

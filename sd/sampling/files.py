@@ -81,5 +81,5 @@ def read_pixels(path):
 
 
 def slug(text, most=40):
-    """A prompt as a part of a file name: lower-case letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:most].strip("-") or "picture"
+    """A prompt as a part of a file name: its letters, of any script, in lower case, its digits, and hyphens."""
+    return re.sub(r"[\W_]+", "-", text.lower())[:most].strip("-") or "picture"

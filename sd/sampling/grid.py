@@ -5,7 +5,8 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sd.text_layout import load_font, wrap
+from sd.fonts import font_for
+from sd.text_layout import wrap
 
 _INK, _PAPER, _GAP = (20, 20, 20), (255, 255, 255), 8
 _SMALLEST_SIDE, _LARGEST_AREA = 144, 48_000_000
@@ -36,14 +37,13 @@ def labelled_table(rows, row_labels=None, column_labels=None, captions=None, tit
     """
     width, height = _cell_size(rows)
     columns = max(len(row) for row in rows)
-    font = load_font(_TEXT_SIZE)
     line = _TEXT_SIZE + 4
     left = _GAP + (min(240, max(width, 120)) + _GAP if row_labels else 0)
     sheet_width = left + columns * (width + _GAP)
-    title_lines = wrap(title, font, sheet_width - 2 * _GAP, 4) if title else []
-    heads = [wrap(label, font, width, _LINES) for label in column_labels or []]
-    below = [[wrap(caption, font, width, _LINES) for caption in row] for row in captions or []]
-    beside = [wrap(label, font, left - 2 * _GAP, max(1, height // line)) for label in row_labels or []]
+    title_lines = _wrapped(title, sheet_width - 2 * _GAP, 4) if title else []
+    heads = [_wrapped(label, width, _LINES) for label in column_labels or []]
+    below = [[_wrapped(caption, width, _LINES) for caption in row] for row in captions or []]
+    beside = [_wrapped(label, left - 2 * _GAP, max(1, height // line)) for label in row_labels or []]
     top = _GAP + line * (len(title_lines) + max(map(len, heads), default=0)) + (_GAP if title_lines else 0)
     caption_height = line * max((len(lines) for row in below for lines in row), default=0)
     pitch = height + caption_height + _GAP
@@ -51,6 +51,7 @@ def labelled_table(rows, row_labels=None, column_labels=None, captions=None, tit
     draw = ImageDraw.Draw(sheet)
 
     def write(lines, x, y):
+        font = font_for("".join(lines), _TEXT_SIZE)
         for number, text in enumerate(lines):
             draw.text((x, y + number * line), text, fill=_INK, font=font)
 
@@ -67,6 +68,10 @@ def labelled_table(rows, row_labels=None, column_labels=None, captions=None, tit
             if below:
                 write(below[number][column], x, y + height + 2)
     return sheet
+
+
+def _wrapped(text, width, most):
+    return wrap(text, font_for(str(text), _TEXT_SIZE), width, most)
 
 
 def _cell_size(rows):
