@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sd.fonts import font_for
 from sd.text_layout import ELLIPSIS, fit_line, wrap
 
 TEXTS = ["a red circle on a black background " * 5, "x" * 300, "short", "一个红色的圆" * 20]

@@ -197,7 +197,7 @@ def test_a_png_tells_how_it_was_made(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "b.png")
     (tmp_path / "c.png").write_bytes(b"no picture")
     assert read_png_text(tmp_path / "b.png") == read_png_text(tmp_path / "c.png") == (None, None)
-    assert slug("A red circle, on black!") == "a-red-circle-on-black" and slug("红色的圆，黑底") == "红色的圆-黑底"
+    assert slug("A red circle, on black!") == "a-red-circle-on-black" and slug("红色的圆。黑底") == "红色的圆-黑底"
     assert slug("un_café ☕") == "un-café" and slug("?!") == "picture" and slug("x" * 50) == "x" * 40
 
 
