@@ -8,7 +8,7 @@ out=quickstart_out
 steps=${STEPS:-600}
 half=$((steps / 2))
 
-requirements=requirements.txt
+more=
 . ./setup_env.sh
 PATH="$PWD/.venv/bin:$PATH"
 export PATH
@@ -44,3 +44,4 @@ echo
 echo "share of the pictures that show what their caption says:"
 python -m demo.classify "$out/samples"
 echo "look at $out/samples/grid.png, and at the run with: visualdl --logdir $out/model"
+echo "in a new terminal, before python and visualdl: . .venv/bin/activate"

@@ -1,42 +1,71 @@
-# Sourced by quickstart.sh and run_tests.sh: makes .venv with the packages of the file named in $requirements, once.
+# Sourced by quickstart.sh and run_tests.sh: makes .venv with the toolkit's packages and, if $more names a second
+# requirements file, with those too, once. With Paddle's GPU wheel in .venv the toolkit's file is requirements-gpu.txt.
 # PYTHON names another interpreter; pip's own settings (PIP_INDEX_URL for a mirror) are honoured.
 
-
 stamp() {
-    echo ".venv/installed-$1-$(cat "$1" requirements.txt constraints.txt | cksum | cut -d ' ' -f 1)"
+    echo ".venv/installed-$1-$(cat "$1" constraints.txt stand_ins/*.whl | cksum | cut -d ' ' -f 1)"
 }
 
 fits() {
     "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
 }
 
-if [ ! -x .venv/bin/python ]; then
-    for candidate in ${PYTHON:-python3.11 python3.12 python3.10 python3 python}; do
+first_fit() {
+    for candidate in "$@"; do
         if fits "$candidate"; then
-            found=$candidate
-            break
+            echo "$candidate"
+            return
         fi
     done
-    if [ -z "${found:-}" ]; then
+}
+
+# pip's messages are shown, and its last error is repeated as the reason.
+pip_install() {
+    messages=$(mktemp)
+    if .venv/bin/python -m pip install --disable-pip-version-check "$@" 2>"$messages"; then
+        cat "$messages" >&2
+        rm -f "$messages"
+        return
+    fi
+    cat "$messages" >&2
+    reason=$(grep -i '^error' "$messages" | tail -n 1)
+    echo "error: packages could not be installed, pip says: ${reason:-$(grep . "$messages" | tail -n 1)}" >&2
+    rm -f "$messages"
+    exit 1
+}
+
+python=.venv/bin/python
+if [ ! -x "$python" ]; then
+    if [ -n "${PYTHON:-}" ]; then
+        python=$(first_fit "$PYTHON")
+    else
+        python=$(first_fit python3.11 python3.12 python3.10 python3 python)
+    fi
+    if [ -z "$python" ]; then
         echo "error: no Python 3.10, 3.11 or 3.12 found (${PYTHON:-python3}); install one, or name it: PYTHON=/path/to/python3.11 sh $0" >&2
         exit 2
     fi
-    echo "== making .venv with $("$found" --version)"
-    "$found" -m venv .venv || {
+fi
+"$python" -m sd.versions --libraries || exit # before a long download
+
+if [ ! -x .venv/bin/python ]; then
+    echo "== making .venv with $("$python" --version)"
+    "$python" -m venv .venv || {
         rm -rf .venv
-        echo "error: $found cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
+        echo "error: $python cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2
         exit 2
     }
 fi
 
-if [ ! -e "$(stamp "$requirements")" ]; then
-    echo "== installing $requirements into .venv (about 2.4 GB, once)"
-    .venv/bin/python -m pip install --disable-pip-version-check -q -U 'pip>=23.1' &&
-        .venv/bin/python -m pip install --disable-pip-version-check --progress-bar "${PIP_BAR:-on}" -r "$requirements" ||
-        {
-            echo "error: pip could not install $requirements; its message stands above (no network? a mirror goes into PIP_INDEX_URL)" >&2
-            exit 1
-        }
-    rm -f .venv/installed-*
-    touch "$(stamp "$requirements")" "$(stamp requirements.txt)" # every file includes requirements.txt
-fi
+requirements=$(.venv/bin/python -m sd.versions --requirements) || exit
+for file in $requirements ${more:-}; do
+    if [ ! -e "$(stamp "$file")" ]; then
+        echo "== installing $requirements ${more:-} into .venv (about 2 GB, once)"
+        pip_install -q -U 'pip>=23.1'
+        # shellcheck disable=SC2086  # $more is one option or none
+        pip_install --progress-bar "${PIP_BAR:-on}" -r "$requirements" ${more:+-r "$more"}
+        rm -f .venv/installed-*
+        for installed in $requirements ${more:-}; do touch "$(stamp "$installed")"; done
+        break
+    fi
+done

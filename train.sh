@@ -7,8 +7,12 @@ set -eu
 
 here=$(dirname -- "$0")
 if [ -z "${PYTHON:-}" ]; then
+    has_gpu_paddle() { "$1" -c 'from importlib.metadata import version; version("paddlepaddle-gpu")' 2>/dev/null; }
     PYTHON=python
-    if [ -z "${VIRTUAL_ENV:-}" ] && [ -x "$here/.venv/bin/python" ]; then PYTHON="$here/.venv/bin/python"; fi
+    if [ -z "${VIRTUAL_ENV:-}" ] && [ -x "$here/.venv/bin/python" ]; then
+        # Paddle for GPUs outside .venv, as in conda's environments, goes before a .venv without it.
+        if has_gpu_paddle "$here/.venv/bin/python" || ! has_gpu_paddle python; then PYTHON="$here/.venv/bin/python"; fi
+    fi
 fi
 
 # The reference's switches. Of those that the caller leaves out, training takes these defaults on a GPU alone.

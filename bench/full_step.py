@@ -19,6 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 
+if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from sd.entry import check
+
+    check()
+
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN, OURS, TORCH = "Paddle's wheel as it comes", "this toolkit", "PyTorch + diffusers"
 WARM_UP = 2

@@ -20,6 +20,12 @@ import time
 from functools import partial
 from pathlib import Path
 
+if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from sd.entry import check
+
+    check()
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 

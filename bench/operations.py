@@ -14,6 +14,12 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from sd.entry import check
+
+    check()
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 

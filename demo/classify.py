@@ -5,8 +5,15 @@
 reads the PNGs of a folder, each with its caption in the text entry `prompt`, and prints the shares that are right.
 """
 
-import argparse
 import sys
+
+if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
+    from sd.entry import run
+
+    run("demo.classify")
+    sys.exit()
+
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +123,3 @@ def main():
             if classify(picture) != labels_of(caption):
                 print(f"{caption}: shows {classify(picture)}")
     sys.exit(int(shares["all"] < args.min_all))
-
-
-if __name__ == "__main__":
-    main()

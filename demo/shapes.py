@@ -5,6 +5,14 @@
 writes `shapes_data/shapes.jsonl` and `shapes_data/images/`, the input of `create_pretraining_data.py`.
 """
 
+import sys
+
+if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
+    from sd.entry import run
+
+    run("demo.shapes")
+    sys.exit()
+
 import argparse
 import json
 import math
@@ -108,7 +116,3 @@ def main():
     parser.add_argument("--size", type=int, default=70, help="width and height, in pixels")
     args = parser.parse_args()
     print(write(args.output, args.count, args.seed, args.size))
-
-
-if __name__ == "__main__":
-    main()

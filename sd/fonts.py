@@ -45,7 +45,9 @@ def missing_characters(characters: frozenset[str], font: ImageFont.FreeTypeFont)
 
 @functools.lru_cache(maxsize=64)
 def _font(place: tuple[str, int] | None, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size) if place is None else ImageFont.truetype(place[0], size, index=place[1])
+    font = ImageFont.load_default(size) if place is None else ImageFont.truetype(place[0], size, index=place[1])
+    assert isinstance(font, ImageFont.FreeTypeFont)  # the other kind is for a Pillow built without FreeType
+    return font
 
 
 def _dejavu() -> tuple[str, int]:

@@ -18,7 +18,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> list
     words = " ".join(str(text).split())
     rest = words[: 4 * most * (int(width) + 1)]  # visible letters are wider than a quarter of a pixel
     left_out = len(rest) < len(words)
-    lines = []
+    lines: list[str] = []
     while rest and len(lines) < most:
         fits = max(1, _num_fitting(rest, font, width))
         if fits < len(rest) and len(lines) + 1 < most and (blank := rest.rfind(" ", 0, fits + 1)) > 0:

@@ -3,7 +3,7 @@
 import argparse
 import logging
 
-from sd import devices, runtime, versions
+from sd import devices, runtime
 from sd.data.parts.moments import CROPS
 from sd.latents.options import ENGINES, CacheOptions
 from sd.logs import import_quietly, set_up_logging
@@ -85,7 +85,6 @@ def main():
     """Read the flags, set the machine up, cache, check."""
     options = parse_arguments()
     die_with_launcher()
-    versions.check()
     runtime.prepare(options.device)
     set_up_logging()
     import_quietly()

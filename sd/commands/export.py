@@ -2,7 +2,7 @@
 
 import argparse
 
-from sd import devices, runtime, versions
+from sd import devices, runtime
 from sd.flags.models import add_model_flags
 from sd.logs import import_quietly
 
@@ -40,7 +40,6 @@ def parse_arguments(arguments=None):
 def main():
     """Load the parts, write the folder."""
     flags = parse_arguments()
-    versions.check()
     runtime.prepare("cpu")
     import_quietly()
     from sd.runs.locate import find_unet

@@ -2,7 +2,7 @@
 
 import argparse
 
-from sd import runtime, versions
+from sd import runtime
 from sd.logs import import_quietly, set_up_logging
 
 ASTRONAUT = "a photo of an astronaut riding a horse on mars"
@@ -90,7 +90,6 @@ def parse_arguments(arguments=None):
 def main():
     """Read the flags, set the machine up, draw."""
     flags = parse_arguments()
-    versions.check()
     if flags.unet:  # a wrong name is answered before Paddle is imported
         from sd.runs.locate import find_unet
 

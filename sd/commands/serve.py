@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from sd import devices, versions
+from sd import devices
 from sd.errors import InputError
 from sd.flags.models import add_model_flags
 
@@ -38,7 +38,6 @@ def main():
     flags = parse_arguments()
     if flags.device:
         devices.parse(flags.device)
-    versions.check()
     from sd.runs.locate import list_choices
     from sd.sampling.files import make_folder
 

@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-from sd import devices, runtime, versions
+from sd import devices, runtime
 from sd.flags.files import expand
 from sd.flags.help import training_help
 from sd.logs import import_quietly, rank, set_up_logging
@@ -25,7 +25,6 @@ def main():
         return
     die_with_launcher()
     runtime.prepare(devices.requested(expand(argv, {"device": False})))
-    versions.check()
     set_up_logging()
     import_quietly()
     from sd.flags.command_line import parse_arguments

@@ -111,7 +111,7 @@ def empty(shape):
 
 
 _PLACE = paddle.CPUPlace()
-_rooms = {}  # argument -> (bytes, pointer, tensor)
+_rooms: dict = {}  # argument -> (bytes, pointer, tensor)
 
 
 def _room(argument, size):

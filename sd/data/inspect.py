@@ -5,6 +5,14 @@ contact sheet of random samples as the model will see them. Of a cache of latent
 latents are distributed; pictures of it draws `precompute_latents.py --check`.
 """
 
+import sys
+
+if __name__ == "__main__":  # before the imports, so that a wrong Python gets one line
+    from sd.entry import inspect
+
+    inspect()
+    sys.exit()
+
 import argparse
 from collections import Counter
 from dataclasses import dataclass, field
@@ -26,7 +34,7 @@ from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.order import CAPTION, CROP, rng
 from sd.data.streaming.sample import choose_caption, random_crop
 from sd.data.streaming.stream import RowReader
-from sd.errors import InputError, RunError, run_script
+from sd.errors import InputError, RunError
 from sd.fonts import font_for
 from sd.processes.watchdog import Watchdog
 from sd.text_layout import fit_line
@@ -232,7 +240,3 @@ def main(arguments=None):
         except OSError as error:
             raise RunError(f"{options.output}: cannot be written: {error.strerror or error}") from error
         print(f"contact sheet: {Path(options.output)}")
-
-
-if __name__ == "__main__":
-    run_script(main)

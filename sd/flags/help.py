@@ -20,7 +20,9 @@ def training_help(command: str, argv: Sequence[str] = (), environ: Mapping[str, 
     """
     given = given_values(argv, environ)
     own = read_fields(Path(__file__).with_name("training.py"), "SDTrainingArguments")
-    package = Path(importlib.util.find_spec("paddlenlp").origin).parent
+    spec = importlib.util.find_spec("paddlenlp")
+    assert spec and spec.origin  # sd.versions has seen it
+    package = Path(spec.origin).parent
     inherited = read_fields(package / "trainer" / "training_args.py", "TrainingArguments")
     sections = [
         ("Models and objective", dataclass_fields(SDModelArguments)),

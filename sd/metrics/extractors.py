@@ -48,7 +48,8 @@ class ClipFeatures:
             preprocessor = folder / "preprocessor_config.json"
             options = json.loads(preprocessor.read_text()) if preprocessor.is_file() else {}
         else:
-            self._model, self._tokenizer, options = *_published_clip(str(source)), {}
+            self._model, self._tokenizer = _published_clip(str(source))
+            options = {}
         self._model.eval()
         config = self._model.config
         self.name, self.width = f"clip {folder.name}", config.projection_dim

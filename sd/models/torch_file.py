@@ -5,16 +5,23 @@
 writes them as safetensors. Both layouts of `torch.save` are read: the zip archive, and the one before PyTorch 1.6.
 """
 
+import sys
+
+if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
+    from sd.entry import run
+
+    run("sd.models.torch_file")
+    sys.exit()
+
 import pickle
 import shutil
-import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 
-from sd.errors import InputError, run_script
+from sd.errors import InputError
 from sd.models.paddle_file import from_bfloat16
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -149,7 +156,3 @@ def main():
     shutil.copymode(source, aside)  # safetensors lets its owner alone read it
     aside.replace(target)
     print(f"{len(weights)} weights: {target}")
-
-
-if __name__ == "__main__":
-    run_script(main)

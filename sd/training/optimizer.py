@@ -36,11 +36,11 @@ class FusedAdamW(AdamW):
     def _create_optimization_pass(
         self, parameters_and_grads: list[tuple[Tensor, Tensor]] | dict[str, Any], param_group_idx: int = 0
     ) -> None:
-        self.helper = self.helper or LayerHelper(type(self).__name__)
+        self.helper = self.helper or LayerHelper(type(self).__name__)  # type: ignore[has-type]
         self._create_global_learning_rate()
-        if isinstance(parameters_and_grads, dict):
-            parameters_and_grads = self._update_param_group(parameters_and_grads)
-        pairs = [(weight, grad) for weight, grad in parameters_and_grads if grad is not None]
+        of_group = isinstance(parameters_and_grads, dict)
+        given = self._update_param_group(parameters_and_grads) if of_group else parameters_and_grads
+        pairs = [(weight, grad) for weight, grad in given if grad is not None]
         if self._names != (names := tuple(weight.name for weight, _ in pairs)):
             self._regroup([weight for weight, _ in pairs], names)
         self._steps += 1

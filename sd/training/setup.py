@@ -25,7 +25,7 @@ def make_dataloader(dataset, collate_fn, args) -> paddle.io.DataLoader:
 
 
 @contextlib.contextmanager
-def end_workers(batches: Iterator):
+def end_workers(batches: Any):
     """Within the context `batches`, an iterator over a DataLoader, may be used; after it none of its workers lives.
 
     Paddle leaves them to the garbage collector, but its own reader thread holds the iterator.

@@ -82,8 +82,8 @@ def shrink(opened: OpenedImage, short_side: int, quality: int) -> tuple[bytes, t
     Raises RowError if it is damaged, or too long for a JPEG.
     """
     scale = short_side / min(opened.size)
-    size = tuple(max(1, round(scale * side)) for side in opened.size)
-    stored = size[::-1] if opened.orientation >= 5 else size
+    width, height = (max(1, round(scale * side)) for side in opened.size)
+    stored = (height, width) if opened.orientation >= 5 else (width, height)
     # JPEG is decoded at half its size or less where that leaves twice what is wanted; the rest is Lanczos.
     opened.image.draft("RGB", (2 * stored[0], 2 * stored[1]))
     small = to_rgb(opened.image).resize(stored, Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -92,4 +92,4 @@ def shrink(opened: OpenedImage, short_side: int, quality: int) -> tuple[bytes, t
         Image.fromarray(upright(np.asarray(small), opened.orientation)).save(buffer, "JPEG", quality=quality)
     except (OSError, ValueError) as error:
         raise RowError(f"the image cannot be made smaller: {first_line(error)}") from error
-    return buffer.getvalue(), size
+    return buffer.getvalue(), (width, height)

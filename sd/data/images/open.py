@@ -11,7 +11,7 @@ from sd.data.parts.record import RowError
 from sd.errors import first_line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89,478,485; Pillow itself only warns until twice as many
+MAX_PIXELS = 1024**3 // 4 // 3  # 89,478,485, as in Pillow, which only warns until twice as many
 Image.WARN_POSSIBLE_FORMATS = True  # what no parser takes comes with a warning of each: `_why` quotes it
 _UNBOUNDED_MODES = ("I", "F")  # 32 bits, of which nobody knows which value is white
 _PNG_HEADER_BYTES, _PNG_CHUNK_BYTES = 8, 12

@@ -1,0 +1,75 @@
+"""The programs' common entry: the environment is checked before a program's imports, which need its packages."""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+from sd import versions
+from sd.errors import InputError, run_script
+
+_MISSING_LIBRARY = re.compile(r"(lib[\w+.-]+\.so[.\d]*): cannot open shared object file")
+
+
+def run(module: str, when_stopped: str = "the same command starts again") -> None:
+    """Check the installed versions, import `module`, call its `main()`; errors end the process as in `run_script`.
+
+    when_stopped: what the line of Ctrl-C says of what is saved and how to go on.
+    """
+
+    def start() -> None:
+        versions.check()
+        try:
+            importlib.import_module(module).main()
+        except (ImportError, OSError) as error:
+            missing = _MISSING_LIBRARY.search(str(error))
+            if missing is None:
+                raise
+            raise InputError(versions.library_advice(missing[1])) from error
+
+    run_script(start, when_stopped)
+
+
+def check() -> None:
+    """Check the installed versions alone."""
+    run_script(versions.check)
+
+
+def pack() -> None:
+    """sd-pack, create_pretraining_data.py"""
+    run("sd.commands.pack")
+
+
+def cache() -> None:
+    """sd-cache, precompute_latents.py"""
+    run("sd.commands.cache")
+
+
+def train() -> None:
+    """sd-train, train_txt2img_laion400m_trainer.py"""
+    run("sd.commands.train", "nothing was saved; the same command starts again, or goes on from the last checkpoint")
+
+
+def sample() -> None:
+    """sd-sample, eval.py"""
+    run("sd.commands.sample", "finished pictures are kept; the same command goes on with the rest")
+
+
+def export() -> None:
+    """sd-export, export.py"""
+    run("sd.commands.export")
+
+
+def serve() -> None:
+    """app.py"""
+    run("sd.commands.serve")
+
+
+def doctor() -> None:
+    """sd-doctor, python -m sd.doctor"""
+    run("sd.training.doctor", "nothing was changed; the same command starts again")
+
+
+def inspect() -> None:
+    """sd-inspect, python -m sd.data.inspect"""
+    run("sd.data.inspect")
