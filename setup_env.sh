@@ -2,6 +2,8 @@
 # requirements file, with those too, once. With Paddle's GPU wheel in .venv the toolkit's file is requirements-gpu.txt.
 # PYTHON names another interpreter; pip's own settings (PIP_INDEX_URL for a mirror) are honoured.
 
+. ./pip_install.sh
+
 stamp() {
     echo ".venv/installed-$1-$(cat "$1" constraints.txt stand_ins/*.whl | cksum | cut -d ' ' -f 1)"
 }
@@ -17,21 +19,6 @@ first_fit() {
             return
         fi
     done
-}
-
-# pip's messages are shown, and its last error is repeated as the reason.
-pip_install() {
-    messages=$(mktemp)
-    if .venv/bin/python -m pip install --disable-pip-version-check "$@" 2>"$messages"; then
-        cat "$messages" >&2
-        rm -f "$messages"
-        return
-    fi
-    cat "$messages" >&2
-    reason=$(grep -i '^error' "$messages" | tail -n 1)
-    echo "error: packages could not be installed, pip says: ${reason:-$(grep . "$messages" | tail -n 1)}" >&2
-    rm -f "$messages"
-    exit 1
 }
 
 python=.venv/bin/python
@@ -61,9 +48,9 @@ requirements=$(.venv/bin/python -m sd.versions --requirements) || exit
 for file in $requirements ${more:-}; do
     if [ ! -e "$(stamp "$file")" ]; then
         echo "== installing $requirements ${more:-} into .venv (about 2 GB, once)"
-        pip_install -q -U 'pip>=23.1'
+        pip_install .venv/bin/python -q -U 'pip>=23.1' || exit 1
         # shellcheck disable=SC2086  # $more is one option or none
-        pip_install --progress-bar "${PIP_BAR:-on}" -r "$requirements" ${more:+-r "$more"}
+        pip_install .venv/bin/python --progress-bar "${PIP_BAR:-on}" -r "$requirements" ${more:+-r "$more"} || exit 1
         rm -f .venv/installed-*
         for installed in $requirements ${more:-}; do touch "$(stamp "$installed")"; done
         break

@@ -3,11 +3,19 @@
 python -m demo.folder pictures --output captions.jsonl
 """
 
+import sys
+
+if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
+    from sd.entry import run
+
+    run("demo.folder")
+    sys.exit()
+
 import argparse
 import json
 from pathlib import Path
 
-from sd.errors import InputError, run_script
+from sd.errors import InputError
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -43,7 +51,3 @@ def main() -> None:
     print(f"{len(rows)} captioned pictures in {flags.output}")
     if without:
         print(f"{len(without)} pictures have no .txt of the same name, the first of them {without[0]}")
-
-
-if __name__ == "__main__":
-    run_script(main)
