@@ -71,7 +71,8 @@ def export_single_file(models, output: str | Path, dtype: str = "fp32") -> Path:
         raise InputError(f"--output {output}: expected the name of a new .safetensors file")
     if getattr(models.unet.config, "use_linear_projection", False) or models.text_encoder.config.hidden_act == "gelu":
         raise InputError(f"{models.label} has v2's layout; one file takes v1's; use --format diffusers")
-    tensors, configs = {}, {"scheduler": dict(models.scheduler().config)}
+    tensors: dict[str, np.ndarray] = {}
+    configs = {"scheduler": dict(models.scheduler().config)}
     for component in ("unet", "vae", "text_encoder"):
         layer = getattr(models, component)
         config = layer.config.to_dict() if hasattr(layer.config, "to_dict") else dict(layer.config)

@@ -38,8 +38,9 @@ class FusedAdamW(AdamW):
     ) -> None:
         self.helper = self.helper or LayerHelper(type(self).__name__)  # type: ignore[has-type]
         self._create_global_learning_rate()
-        of_group = isinstance(parameters_and_grads, dict)
-        given = self._update_param_group(parameters_and_grads) if of_group else parameters_and_grads
+        given: Any = parameters_and_grads
+        if isinstance(given, dict):
+            given = self._update_param_group(given)
         pairs = [(weight, grad) for weight, grad in given if grad is not None]
         if self._names != (names := tuple(weight.name for weight, _ in pairs)):
             self._regroup([weight for weight, _ in pairs], names)

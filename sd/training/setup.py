@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from typing import Any
 
 import paddle
 from paddlenlp.trainer.trainer_utils import get_scheduler
