@@ -8,5 +8,7 @@ sh setup_app.sh || echo "the tests of the web page are skipped"
 echo "== ruff"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+echo "== mypy"
+.venv/bin/mypy
 echo "== pytest"
 exec .venv/bin/python -m pytest "$@"
