@@ -49,7 +49,7 @@ def content_id(*layers) -> str:
     for layer in layers:
         for name, tensor in sorted(layer.state_dict().items()):
             digest.update(f"{name} {list(tensor.shape)}\n".encode())
-            digest.update(np.ascontiguousarray(tensor.astype("float32").numpy()))
+            digest.update(np.ascontiguousarray(tensor.astype("float32").numpy()).data)
     return digest.hexdigest()[:12]
 
 

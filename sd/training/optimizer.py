@@ -36,7 +36,7 @@ class FusedAdamW(AdamW):
     def _create_optimization_pass(
         self, parameters_and_grads: list[tuple[Tensor, Tensor]] | dict[str, Any], param_group_idx: int = 0
     ) -> None:
-        self.helper = self.helper or LayerHelper(type(self).__name__)  # type: ignore[has-type]
+        self.helper = self.helper or LayerHelper(type(self).__name__)
         self._create_global_learning_rate()
         given: Any = parameters_and_grads
         if isinstance(given, dict):

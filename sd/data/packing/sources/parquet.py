@@ -48,10 +48,10 @@ class ParquetSource:
         for number, path in enumerate(files):
             try:
                 names, groups = _read_footer(path)
-            except BadRow as row:
+            except BadRow as bad:
                 if len(files) == 1:
-                    raise InputError(f"{path}: {row.reason}: {row.detail}") from None
-                yield ParquetItem(path, damage=row.detail), (number + 1) / len(files)
+                    raise InputError(f"{path}: {bad.reason}: {bad.detail}") from None
+                yield ParquetItem(path, damage=bad.detail), (number + 1) / len(files)
                 continue
             if not columns_checked:
                 self._check_columns(path, names)
