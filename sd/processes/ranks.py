@@ -25,7 +25,7 @@ def gather_failures(training_args: Any, failure: Exception | None) -> list[tuple
     texts = []
     paddle.distributed.all_gather_object(texts, None if failure is None else first_line(failure))
     failures = [(number, text) for number, text in enumerate(texts) if text is not None]
-    return [(number, failure if number == rank else text) for number, text in failures]
+    return [(number, failure if failure is not None and number == rank else text) for number, text in failures]
 
 
 def on_rank_0(training_args: Any, function: Callable[[], Any]) -> Any:

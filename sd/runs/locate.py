@@ -10,8 +10,8 @@ from sd.models.single_file import is_single_file
 from sd.runs.checkpoint import list_checkpoints, newest_whole_checkpoint
 
 PUBLISHED = "CompVis/stable-diffusion-v1-4"
-_PATHS = ("pretrained_model_name_or_path", "vae_name_or_path", "text_encoder_name_or_path", "tokenizer_name")
-_PATHS += ("file_list",)
+_MODELS = ("pretrained_model_name_or_path", "vae_name_or_path", "text_encoder_name_or_path", "tokenizer_name")
+_PATHS = (*_MODELS, "file_list")
 
 
 @dataclass

@@ -85,6 +85,7 @@ def made_up_batch(model: Any, resolution: int, size: int) -> dict[str, paddle.Te
     rng = np.random.default_rng(0)
     draw = model.draws(resolution)
     channels, *place = model.latent_shape(resolution)
+    picture: dict[str, np.ndarray]
     if "vae" in model.deferred:
         picture = {"moments": np.zeros((2 * channels, *place), np.float16)}
     else:

@@ -69,11 +69,11 @@ def _together(args, writer, function):
         return True
     if args.should_save:
         writer.discard()
-    for rank, error in failures:
-        if isinstance(error, Exception) and not is_disk_full(error):
-            raise error
-        if isinstance(error, str) and not error.startswith(DiskFullError.__name__):
-            raise RunError(f"rank {rank}: {error}")
+    for rank, failed in failures:
+        if isinstance(failed, Exception) and not is_disk_full(failed):
+            raise failed
+        if isinstance(failed, str) and not failed.startswith(DiskFullError.__name__):
+            raise RunError(f"rank {rank}: {failed}")
     if failure:
         logger.error("%s; earlier checkpoints are kept, training goes on", failure.strerror)
     return False
