@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before the imports, so that a wrong Python gets on
     sys.exit()
 
 import argparse
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ from sd.data.streaming.sample import choose_caption, random_crop
 from sd.data.streaming.stream import RowReader
 from sd.errors import InputError, RunError
 from sd.fonts import font_for
+from sd.home import ensure_writable_home
 from sd.processes.watchdog import Watchdog
 from sd.text_layout import fit_line
 
@@ -216,6 +218,7 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=23)
     parser.add_argument("--output", default="inspect.png", help="the contact sheet; default inspect.png")
     options = parser.parse_args(arguments)
+    ensure_writable_home(os.environ)
     manifest = find_manifest(options.file_list)
     if options.resolution is None:
         options.resolution = manifest.resolution if manifest else 512

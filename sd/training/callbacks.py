@@ -50,7 +50,7 @@ def _handlers(names):
         try:
             yield from (make() for make in get_reporting_integration_callbacks([name]))
         except (RuntimeError, ImportError) as error:
-            logger.warning("--report_to %s: %s; the run goes on without it", name, first_line(error))
+            logger.warning("--report_to %s: %s; the run goes on without it", name, first_line(error).rstrip("."))
 
 
 class LogLine(TrainerCallback):

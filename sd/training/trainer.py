@@ -53,10 +53,11 @@ class StableDiffusionTrainer(Trainer):
     ):
         static, args.to_static = args.to_static, False  # the UNet alone gains by it, and takes plain tensors
         recompute, args.recompute = args.recompute, False
+        report_to, args.report_to = args.report_to, []  # `_choose_callbacks` makes the handlers
         super().__init__(
             model=model, args=args, data_collator=data_collator, train_dataset=train_dataset, eval_dataset=eval_dataset
         )
-        args.to_static, args.recompute = static, recompute
+        args.to_static, args.recompute, args.report_to = static, recompute, report_to
         self.run_settings = run_settings or {}
         self.previews = previews
         self.samples_seen = 0

@@ -88,9 +88,10 @@ def test_defect_17_rank_0_alone_draws_and_always_the_same_captions(workshop, mon
     assert callbacks.for_arguments(Arguments, trainer=None) == []
 
 
-def test_what_is_shown_changes_nothing_that_is_trained(workshop):
+def test_what_is_shown_changes_nothing_that_is_trained(workshop, monkeypatch):
+    monkeypatch.setenv("WANDB_DISABLED", "1")  # as if it were not installed
     quiet = workshop.train("quiet", "--use_ema")
-    flags = ["--report_to", "visualdl", "--image_logging_steps", 2, "--num_inference_steps", 1, "--benchmark"]
+    flags = ["--report_to", "visualdl", "wandb", "--image_logging_steps", 2, "--num_inference_steps", 1, "--benchmark"]
     seen = workshop.train("seen", "--use_ema", *flags, "--disable_tqdm", False, "--eval_file_list", workshop.file_list)
     assert checksums(quiet / "checkpoint-4") == checksums(seen / "checkpoint-4")
 
