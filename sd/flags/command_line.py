@@ -20,6 +20,25 @@ ENVIRONMENT_FLAGS = {
     "FLAG_TO_STATIC": "to_static",
     "FLAG_BENCHMARK": "benchmark",
 }
+# What diffusers' training script calls otherwise -> what it is here.
+DIFFUSERS_FLAGS = {
+    "--mixed_precision": "--fp16 True or --bf16 True",
+    "--train_batch_size": "--per_device_train_batch_size",
+    "--max_train_steps": "--max_steps",
+    "--lr_scheduler": "--lr_scheduler_type",
+    "--lr_warmup_steps": "--warmup_steps",
+    "--checkpointing_steps": "--save_steps",
+    "--checkpoints_total_limit": "--save_total_limit",
+    "--gradient_checkpointing": "--recompute True",
+    "--adam_weight_decay": "--weight_decay",
+    "--validation_prompt": "--validation_prompts FILE, one prompt a line",
+    "--validation_steps": "--image_logging_steps",
+    "--proportion_empty_prompts": "--caption_dropout",
+    "--train_data_dir": "--file_list LIST, of data packed by create_pretraining_data.py",
+    "--dataset_name": "--file_list LIST, of data packed by create_pretraining_data.py",
+    "--caption_column": "--caption_key of create_pretraining_data.py",
+    "--image_column": "--image_key of create_pretraining_data.py",
+}
 _TRUE, _FALSE = ("1", "true", "yes", "on", "t", "y"), ("0", "false", "no", "off", "f", "n", "")
 
 
@@ -69,8 +88,11 @@ def parse_arguments(argv=None, environ=os.environ):
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         names = [name for action in parser._actions for name in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], names, 1)
+        name = unknown[0].partition("=")[0]
+        near = difflib.get_close_matches(name, names, 1)
         advice = f"did you mean {near[0]}?" if near else "see --help"
+        if name in DIFFUSERS_FLAGS:
+            advice = f"here it is {DIFFUSERS_FLAGS[name]}"
         raise InputError(f"unknown argument {unknown[0]!r}; {advice}")
     try:
         parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)

@@ -85,16 +85,34 @@ def checkpoint_settings(checkpoint: str | Path) -> dict[str, Any]:
     return {**_EARLIER, "use_ema": (Path(checkpoint) / "ema_state.json").exists(), **kept}
 
 
-def check_same_run(before: dict[str, Any], now: dict[str, Any], checkpoint: str | Path, allow_changed: bool) -> str:
-    """Raise InputError if a resumed run's settings differ from the checkpoint's. Returns the differences as text."""
+def check_same_run(
+    before: dict[str, Any], now: dict[str, Any], checkpoint: str | Path, allow_changed: bool, file_list: str = ""
+) -> str:
+    """Raise InputError if a resumed run's settings differ from the checkpoint's. Returns the differences as text.
+
+    file_list: the list that is read now; that of the checkpoint's run stands in its run.json.
+    """
     changed = [name for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]
-    told = ", ".join(f"{name}: {before[name]!r} -> {now[name]!r}" for name in changed)
+    lines = [f"{name}: {before[name]!r} -> {now[name]!r}" for name in changed if name != "file_list_fingerprint"]
+    if "file_list_fingerprint" in changed:
+        old, new = (settings["file_list_fingerprint"][:8] for settings in (before, now))
+        earlier = _file_list_of(Path(checkpoint).parent / "run.json")
+        told = f"{earlier or 'the list'} -> {file_list}" if earlier != file_list else f"the parts of {file_list}"
+        lines.insert(0, f"data: {told} (fingerprint {old} -> {new})")
+    told = ", ".join(lines)
     if changed and not allow_changed:
         raise InputError(
             f"{checkpoint} was made with other settings ({told}); restore them, choose another --output_dir, "
             "or go on with --allow_changed_resume"
         )
     return told
+
+
+def _file_list_of(run_json: Path) -> str | None:
+    try:
+        return json.loads(run_json.read_text())["arguments"]["SDDataArguments"]["file_list"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def write_run_json(output_dir, arguments, fingerprint, resumed_from=None):

@@ -64,7 +64,7 @@ def train(model_args, data_args, training_args):
     )
     if checkpoint:
         before = checkpoint_settings(checkpoint)
-        told = check_same_run(before, settings, checkpoint, training_args.allow_changed_resume)
+        told = check_same_run(before, settings, checkpoint, training_args.allow_changed_resume, data_args.file_list)
         changed = f"; changed settings: {told}" if told else ""
         logger.info("going on from %s, whose weights replace those above%s", checkpoint, changed)
     arguments = (model_args, data_args, training_args)
@@ -122,6 +122,8 @@ def prepare(model_args, data_args, training_args, locks):
 def find_start(training_args):
     """The checkpoint to go on from, or None."""
     output_dir, named = training_args.output_dir, training_args.resume_from_checkpoint
+    if named and named.lower() == "latest":
+        raise ArgumentError("resume_from_checkpoint", named, "; leave it out: the newest whole one is the default")
     if named and named.lower() not in ("true", "last"):
         problem = find_problem(named) if Path(named).is_dir() else "no such folder"
         if problem:

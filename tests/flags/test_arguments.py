@@ -14,7 +14,7 @@ import pytest
 from sd.devices import Device
 from sd.errors import InputError
 from sd.flags.arguments import SDDataArguments, SDModelArguments
-from sd.flags.command_line import environment_values, parse_arguments
+from sd.flags.command_line import DIFFUSERS_FLAGS, environment_values, parse_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = ["--output_dir", "out", "--device", "cpu"]
@@ -134,6 +134,8 @@ def test_the_defaults_are_the_documented_ones():
         (["--load_best_model_at_end", "True"], "load_best_model_at_end=True is not supported"),
         (["--unified_checkpoint"], "unified_checkpoint"),
         (["--max_steps", "many"], "argument --max_steps: invalid int value: 'many'"),
+        (["--mixed_precision", "fp16"], "unknown argument '--mixed_precision'; here it is --fp16 True or --bf16 True"),
+        (["--train_batch_size=4"], "here it is --per_device_train_batch_size"),
         (["--learning_rat", "1"], "unknown argument '--learning_rat'; did you mean --learning_rate?"),
         (["--warmup_ratio", 3], "warmup_ratio must lie in range"),
         (["--lr_scheduler_type", "spiral"], "spiral"),
@@ -143,6 +145,15 @@ def test_wrong_values_are_named_in_one_line(flags, message):
     with pytest.raises(InputError, match=message) as caught:
         parse(*flags)
     assert "\n" not in str(caught.value)
+
+
+def test_every_flag_of_diffusers_is_answered_by_one_that_is_here():
+    known = {f"--{name}" for name in parse()} | set(
+        re.findall(r'"(--\w+)"', (ROOT / "sd/commands/pack.py").read_text())
+    )
+    for name, here in DIFFUSERS_FLAGS.items():
+        assert name not in known
+        assert set(re.findall(r"--\w+", here)) <= known, here
 
 
 def test_dataclasses_check_themselves_without_a_command_line():

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from sd.errors import InputError
 from sd.runs import checkpoint as ck
+from tests.data_maker import make_data
 from tests.tiny import make_tiny_repository, make_tokenizer_files
 from tests.training_harness import EMA, UNET, Workshop, checksums
 
@@ -72,6 +73,19 @@ def test_what_changes_the_result_is_refused_with_the_difference(workshop, run, o
     with pytest.raises(InputError, match=rf"other settings \({CHANGES[name]}\); .*--allow_changed_resume"):
         workshop.train(run, "--use_ema", *flags, "--max_steps", 4)
     assert checksums(run / "checkpoint-2") == before and len(ck.list_checkpoints(run)) == 1
+
+
+def test_changed_data_is_named_by_its_lists(workshop, run, tmp_path):
+    other = make_data(tmp_path / "other", [12, 9])
+    lists = rf"data: {workshop.file_list} -> {other} \(fingerprint \w{{8}} -> \w{{8}}\)"
+    with pytest.raises(InputError, match=rf"other settings \({lists}\); .*--allow_changed_resume"):
+        workshop.train(run, "--use_ema", "--file_list", other, "--max_steps", 4)
+
+
+@pytest.mark.parametrize("word", ["latest", "Latest"])
+def test_latest_is_answered_by_what_is_the_default_here(workshop, run, word):
+    with pytest.raises(InputError, match="leave it out: the newest whole one is the default"):
+        workshop.train(run, "--use_ema", "--resume_from_checkpoint", word, "--max_steps", 4)
 
 
 def test_allowed_changes_go_on_and_are_logged(workshop, run, others, info):

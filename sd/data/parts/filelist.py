@@ -12,6 +12,7 @@ from sd.errors import InputError
 from sd.text import TextError, text_lines
 
 _MAX_LIST_BYTES = 1 << 30
+_DEMO_LIST = "data/filelist/train.filelist.list"  # the default of --file_list, as in PaddleMIX
 _PROBED = 3  # paths of a list that are looked for: one missing part is no moved folder
 
 
@@ -86,8 +87,26 @@ def _lines(path, named_in=None):
     except TextError as error:
         raise InputError(f"{path}: not a text file{where}; --file_list takes a .filelist.list") from error
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}{where}; create_pretraining_data.py makes it") from error
+        raise InputError(f"{path}: {error.strerror or error}{where}; {_remedy(path, named_in, error)}") from error
     return [line.strip() for line in lines if line.strip()]
+
+
+def _remedy(path, named_in, error):
+    """What to do about a list that cannot be read, by what it is."""
+    if named_in:
+        return f"correct that line of {named_in}, or pack again"
+    if isinstance(error, IsADirectoryError):
+        lists = [name for name in storage.list_folder(f"{path}/filelist") if name.endswith(".filelist.list")]
+        found = f"{path}/filelist/{lists[0]}" if lists else "the .filelist.list that packing or caching wrote"
+        return f"name a file list, here {found}" if lists else f"name {found}"
+    if str(path).endswith(_DEMO_LIST):
+        return (
+            "that is the list of PaddleMIX's laion400m_demo_data.tar.gz, which does not come with this toolkit: unpack "
+            "it here, or pack data of your own with create_pretraining_data.py and name its list with --file_list"
+        )
+    if not isinstance(error, FileNotFoundError):
+        return "make it readable, or name another --file_list"
+    return "create_pretraining_data.py and precompute_latents.py end with the name of the list that they wrote"
 
 
 def _split_weight(line, path):

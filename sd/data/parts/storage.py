@@ -1,14 +1,20 @@
 """Files by path or by address: local paths stay plain files, `s3://bucket/name` and the like go through fsspec."""
 
+import errno
+import functools
 import io
 import os
 import re
 import secrets
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
-from sd.errors import InputError
+from sd.errors import InputError, first_line
+
+T = TypeVar("T")
 
 _TEMPORARY = ".tmp"
 _VERSION_KEYS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")  # of the stores that fsspec knows
@@ -21,6 +27,23 @@ def failures():
     except ImportError:
         return (OSError,)
     return OSError, BotoCoreError
+
+
+def _as_os_errors(function: Callable[..., T]) -> Callable[..., T]:
+    """What the S3 client raises without being an OSError comes as one, with the address: callers know that kind."""
+
+    @functools.wraps(function)
+    def wrapped(path: str | Path, *args: object) -> T:
+        try:
+            return function(path, *args)
+        except OSError:
+            raise
+        except Exception as error:
+            if not (is_remote(path) and isinstance(error, failures())):
+                raise
+            raise OSError(errno.EIO, first_line(error), str(path)) from error
+
+    return wrapped
 
 
 def is_remote(path):
@@ -39,6 +62,7 @@ def filesystem(address):
         raise InputError(f"{address}: {error}") from error
 
 
+@_as_os_errors
 def open_binary(path):
     """A seekable binary file, open for reading."""
     if is_remote(path):
@@ -68,6 +92,7 @@ def folder_of(path):
     return head or slash or "."
 
 
+@_as_os_errors
 def exists(path):
     if is_remote(path):
         fs, name = filesystem(path)
@@ -75,6 +100,7 @@ def exists(path):
     return Path(path).exists()
 
 
+@_as_os_errors
 def size_of(path):
     """Bytes of a file. Raises FileNotFoundError (or another OSError)."""
     if is_remote(path):
@@ -83,6 +109,7 @@ def size_of(path):
     return Path(path).stat().st_size
 
 
+@_as_os_errors
 def version_of(path):
     """Something that changes when the file does: size and time of a local file, size and tag of a remote one."""
     if is_remote(path):
@@ -112,6 +139,7 @@ def cache_folder(name: str) -> Path:
         return Path(tempfile.gettempdir(), f"{name}-{os.getuid()}")
 
 
+@_as_os_errors
 def make_folder(path):
     if is_remote(path):
         fs, name = filesystem(path)
@@ -120,6 +148,7 @@ def make_folder(path):
         Path(path).mkdir(parents=True, exist_ok=True)
 
 
+@_as_os_errors
 def list_folder(path):
     """Names (not paths) in a folder; nothing if the folder is missing."""
     if is_remote(path):
@@ -132,6 +161,7 @@ def list_folder(path):
     return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
 
 
+@_as_os_errors
 def remove(path):
     if is_remote(path):
         fs, name = filesystem(path)

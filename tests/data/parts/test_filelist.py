@@ -106,3 +106,36 @@ def test_paths_that_are_there_are_taken_as_they_stand(tmp_path, monkeypatch):
     assert read_file_list("lists/a.list")[0].parts == ["data/part-1"]
     (tmp_path / "data/part-1").unlink()
     assert read_file_list("lists/a.list")[0].parts == ["lists/data/part-1"]
+
+
+def test_what_is_missing_is_answered_by_what_it_is(tmp_path, monkeypatch):
+    def told(path):
+        with pytest.raises(InputError) as caught:
+            read_file_list(path)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    monkeypatch.chdir(tmp_path)
+    assert "laion400m_demo_data.tar.gz" in told("./data/filelist/train.filelist.list")
+    assert "makes it" not in told("my.filelist.list") and "precompute_latents.py" in told("cache.filelist.list")
+    (tmp_path / "packed/filelist").mkdir(parents=True)
+    assert "name the .filelist.list" in told("packed")
+    (tmp_path / "packed/filelist/a.filelist.list").write_text("gone.filelist\n")
+    assert told("packed").endswith("name a file list, here packed/filelist/a.filelist.list")
+    assert "correct that line of packed/filelist/a.filelist.list" in told("packed/filelist/a.filelist.list")
+
+
+def test_a_store_without_credentials_is_one_line(monkeypatch):
+    exceptions = pytest.importorskip("botocore.exceptions", reason="needs requirements-s3.txt")
+    import fsspec
+
+    class Locked(fsspec.AbstractFileSystem):
+        protocol = "locked"
+
+        def info(self, path, **options):
+            raise exceptions.NoCredentialsError
+
+    fsspec.register_implementation("locked", Locked, clobber=True)
+    with pytest.raises(InputError, match=r"locked://bucket/a\.list: Unable to locate credentials; ") as caught:
+        read_file_list("locked://bucket/a.list")
+    assert "\n" not in str(caught.value)
