@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 from sd.data.images.decode import decode_image
@@ -43,6 +43,7 @@ from sd.text_layout import fit_line
 
 SIDES = (0, 1, 64, 128, 256, 384, 512, 768, 1024, 2048)
 CAPTION_LENGTHS = (0, 1, 20, 50, 100, 200, 400)
+_RESOLUTION = 256  # train.sh's
 _INDEXES_READ = 1000
 _BAD_NAMED = 20
 _TILE, _LABEL = 160, 30
@@ -95,8 +96,11 @@ def read_sizes(catalog):
     return tuple(np.concatenate(column) if column else np.zeros(0, int) for column in (widths, heights, num_bytes))
 
 
-def read_rows(catalog, count, num_samples, interpolation, caption_dropout, seed):
-    """Read and decode `count` usable rows spread over the list; cut samples for the sheet from random ones of them."""
+def read_rows(catalog, count, num_samples, interpolation, caption_dropout, seed, whole=False):
+    """Read and decode `count` usable rows spread over the list; cut samples for the sheet from random ones of them.
+
+    whole: samples are whole pictures, not crops as in training.
+    """
     found = Findings()
     ends = np.cumsum(catalog.usable)
     rows = np.unique(np.linspace(0, catalog.num_usable - 1, min(count, catalog.num_usable)).astype(int))
@@ -118,8 +122,11 @@ def read_rows(catalog, count, num_samples, interpolation, caption_dropout, seed)
         found.captions_per_row[len(record.captions)] += 1
         if row in chosen and catalog.manifest is None:
             caption = choose_caption(record.captions, caption_dropout, rng(seed, CAPTION, row))
-            crop = random_crop(pixels, catalog.resolution, interpolation, rng(seed, CROP, row))
-            found.samples.append((crop, caption, catalog.name(part, place)))
+            if whole:
+                shown = pixels.transpose(2, 0, 1)
+            else:
+                shown = random_crop(pixels, catalog.resolution, interpolation, rng(seed, CROP, row))
+            found.samples.append((shown, caption, catalog.name(part, place)))
     reader.close()
     return found
 
@@ -146,7 +153,7 @@ def contact_sheet(samples):
     for number, (pixels, caption, name) in enumerate(samples):
         x, y = number % columns * _TILE, number // columns * (_TILE + _LABEL)
         tile = Image.fromarray(pixels.transpose(1, 2, 0))
-        sheet.paste(tile.resize((_TILE - 4, _TILE - 4), Image.LANCZOS), (x + 2, y + 2))
+        sheet.paste(ImageOps.contain(tile, (_TILE - 4, _TILE - 4), Image.Resampling.LANCZOS), (x + 2, y + 2))
         for line, text in enumerate((caption or "(caption dropped or empty)", name)):
             font = font_for(text, 10)
             shown = fit_line(text, font, _TILE - 4)
@@ -159,10 +166,11 @@ def report(catalog, sizes, found):
     widths, heights, num_bytes = sizes
     short = np.minimum(widths, heights)
     lost = f", about {catalog.num_lost} rows lost with damaged parts" if catalog.num_lost else ""
+    usable = catalog.num_usable / max(1, catalog.num_rows)
     lines = [
         f"{catalog.file_list}: {len(catalog.paths)} parts, {catalog.num_rows} rows{lost}",
         f"fingerprint {catalog.fingerprint}, weights {', '.join(f'{weight:g}' for weight in catalog.weights)}",
-        f"usable at {catalog.resolution} px: {catalog.num_usable} ({catalog.num_usable / catalog.num_rows:.1%})",
+        f"usable at {catalog.resolution} px: {catalog.num_usable} ({usable:.1%})",
         f"stored bytes a row: {summary_of(num_bytes, 'bytes')}",
         "short side in pixels (0: unreadable)",
         *histogram(short, SIDES),
@@ -210,7 +218,7 @@ def cache_lines(manifest, found):
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m sd.data.inspect", description=__doc__.split("\n\n")[1])
     parser.add_argument("file_list", help="a .filelist.list, as --file_list of training takes it")
-    parser.add_argument("--resolution", type=int, help="as in training; default 512, or that of the cache")
+    parser.add_argument("--resolution", type=int, help="as in training; default 256, or that of the cache")
     parser.add_argument("--interpolation", choices=list(FILTERS), default="lanczos")
     parser.add_argument("--caption_dropout", type=float, default=0.1)
     parser.add_argument("--rows", type=int, default=1000, help="rows to read and decode, 0 for all; default 1000")
@@ -221,20 +229,25 @@ def main(arguments=None):
     ensure_writable_home(os.environ)
     manifest = find_manifest(options.file_list)
     if options.resolution is None:
-        options.resolution = manifest.resolution if manifest else 512
+        options.resolution = manifest.resolution if manifest else _RESOLUTION
     if options.resolution < 1 or options.rows < 0 or options.samples < 0 or not 0 <= options.caption_dropout <= 1:
         raise InputError(
             f"resolution={options.resolution}, rows={options.rows}, samples={options.samples}, "
             f"caption_dropout={options.caption_dropout}; expected 1 or more, 0 or more, 0 or more, and 0 to 1"
         )
-    catalog = Catalog(options.file_list, options.resolution, max_bad_fraction=1.0)
+    catalog = Catalog(options.file_list, options.resolution, max_bad_fraction=1.0, may_be_unusable=True)
+    readable = catalog
+    if not catalog.num_usable:
+        print(f"no row is usable at {options.resolution} px, so training would refuse the list; this is in it:")
+        readable = Catalog(options.file_list, 1, max_bad_fraction=1.0, may_be_unusable=True)
     found = read_rows(
-        catalog,
-        options.rows or catalog.num_usable,
+        readable,
+        options.rows or readable.num_usable,
         options.samples,
         options.interpolation,
         options.caption_dropout,
         options.seed,
+        whole=readable is not catalog,
     )
     print("\n".join(report(catalog, read_sizes(catalog), found)))
     if found.samples:

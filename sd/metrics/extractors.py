@@ -9,6 +9,7 @@ from PIL import Image
 
 from sd.errors import InputError, first_line
 from sd.metrics.inception import FEATURES, load_inception
+from sd.models.encoders import tokenize
 from sd.models.hashes import content_id
 from sd.models.weights import find_weights, load_weights, read_config
 
@@ -71,8 +72,8 @@ class ClipFeatures:
     @paddle.no_grad()
     def embed_texts(self, texts):
         """N strings -> float32 [N, width]; what is too long is cut."""
-        ids = self._tokenizer(list(texts), padding="max_length", max_length=self._length, truncation=True)["input_ids"]
-        return self._model.get_text_features(paddle.to_tensor(np.array(ids, np.int64))).numpy()
+        ids = tokenize(self._tokenizer, list(texts), self._length)
+        return self._model.get_text_features(paddle.to_tensor(ids)).numpy()
 
 
 def load_fid_extractor(source):

@@ -5,6 +5,8 @@ import paddle
 
 from sd.errors import InputError
 
+_LETTERS_A_TOKEN = 64  # a text has 4 or 5 on average
+
 
 def encode_posterior(vae, pixel_values):
     """The VAE's posterior of pictures, in float32 whatever the training computes in.
@@ -30,10 +32,17 @@ def check_text(tokenizer, config, max_length):
         )
 
 
-def tokenize(tokenizer, texts, max_length):
+def tokenize(tokenizer, texts: str | list[str], max_length: int) -> np.ndarray:
     """Token ids cut or padded to `max_length`: int64 [L] of one text, [n,L] of a list. NumPy only, for data workers."""
-    encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=max_length)
+    seen = cut_long(texts, max_length) if isinstance(texts, str) else [cut_long(text, max_length) for text in texts]
+    encoded = tokenizer(seen, padding="max_length", truncation=True, max_length=max_length)
     return np.array(encoded["input_ids"], np.int64)
+
+
+def cut_long(text: str, max_length: int) -> str:
+    """A text without what lies far beyond `max_length` tokens: byte pair encoding takes a word's length squared."""
+    most = _LETTERS_A_TOKEN * max_length
+    return text if len(text) <= most else " ".join(text.split())[:most]
 
 
 def causal_mask(length):

@@ -8,6 +8,7 @@ from tqdm import tqdm
 from sd.sampling.files import read_png_text, write_png
 from sd.sampling.pipeline import check_size, cut_text, default_batch_size, stream_images
 
+_SHOWN_LETTERS = 200
 _BAR = "{l_bar}{bar}| {n:.1f}/{total} pictures [{elapsed}<{remaining}]"
 
 
@@ -93,4 +94,5 @@ def warn_of_cut_prompts(tokenizer, prompts, say=print):
     """Say of each prompt that is too long for the model what of it is not seen."""
     for number, prompt in enumerate(dict.fromkeys(prompts), start=1):
         if cut := cut_text(tokenizer, prompt):
+            cut = cut if len(cut) <= _SHOWN_LETTERS else cut[:_SHOWN_LETTERS] + "..."
             say(f"prompt {number} is longer than the model's {tokenizer.model_max_length} tokens; cut off: {cut!r}")

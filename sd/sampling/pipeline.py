@@ -14,6 +14,7 @@ import paddle
 
 from sd.diffusion.schedule import sampler_config
 from sd.errors import ArgumentError
+from sd.models.encoders import cut_long, tokenize
 
 # Only samplers that draw no noise on their way: all chance in a picture then comes from its seed.
 SCHEDULERS = {
@@ -151,19 +152,14 @@ def denoise(unet, scheduler, noise, with_text, without, guidance_scale, on_step=
 
 def encode_prompt(text_encoder, tokenizer, prompt):
     """Text states [1, L, D] of a prompt, cut at the model's length, padded as in training."""
-    ids = tokenizer(
-        prompt,
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="np",
-    )["input_ids"]
-    return text_encoder(paddle.to_tensor(np.asarray(ids, dtype=np.int64).reshape([1, -1])))[0]
+    ids = tokenize(tokenizer, [prompt], tokenizer.model_max_length)
+    return text_encoder(paddle.to_tensor(ids))[0]
 
 
 def cut_text(tokenizer, prompt):
-    """What of a prompt lies past the model's length and is not seen by it; an empty string if all is seen."""
-    unseen = tokenizer.tokenize(prompt)[tokenizer.model_max_length - 2 :]  # two places mark begin and end of the text
+    """What of a prompt lies past the model's length and is not seen by it, or its beginning; empty if all is seen."""
+    tokens = tokenizer.tokenize(cut_long(prompt, tokenizer.model_max_length))
+    unseen = tokens[tokenizer.model_max_length - 2 :]  # two places mark begin and end of the text
     return tokenizer.convert_tokens_to_string(unseen).strip()
 
 

@@ -84,6 +84,29 @@ def test_of_a_cache_it_says_what_made_it_and_how_the_latents_are_distributed(tmp
     assert not (tmp_path / "sheet.png").exists()
 
 
+def test_what_is_there_is_shown_even_if_no_row_is_large_enough(file_list, tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    inspect.main([file_list, "--samples", "4", "--output", str(sheet)])
+    text = capsys.readouterr().out
+    assert "no row is usable at 256 px, so training would refuse the list; this is in it:" in text
+    assert "usable at 256 px: 0 (0.0%)" in text and "rows read and decoded: 19, bad: 1" in text
+    assert "caption length: 0 to 170 characters" in text and sheet.exists()
+
+
+def test_a_list_of_missing_parts_is_shown_too(tmp_path, capsys):
+    inspect.main([write_lists(tmp_path, (1.0, [tmp_path / "gone.gz"])), "--output", str(tmp_path / "sheet.png")])
+    text = capsys.readouterr().out
+    assert "usable at 256 px: 0 (0.0%)" in text and "gone.gz: no such part" in text
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_a_wide_picture_is_shown_whole(tmp_path):
+    wide = np.zeros([3, 40, 120], np.uint8)
+    sheet = np.asarray(inspect.contact_sheet([(wide, "wide", "row 1")]))
+    dark = (sheet[:160] == 0).all(-1)
+    assert dark.any(0).sum() == 156 and dark.any(1).sum() == 52
+
+
 @pytest.mark.parametrize("flags", [["--rows", "-1"], ["--resolution", "0"], ["--caption_dropout", "2"]])
 def test_wrong_flags_are_refused(file_list, flags):
     with pytest.raises(InputError, match=flags[0].lstrip("-")):

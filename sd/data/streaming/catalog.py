@@ -46,11 +46,11 @@ class Catalog:
     - kind: "image" or "moments"; manifest: the Manifest of the latter, else None.
     - fingerprint: a hash of weights, names and checksums, the same wherever the parts lie.
 
-    Raises InputError where nothing is usable, more than `max_bad_fraction` of the rows is bad, or images and cached
-    moments stand in one list.
+    Raises InputError where nothing is usable (unless `may_be_unusable`), more than `max_bad_fraction` of the rows is
+    bad, or images and cached moments stand in one list.
     """
 
-    def __init__(self, file_list, resolution, *, max_bad_fraction=0.05, cache_dir=None):
+    def __init__(self, file_list, resolution, *, max_bad_fraction=0.05, cache_dir=None, may_be_unusable=False):
         self.file_list, self.resolution = str(file_list), resolution
         self.manifest = find_manifest(file_list)
         sources = read_file_list(file_list)
@@ -68,7 +68,7 @@ class Catalog:
         self.num_bad = sum(part.num_bad for part in parts) + self.num_lost
         self.kind = self._kind(parts, [source.name for source in sources])
         self.fingerprint = self._fingerprint(parts)
-        self._report(max_bad_fraction)
+        self._report(max_bad_fraction, may_be_unusable)
 
     @property
     def sources(self):
@@ -113,7 +113,7 @@ class Catalog:
                 digest.update(f"{storage.base_name(self.paths[part])} {parts[part].checksum}\n".encode())
         return digest.hexdigest()[:32]
 
-    def _report(self, max_bad_fraction):
+    def _report(self, max_bad_fraction, may_be_unusable):
         reasons = list(self.damage.values())
         for reason in reasons[:_NAMED]:
             logger.warning("bad part: %s", reason)
@@ -130,7 +130,7 @@ class Catalog:
                 f"{self.file_list}: about {self.num_bad} of {total} rows are bad, more than --max_bad_fraction "
                 f"{max_bad_fraction} allows; the first: {first}"
             )
-        if not self.num_usable:
+        if not (self.num_usable or may_be_unusable):
             raise InputError(
                 f"{self.file_list}: none of {self.num_rows} rows has a short side of {self.resolution} px or more; "
                 "lower the resolution or pack larger images"
