@@ -39,8 +39,8 @@ from threadpoolctl import threadpool_limits
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # in place of bench/, where this file would hide the package `streaming`
 
-from sd.data.images.decode import decode_image  # noqa: E402
-from sd.data.images.resize import resize_and_crop, shown_size  # noqa: E402
+from sd.data.images.decode import Picture, decode_image  # noqa: E402
+from sd.data.images.resize import shown_size  # noqa: E402
 from sd.data.parts.part import PartWriter  # noqa: E402
 from sd.data.parts.record import encode_row  # noqa: E402
 from sd.data.streaming.dataset import TextImagePair, collate  # noqa: E402
@@ -246,7 +246,7 @@ def compare_resizing(jpegs, rounds):
 
     def ours(image):
         size, left, top = crop_of(image)
-        return resize_and_crop(np.asarray(image), size, left, top, RESOLUTION).transpose(1, 2, 0)
+        return Picture(image, image.size).crop(size, left, top, RESOLUTION).transpose(1, 2, 0)
 
     ways = {"Pillow, whole, then crop": whole, "Pillow, `box=`": boxed, "sd.data.images.resize": ours}
     best = best_seconds({n: lambda w=w: [w(image) for image in images] for n, w in ways.items()}, rounds)

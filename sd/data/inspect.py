@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
-from sd.data.images.decode import decode_image
-from sd.data.images.resize import FILTERS
+from sd.data.images.decode import decode
+from sd.data.images.open import open_image
 from sd.data.parts import storage
 from sd.data.parts.index import PartError
 from sd.data.parts.moments import decode_payload, find_manifest
@@ -33,9 +33,10 @@ from sd.data.parts.record import RowError
 from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.order import CAPTION, CROP, rng
-from sd.data.streaming.sample import choose_caption, random_crop
+from sd.data.streaming.sample import choose_caption, decode_for, random_crop
 from sd.data.streaming.stream import RowReader
 from sd.errors import InputError, RunError
+from sd.flags.arguments import INTERPOLATIONS
 from sd.fonts import font_for
 from sd.home import ensure_writable_home
 from sd.processes.watchdog import Watchdog
@@ -112,7 +113,12 @@ def read_rows(catalog, count, num_samples, interpolation, caption_dropout, seed,
         place = None
         try:
             place, record = reader.read(part, row - int(ends[part] - catalog.usable[part]))
-            pixels = _image(record, catalog.resolution) if catalog.manifest is None else _moments(record, found)
+            if catalog.manifest is not None:
+                _moments(record, found)
+            elif whole:
+                picture = decode(open_image(record.image))
+            else:
+                picture = decode_for(record.image, catalog.resolution)
         except RowError as error:
             at = getattr(error, "row", place)
             name = storage.base_name(catalog.paths[part]) if at is None else catalog.name(part, at)
@@ -123,19 +129,12 @@ def read_rows(catalog, count, num_samples, interpolation, caption_dropout, seed,
         if row in chosen and catalog.manifest is None:
             caption = choose_caption(record.captions, caption_dropout, rng(seed, CAPTION, row))
             if whole:
-                shown = pixels.transpose(2, 0, 1)
+                shown = picture.array().transpose(2, 0, 1)
             else:
-                shown = random_crop(pixels, catalog.resolution, interpolation, rng(seed, CROP, row))
+                shown = random_crop(picture, catalog.resolution, interpolation, rng(seed, CROP, row))
             found.samples.append((shown, caption, catalog.name(part, place)))
     reader.close()
     return found
-
-
-def _image(record, resolution):
-    pixels = decode_image(record.image)
-    if min(pixels.shape[:2]) < resolution:
-        raise RowError(f"the image is {pixels.shape[1]}x{pixels.shape[0]}, smaller than its index says")
-    return pixels
 
 
 def _moments(record, found):
@@ -219,7 +218,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m sd.data.inspect", description=__doc__.split("\n\n")[1])
     parser.add_argument("file_list", help="a .filelist.list, as --file_list of training takes it")
     parser.add_argument("--resolution", type=int, help="as in training; default 256, or that of the cache")
-    parser.add_argument("--interpolation", choices=list(FILTERS), default="lanczos")
+    parser.add_argument("--interpolation", choices=INTERPOLATIONS, default="lanczos")
     parser.add_argument("--caption_dropout", type=float, default=0.1)
     parser.add_argument("--rows", type=int, default=1000, help="rows to read and decode, 0 for all; default 1000")
     parser.add_argument("--samples", type=int, default=64, help="pictures on the contact sheet; default 64")

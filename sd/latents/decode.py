@@ -7,12 +7,11 @@ from threading import get_ident
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from sd.data.images.decode import decode_image
 from sd.data.parts.part import PartError, load_index
 from sd.data.parts.record import RowError, decode_row
 from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.order import CROP, rng
-from sd.data.streaming.sample import centre_crop, random_crop
+from sd.data.streaming.sample import centre_crop, decode_for, random_crop
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,11 @@ def crop_record(record, part_key, row, options):
 
     Raises RowError.
     """
-    pixels = decode_image(record.image)
-    height, width = pixels.shape[:2]
-    if min(width, height) < options.resolution:
-        raise RowError(f"image smaller than its index says: {width}x{height}")
+    picture = decode_for(record.image, options.resolution)
     if options.crop == "centre":
-        return centre_crop(pixels, options.resolution, options.interpolation)[None]
+        return centre_crop(picture, options.resolution, options.interpolation)[None]
     draws = (rng(options.seed, CROP, part_key, row, number) for number in range(options.num_crops))
-    return np.stack([random_crop(pixels, options.resolution, options.interpolation, draw) for draw in draws])
+    return np.stack([random_crop(picture, options.resolution, options.interpolation, draw) for draw in draws])
 
 
 @lru_cache(maxsize=32)

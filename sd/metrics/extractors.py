@@ -7,6 +7,7 @@ import numpy as np
 import paddle
 from PIL import Image
 
+from sd.data.images.resize import resize
 from sd.errors import InputError, first_line
 from sd.metrics.inception import FEATURES, load_inception
 from sd.models.encoders import tokenize
@@ -113,6 +114,6 @@ def _square(image, side):
     height, width = image.shape[:2]
     scale = side / min(height, width)
     size = (max(side, round(width * scale)), max(side, round(height * scale)))
-    picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    picture = resize(Image.fromarray(image), size, interpolation="bicubic")
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
     return np.asarray(picture.crop((left, top, left + side, top + side)))

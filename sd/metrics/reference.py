@@ -9,10 +9,11 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from sd.data.images.decode import decode_image
+from sd.data.images.resize import resize
 from sd.data.parts import storage
 from sd.data.parts.record import RowError
 from sd.data.streaming.catalog import Catalog
@@ -115,7 +116,10 @@ def _pictures(path, height, width):
 
 def _cover(pixels, height, width):
     """The middle of a picture once it covers height x width; uint8 [h, w, 3] -> [height, width, 3]."""
-    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height), Image.Resampling.LANCZOS))
+    image = Image.fromarray(pixels)
+    scale = min(image.width / width, image.height / height)
+    left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
+    return np.asarray(resize(image, (width, height), (left, top, left + scale * width, top + scale * height)))
 
 
 def _from_file(path):

@@ -9,6 +9,7 @@ import paddle
 from paddlenlp.trainer.trainer_utils import IntervalStrategy
 
 from sd import devices
+from sd.data.images.resize import RESIZER
 from sd.data.parts.moments import find_manifest
 from sd.data.streaming.dataset import EvalPairs, TextImagePair, collate, raise_if_failed
 from sd.diffusion.model import StableDiffusionModel
@@ -59,8 +60,9 @@ def train(model_args, data_args, training_args):
         if checkpoint and is_finished(checkpoint, training_args):
             return None
     hashes = on_rank_0(training_args, lambda: component_hashes(model, model_args, manifests[0]))
+    resizer = RESIZER if manifests[0] is None else None
     settings = result_settings(
-        model_args, data_args, training_args, dataset.fingerprint, dataset.order.buffer_size, hashes
+        model_args, data_args, training_args, dataset.fingerprint, dataset.order.buffer_size, hashes, resizer
     )
     if checkpoint:
         before = checkpoint_settings(checkpoint)

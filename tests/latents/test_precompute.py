@@ -9,12 +9,11 @@ import numpy as np
 import paddle
 import pytest
 
-from sd.data.images.decode import decode_image
 from sd.data.parts.filelist import read_file_list
 from sd.data.parts.moments import decode_payload, find_manifest
 from sd.data.parts.part import PartError, PartWriter
 from sd.data.parts.record import encode_captions_row, encode_row
-from sd.data.streaming.sample import centre_crop
+from sd.data.streaming.sample import centre_crop, decode_for
 from sd.diffusion.model import StableDiffusionModel
 from sd.errors import InputError, RunError
 from sd.latents import models, run
@@ -85,7 +84,7 @@ def test_what_is_cached_is_what_training_would_compute(mixed, tmp_path):
     _, records = read_records(read_file_list(file_list)[0].parts[1])
     for row, record in records.items():
         moments, states = decode_payload(record.image)
-        pixels = centre_crop(decode_image(shape(6 + row)[1]), 32, "lanczos")[None]
+        pixels = centre_crop(decode_for(shape(6 + row)[1], 32), 32, "lanczos")[None]
         mean, std = (
             model.encode_images(paddle.to_tensor(pixels), paddle.full([1, 4, 4, 4], noise)).numpy()[0]
             for noise in (0.0, 1.0)

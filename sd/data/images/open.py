@@ -22,12 +22,13 @@ class OpenedImage:
     """An image file whose header has been read.
 
     image: Pillow's, not decoded yet. orientation: the EXIF value 1 to 8 that is still to be applied to the decoded
-    pixels. size: (width, height) as shown, that is after it.
+    pixels. size: (width, height) as shown, that is after it. data: the file.
     """
 
     image: Image.Image
     orientation: int
     size: tuple[int, int]
+    data: bytes
 
 
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> OpenedImage:
@@ -51,7 +52,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> OpenedImage:
         load(image)
     orientation = _orientation(image)
     size = _size_as_shown(image, orientation)
-    return OpenedImage(image, 1 if image.format == "TIFF" else orientation, size)
+    return OpenedImage(image, 1 if image.format == "TIFF" else orientation, size, data)
 
 
 def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

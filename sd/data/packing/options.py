@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from sd.data.images.open import MAX_PIXELS
+from sd.data.images.resize import RESIZER
 from sd.errors import InputError
 from sd.runtime import usable_cores
 
@@ -86,4 +87,5 @@ class PackOptions:
 
     def part_settings(self):
         """What decides the bytes of a part, as a dict for JSON."""
-        return {name: value for name, value in asdict(self).items() if name in _PART_SETTINGS}
+        settings = {name: value for name, value in asdict(self).items() if name in _PART_SETTINGS}
+        return settings | ({"resizer": RESIZER} if self.resize else {})

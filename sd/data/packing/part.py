@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from sd.data.images.decode import shrink, to_rgb
+from sd.data.images.decode import decode, shrink
 from sd.data.images.open import MAX_PIXELS, open_image
 from sd.data.packing.outcomes import BadRow, Filtered
 from sd.data.parts import storage
@@ -77,7 +77,7 @@ def _make_row(caption, data, options):
         if options.resize and min(size) > options.resize:
             data, size = shrink(opened, options.resize, options.quality)
         elif options.verify == "decode":
-            to_rgb(opened.image)
+            decode(opened)
         if size[0] * size[1] > MAX_PIXELS:
             raise RowError(f"too many pixels: {size[0]}x{size[1]}, readers of parts take {MAX_PIXELS}")
     except RowError as error:
@@ -126,7 +126,8 @@ def _difference(notes, signature, settings):
         return "it was made by another program"
     for name, value in settings.items():
         if notes["settings"].get(name) != value:
-            return f"it was packed with --{name} {notes['settings'].get(name)}, now {value}"
+            flag = name if name == "resizer" else f"--{name}"
+            return f"it was packed with {flag} {notes['settings'].get(name)}, now {value}"
     if isinstance(notes["input"], int):
         return "it was packed by an earlier version, which did not see every change of its input"
     return None if notes["input"] == signature else "its input has changed since"

@@ -5,8 +5,9 @@ Every random choice comes from a generator of its own, keyed by the sample's num
 
 import numpy as np
 
-from sd.data.images.decode import decode_image
-from sd.data.images.resize import resize_and_crop, shown_size
+from sd.data.images.decode import Picture, decode
+from sd.data.images.open import open_image
+from sd.data.images.resize import shown_size
 from sd.data.parts.record import RowError
 from sd.data.streaming.order import CAPTION, CROP, DRAW, rng
 from sd.errors import InputError
@@ -19,19 +20,27 @@ def short_side(resolution):
     return int(resolution / SHORT_SIDE_SHARE)
 
 
-def random_crop(pixels, resolution, interpolation, draw):
+def decode_for(data: bytes, resolution: int) -> Picture:
+    """The picture in an image file, decoded as large as crops of `resolution` need it. Raises RowError."""
+    opened = open_image(data)
+    if min(opened.size) < resolution:
+        width, height = opened.size
+        raise RowError(f"the image is {width}x{height}, the index says {resolution} or more")
+    return decode(opened, short_side(resolution))
+
+
+def random_crop(picture, resolution, interpolation, draw):
     """Short side to int(resolution / 0.9), then a random square. Returns uint8 [3, resolution, resolution]."""
-    width, height = shown_size(pixels.shape[1], pixels.shape[0], short_side(resolution))
+    width, height = size = shown_size(*picture.size, short_side(resolution))
     left = int(draw.integers(width - resolution + 1))
     top = int(draw.integers(height - resolution + 1))
-    return resize_and_crop(pixels, (width, height), left, top, resolution, interpolation)
+    return picture.crop(size, left, top, resolution, interpolation)
 
 
-def centre_crop(pixels, resolution, interpolation):
+def centre_crop(picture, resolution, interpolation):
     """As `random_crop`, from the middle."""
-    width, height = shown_size(pixels.shape[1], pixels.shape[0], short_side(resolution))
-    left, top = (width - resolution) // 2, (height - resolution) // 2
-    return resize_and_crop(pixels, (width, height), left, top, resolution, interpolation)
+    width, height = size = shown_size(*picture.size, short_side(resolution))
+    return picture.crop(size, (width - resolution) // 2, (height - resolution) // 2, resolution, interpolation)
 
 
 def choose_caption(captions, dropout, draw, empty=""):
@@ -58,21 +67,15 @@ class SampleMaker:
 
     def train(self, record, sample):
         """Random crop, caption drawn or dropped, and the draws of the diffusion, all keyed by `sample`."""
-        pixels = random_crop(self._decode(record), self.resolution, self.interpolation, rng(self.seed, CROP, sample))
+        picture = decode_for(record.image, self.resolution)
+        pixels = random_crop(picture, self.resolution, self.interpolation, rng(self.seed, CROP, sample))
         caption = choose_caption(record.captions, self.caption_dropout, rng(self.seed, CAPTION, sample))
         return self._arrays(pixels, caption, rng(self.seed, DRAW, sample), sample)
 
     def evaluate(self, record, number, draw_rng):
         """Centre crop, first caption, and the given generator's draws."""
-        pixels = centre_crop(self._decode(record), self.resolution, self.interpolation)
+        pixels = centre_crop(decode_for(record.image, self.resolution), self.resolution, self.interpolation)
         return self._arrays(pixels, record.captions[0], draw_rng, number)
-
-    def _decode(self, record):
-        pixels = decode_image(record.image)
-        height, width = pixels.shape[:2]
-        if min(width, height) < self.resolution:
-            raise RowError(f"the image is {width}x{height}, the index says {self.resolution} or more")
-        return pixels
 
     def _arrays(self, pixels, caption, draw_rng, sample):
         input_ids = token_ids(self.tokenize, caption)
