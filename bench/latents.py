@@ -59,7 +59,7 @@ WARM_UP = 2
 
 def measure(name, file_list, folder, args):
     """Images/s of a training run: the median of its steps after the first two."""
-    command = [sys.executable, "train_txt2img_laion400m_trainer.py", "--do_train", "--device", "cpu"]
+    command = [sys.executable, "train_txt2img_laion400m_trainer.py", "--do_train", "--device", args.device]
     command += ["--output_dir", folder / f"output {name}", "--pretrained_model_name_or_path", args.models]
     command += ["--unet_name_or_path", args.unet, "--file_list", file_list, "--resolution", args.resolution]
     command += ["--per_device_train_batch_size", args.batch_size, "--max_steps", args.steps + WARM_UP]
@@ -96,6 +96,7 @@ def reading_seconds(file_list, models, resolution, samples=1000):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("size", nargs="?", choices=SIZES, default="small")
+    parser.add_argument("--device", default="cpu", help="cpu, gpu or gpu:N (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=6, help="measured, after two to warm up")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -114,8 +115,16 @@ def main():
         lists = {"images": images}
         for name, more in (("latents", []), ("latents and text", ["--cache_text"])):
             run(
-                *("precompute_latents.py", "--file_list", images, "--output_path", folder / name, "--device", "cpu"),
-                *("--pretrained_model_name_or_path", args.models, "--resolution", args.resolution, *more),
+                *("precompute_latents.py", "--file_list", images, "--output_path", folder / name),
+                *(
+                    "--device",
+                    args.device,
+                    "--pretrained_model_name_or_path",
+                    args.models,
+                    "--resolution",
+                    args.resolution,
+                    *more,
+                ),
             )
             lists[name] = folder / name / "filelist/custom_dataset.filelist.list"
         print(f"{args.resolution} px, batch {args.batch_size}, {args.size} UNet, median step")

@@ -97,10 +97,10 @@ def main():
     parser.add_argument("--peak_tflops", type=float, default=312, help="TFLOP/s of a GPU in bf16 (default: A100)")
     parser.add_argument("--share", type=float, default=0.25, help="of the peak that training reaches")
     args = parser.parse_args()
-    check_range("--peak_tflops", args.peak_tflops, low=1, high=100_000)  # a card of today; 312e12 is in FLOP/s
-    check_range("--share", args.share, above=0, high=1)
+    check_range("peak_tflops", args.peak_tflops, low=1, high=100_000)  # a card of today; 312e12 is in FLOP/s
+    check_range("share", args.share, above=0, high=1)
     for name in ("records", "gpus"):
-        check_range(f"--{name}", getattr(args, name), low=1)
+        check_range(name, getattr(args, name), low=1)
     from sd.logs import import_quietly
 
     import_quietly()

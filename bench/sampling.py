@@ -20,9 +20,9 @@ if __name__ == "__main__":  # before the imports below, so that a wrong Python g
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sd import runtime
+from sd import devices, runtime
 
-runtime.prepare()
+runtime.prepare(devices.requested(sys.argv[1:]))
 
 from sd.logs import import_quietly  # noqa: E402
 
@@ -55,7 +55,10 @@ def load(checkpoint):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?")
-    *parts, side = load(parser.parse_args().checkpoint)
+    parser.add_argument("--device", help="cpu, gpu or gpu:N (default: a GPU if there is one)")
+    args = parser.parse_args()
+    print(devices.describe(devices.select(args.device)))
+    *parts, side = load(args.checkpoint)
     print(f"{side} x {side} pixels, {STEPS} DDIM steps, guidance 7.5, best of {REPEATS}")
     print(f"chosen by itself: batches of {default_batch_size(parts[0], parts[1], side, side)}")
     print("UNet batch  one picture  16 pictures  a picture's bits as with batches of 1")

@@ -8,15 +8,20 @@ The real trainer takes the steps, on one batch of random numbers that is on the 
 weights are random. Each setting has a process of its own: one that runs out of memory is a row that says so.
 Utilisation is what bench/operations.py counts, without recomputed work, over the card's published half-precision rate
 (`--peak_tflops` names it; a card that is not known, and a CPU, is measured by a matrix product of 4096 x 4096 x 4096).
+Rows, card, driver, versions and settings are kept in bench/results/DATE_CARD_COMMIT.json, written after each row.
 """
 
 import argparse
+import contextlib
 import json
+import platform
+import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 
 if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
@@ -30,20 +35,23 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sd.errors import run_script  # noqa: E402
+from sd import devices  # noqa: E402
+from sd.errors import InputError, run_script  # noqa: E402
 
 BF16_O2 = {"bf16": True, "fp16_opt_level": "O2"}
 # What is shown in the table -> flags of the training command; `attention`, `source` and `batch_times` are ours.
 SETTINGS = {
     "fp32": {},
-    "fp32, plain attention": {"attention": "math"},
+    "fp32, plain attention": {"attention": "plain"},
     "bf16 O1": {"bf16": True},
     "bf16 O2": BF16_O2,
-    "bf16 O2, plain attention": BF16_O2 | {"attention": "math"},
-    "bf16 O2, memory-efficient attention": BF16_O2 | {"attention": "cutlass"},
+    "bf16 O2, plain attention": BF16_O2 | {"attention": "plain"},
+    "bf16 O2, memory-efficient attention": BF16_O2 | {"attention": "memory_efficient"},
     "fp16 O2": {"fp16": True, "fp16_opt_level": "O2"},
     "fp32, NHWC": {"data_format": "NHWC"},
     "bf16 O2, NHWC": BF16_O2 | {"data_format": "NHWC"},
+    "bf16 O2, cuDNN search": BF16_O2 | {"cudnn_exhaustive_search": True},
+    "bf16 O2, NHWC, cuDNN search": BF16_O2 | {"data_format": "NHWC", "cudnn_exhaustive_search": True},
     "bf16 O2, recompute": BF16_O2 | {"recompute": True},
     "bf16 O2, recompute, batch x 4": BF16_O2 | {"recompute": True, "batch_times": 4},
     "bf16 O2, batch x 2": BF16_O2 | {"batch_times": 2},
@@ -65,7 +73,6 @@ PEAK_TFLOPS |= {"L40": 181, "A40": 150, "A10": 125, "4090": 165, "3090": 71, "V1
 def model_of(size, setting):
     """(StableDiffusionModel with random weights, UNet configuration as a dict, tokens of a caption)."""
     import ppdiffusers
-    from ppdiffusers.models.attention_processor import AttnProcessor
     from ppdiffusers.transformers import CLIPTextConfig, CLIPTextModel
 
     from bench.real_size import TEXT_CONFIG, VAE_CONFIG
@@ -91,10 +98,6 @@ def model_of(size, setting):
         del model.vae
     if "text" in setting.get("source", ""):
         del model.text_encoder
-    if setting.get("attention") == "math":
-        model.unet.set_attn_processor(AttnProcessor())
-    elif "attention" in setting:
-        model.unet.enable_xformers_memory_efficient_attention(setting["attention"])
     return model, config, length
 
 
@@ -122,15 +125,16 @@ def measure(args, setting):
     from sd import runtime
     from sd.logs import import_quietly
 
-    runtime.prepare()
+    runtime.prepare(args.device)
     import_quietly()
     import paddle
 
     from sd.flags.command_line import parse_arguments
+    from sd.models.attention import use_fastest_attention
     from sd.training.trainer import StableDiffusionTrainer
 
     batch = args.batch * setting.get("batch_times", 1)
-    flags = {key: value for key, value in setting.items() if key not in OURS}
+    flags = {"recompute": False} | {key: value for key, value in setting.items() if key not in OURS}
     flags |= {"device": args.device, "per_device_train_batch_size": batch, "max_steps": args.warm + args.steps}
     flags |= {"logging_steps": args.warm, "report_to": "none", "max_grad_norm": -1, "disable_tqdm": True}
     flags |= {"output_dir": args.folder, "save_strategy": "no", "image_logging_steps": -1, "learning_rate": 1e-4}
@@ -157,20 +161,24 @@ def measure(args, setting):
             pass
 
     trainer = Timed(model, training_args)
+    if "attention" in setting:
+        dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[training_args.precision]
+        use_fastest_attention(model.unet, [dtype], setting["attention"])
     trainer.train()
-    if args.device == "gpu":
+    if training_args.device == "gpu":
         peak = paddle.device.cuda.max_memory_allocated()
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     last = trainer.logged[-1]
     rate = last["samples_per_second"]
     found = {"images_per_second": rate, "peak_bytes": peak, "loss": last["loss"], "batch": batch}
+    found["data_wait_percent"] = last["data_wait_percent"]
     if args.size == "full":
         from bench.operations import step_flops
 
         source = setting.get("source", "")
         flops = step_flops(args.resolution, vae="latents" not in source, text_encoder="text" not in source)
-        found["utilisation"] = flops * rate / (args.peak_tflops or peak_tflops(args.device)) / 1e12
+        found["utilisation"] = flops * rate / (args.peak_tflops or peak_tflops(training_args.device)) / 1e12
     return found
 
 
@@ -191,22 +199,58 @@ def peak_tflops(device):
     return 2 * side**3 / best / 1e12
 
 
+def describe(device):
+    """The device and what runs on it, as a dict. Raises InputError if it cannot be used."""
+    from sd import devices, runtime
+    from sd.logs import import_quietly
+
+    runtime.prepare(device)
+    import_quietly()
+    import paddle
+
+    selected = devices.select(device)
+    card = paddle.device.cuda.get_device_name(selected.index) if selected.kind == "gpu" else "cpu"
+    versions = {"python": platform.python_version(), "driver": devices.driver_version()}
+    for package in ("paddlepaddle", "paddlepaddle-gpu", "paddlenlp", "ppdiffusers"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    if selected.kind == "gpu":
+        versions |= {"cuda": paddle.version.cuda(), "cudnn": paddle.version.cudnn()}
+    return {"card": card, "device": devices.describe(selected), "versions": versions}
+
+
+def run_alone(words, argv):
+    """This script with other words in a process of its own. Returns (the JSON object that it prints or None, the
+    finished process)."""
+    done = subprocess.run([sys.executable, __file__, *argv, *words], capture_output=True, text=True)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("{")), None)
+    return (json.loads(line) if line else None), done
+
+
 def run_setting(name, argv):
     """Measure one setting in a process of its own. Returns its figures, or why there are none."""
-    done = subprocess.run([sys.executable, __file__, *argv, "--one", name], capture_output=True, text=True)
-    for line in done.stdout.splitlines():
-        if line.startswith("{"):
-            return json.loads(line), ""
-    said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    full = ("ResourceExhausted", "memory ran out", "MemoryError")
+    found, done = run_alone(["--one", name], argv)
+    return (found, "") if found else (None, why(done))
+
+
+def why(done, most=110):
+    """In a few words, why a process came to no figures. Memory that ran out may have ended it at any place."""
+    full = ("ResourceExhausted", "memory ran out", "MemoryError", "out of memory", "Out of memory")
     if done.returncode < 0 or any(word in done.stderr for word in full):
-        return None, "out of memory"
-    return None, said.removeprefix("error: ")[:110]
+        return "out of memory"
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1].removeprefix("error: ")[:most]
+
+
+def result_path(card, folder=ROOT / "bench/results"):
+    """bench/results/DATE_CARD_COMMIT.json"""
+    git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    name = "_".join([time.strftime("%Y-%m-%d"), re.sub(r"\W+", "-", card), git.stdout.strip() or "unknown"])
+    return folder / f"{name}.json"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
+    parser.add_argument("--device", default="gpu", help="cpu, gpu or gpu:N (default: %(default)s)")
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="the UNet of v1-4, or the demo's")
     parser.add_argument("--resolution", type=int, help="default 256; 32 for the demo's")
     parser.add_argument("--batch", type=int, help="default 32; on a CPU 1, or 8 for the demo's")
@@ -214,8 +258,9 @@ def main():
     parser.add_argument("--only", nargs="+", metavar="WORDS", help="settings whose name holds one of these")
     parser.add_argument("--peak_tflops", type=float, help="the card's half-precision rate, if it is not known here")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--describe", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    on_gpu, tiny = args.device == "gpu", args.size == "tiny"
+    on_gpu, tiny = devices.parse(args.device).kind == "gpu", args.size == "tiny"
     args.resolution = args.resolution or (32 if tiny else 256)
     args.batch = args.batch or (32 if on_gpu else 8 if tiny else 1)
     args.warm, args.steps = (5, args.steps or 20) if on_gpu else (2, args.steps or 2)
@@ -224,17 +269,30 @@ def main():
         with tempfile.TemporaryDirectory() as args.folder:
             print(json.dumps(measure(args, SETTINGS[args.one])), flush=True)
         return
+    if args.describe:
+        print(json.dumps(describe(args.device)), flush=True)
+        return
+    machine, done = run_alone(["--describe"], sys.argv[1:])
+    if machine is None:
+        raise InputError(why(done, most=1000))
+    settings = {name: getattr(args, name) for name in ("size", "resolution", "batch", "warm", "steps", "peak_tflops")}
+    path = result_path(machine["card"])
+    path.parent.mkdir(parents=True, exist_ok=True)
     chosen = [name for name in SETTINGS if not args.only or any(word in name for word in args.only)]
-    print(f"{args.device}, {args.size} model, {args.resolution} px, {args.steps} steps after {args.warm}\n")
+    print(f"{machine['device']}\n{args.size} model, {args.resolution} px, {args.steps} steps after {args.warm}\n")
     print("| setting | batch | images/s | utilisation | peak memory, GiB |\n| --- | --- | --- | --- | --- |")
+    rows = {}
     for name in chosen:
         found, failure = run_setting(name, sys.argv[1:])
+        rows[name] = found or {"failure": failure}
+        path.write_text(json.dumps(machine | {"settings": settings, "rows": rows}, indent=2) + "\n")
         if failure:
             print(f"| {name} | | {failure} | | |", flush=True)
             continue
         share = f"{found['utilisation']:.0%}" if "utilisation" in found else ""
         rate, peak = found["images_per_second"], found["peak_bytes"] / 2**30
         print(f"| {name} | {found['batch']} | {rate:.4g} | {share} | {peak:.1f} |", flush=True)
+    print(f"\nkept in {path}")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from functools import lru_cache
 import numpy as np
 import paddle
 
+from sd import devices
 from sd.data.parts.moments import Manifest
 from sd.errors import InputError
 from sd.models import encoders
+from sd.models.attention import use_fastest_attention
 from sd.models.hashes import weights_hash
 from sd.models.loading import load_part, part_source
 from sd.sampling.pipeline import vae_factor
@@ -21,6 +23,8 @@ class Encoders:
     def __init__(self, options):
         self.options = options
         self.vae = load_part("vae", *part_source(options, "vae"))
+        if devices.current().kind == "gpu":
+            use_fastest_attention(self.vae, ["float32"])
         factor = vae_factor(self.vae)
         if options.resolution % factor:
             raise InputError(f"--resolution {options.resolution}: the VAE divides it by {factor}; use a multiple of it")

@@ -30,6 +30,7 @@ PRESETS = {
         "guidance_scales": [1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
     },
 }
+GPU_BATCH_SIZES = {"mlperf": 16, "reference": 32}  # pictures in one UNet call; those of 256 pixels are smaller
 TARGETS = {"mlperf": {"fid": 90.0, "clip_score": 0.15}}
 _CHUNK = 16
 
@@ -75,6 +76,8 @@ def measure(flags, model_flags):
     source = Source(tuple(model_flags.items()), flags.device, flags.fid_model, flags.clip_model)
     models, fid_extractor, clip, weights_id = _loaded(source)
     device = devices.current()
+    if device.kind == "gpu" and flags.batch_size is None:
+        flags.batch_size = GPU_BATCH_SIZES.get(flags.preset)
     settings = settings_from(flags, models, device.kind)
     warn_of_cut_prompts(models.tokenizer, prompts)
     output = make_folder(flags.output or "eval_metrics")

@@ -11,6 +11,7 @@ from sd.diffusion.model import check_parts
 from sd.diffusion.schedule import sampler_config
 from sd.errors import InputError, first_line
 from sd.flags.arguments import check_choice
+from sd.models.attention import use_fastest_attention
 from sd.models.hashes import content_id, tokenizer_hash
 from sd.models.loading import load_part
 from sd.models.single_file import SingleFile, is_single_file
@@ -97,6 +98,10 @@ def load_models(
     longest = min(run.get("model_max_length") or 10**9, parts["text_encoder"].config.max_position_embeddings)
     parts["tokenizer"].model_max_length = min(longest, parts["tokenizer"].model_max_length)
     check_parts(SimpleNamespace(**parts, model_args=SimpleNamespace(model_max_length=2)))
+    if devices.current().kind == "gpu":
+        for part in ("unet", "vae"):
+            chosen = use_fastest_attention(parts[part], [DTYPES[dtype]])
+            logger.info("attention of the %s: %s", part, ", ".join(f"{name} for {of}" for of, name in chosen.items()))
     schedule, sampler = _schedule(place, repository, run)
     return Models(
         **parts,

@@ -1,8 +1,8 @@
 """Prompts and seeds -> pictures: the sampling loop that eval.py and the trainer's logged images share.
 
-A picture depends on its prompt, seed and settings alone, never on its neighbours, to the last bit: its noise comes from
-a NumPy generator of its own, and the UNet always sees batches of one fixed shape (the last one is filled up), because
-matrix products round differently in other shapes.
+A picture depends on its prompt, seed and settings alone, never on its neighbours: its noise comes from a NumPy
+generator of its own. On a CPU that holds to the last bit: there the UNet always sees batches of one fixed shape (the
+last one is filled up), because matrix products round differently in other shapes.
 """
 
 import contextlib
@@ -12,8 +12,10 @@ import math
 import numpy as np
 import paddle
 
+from sd import devices
 from sd.diffusion.schedule import sampler_config
 from sd.errors import ArgumentError
+from sd.models.attention import KernelAttnProcessor
 from sd.models.encoders import cut_long, tokenize
 
 # Only samplers that draw no noise on their way: all chance in a picture then comes from its seed.
@@ -61,12 +63,38 @@ def check_size(vae, height, width):
 
 
 def default_batch_size(unet, vae, height, width):
-    """Pictures in one UNet call: 8 where the work is small, else 1, where a CPU gains nothing by more.
+    """Pictures in one UNet call. On a CPU 8 where the work is small, else 1, where more gains nothing; on a GPU what
+    half of its memory holds, at most 32.
 
-    A rule of the model and the size only, so that the same command draws the same bits whatever else it draws.
+    A rule of model, size and kind of card only, so that the same command draws alike whatever else it draws.
     """
+    device = devices.current()
+    if device.kind == "gpu":
+        return batch_in_memory(unet, height // vae_factor(vae), width // vae_factor(vae), devices.memory_bytes(device))
     weights = sum(int(np.prod(parameter.shape)) for parameter in unet.parameters())
     return 8 if weights * height * width // vae_factor(vae) ** 2 < 10**10 else 1
+
+
+def batch_in_memory(unet, height, width, memory):
+    """Pictures whose UNet call, with guidance, takes at most half of `memory` bytes beside the weights: a power of two
+    up to 32. height, width: of the latents.
+
+    What a call holds at once, in numbers a sample: the skip connections, four tensors as large as the widest layer of
+    the first level's feed-forward (8 x its channels), and with plain attention the scores and their softmax.
+    """
+    config, places = unet.config, height * width
+    layers = config.layers_per_block if isinstance(config.layers_per_block, int) else max(config.layers_per_block)
+    widths = config.block_out_channels
+    skips = sum((layers + 1) * channels * places // 4**level for level, channels in enumerate(widths))
+    numbers = skips + 4 * 8 * widths[0] * places
+    if not any(isinstance(processor, KernelAttnProcessor) for processor in unet.attn_processors.values()):
+        heads = config.attention_head_dim  # so ppdiffusers calls the number of heads
+        numbers += 2 * (heads if isinstance(heads, int) else heads[0]) * places**2
+    width_of_number = 4 if unet.dtype == paddle.float32 else 2
+    weights = sum(parameter.size for parameter in unet.parameters())
+    free = memory // 2 - weights * width_of_number
+    fits = max(1, free // (2 * numbers * width_of_number))
+    return min(32, 2 ** (int(fits).bit_length() - 1))
 
 
 def initial_noise(seed, shape):
@@ -115,11 +143,11 @@ def stream_images(
     jobs = list(zip(prompts, seeds, strict=True))
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
-        filled = batch + batch[-1:] * (batch_size - len(batch))
+        filled = batch + batch[-1:] * (batch_size - len(batch) if devices.current().kind == "cpu" else 0)
         with _evaluating(unet, vae, text_encoder), paddle.no_grad():
             noise = paddle.to_tensor(np.stack([initial_noise(seed, shape) for _, seed in filled]))
             with_text = paddle.concat([states(prompt) for prompt, _ in filled])
-            without = paddle.concat([states(negative_prompt)] * batch_size) if guidance_scale > 1 else None
+            without = paddle.concat([states(negative_prompt)] * len(filled)) if guidance_scale > 1 else None
             scheduler.set_timesteps(num_inference_steps)
             share = len(batch) / len(scheduler.timesteps)
             on_step = (lambda share=share: progress(share)) if progress else None

@@ -27,6 +27,7 @@ def make_dataloader(dataset, collate_fn, args) -> paddle.io.DataLoader:
 @contextlib.contextmanager
 def end_workers(batches: Any):
     """Within the context `batches`, an iterator over a DataLoader, may be used; after it none of its workers lives.
+    Any other iterator has none.
 
     Paddle leaves them to the garbage collector, but its own reader thread holds the iterator.
     """
@@ -34,7 +35,8 @@ def end_workers(batches: Any):
         yield
     finally:
         workers = getattr(batches, "_workers", ())
-        batches._try_shutdown_all(*[0] * bool(workers))  # tells them to end, does not wait
+        if hasattr(batches, "_try_shutdown_all"):
+            batches._try_shutdown_all(*[0] * bool(workers))  # tells them to end, does not wait
         end = time.monotonic() + _WORKER_END_SECONDS
         for worker in workers:
             worker.join(max(0, end - time.monotonic()))

@@ -19,6 +19,7 @@ from sd.metrics.measure import apply_preset, measure
 from sd.metrics.reference import reference_statistics
 from sd.metrics.report import table, verdict, write_report
 from sd.metrics.scores import clip_scores, frechet_distance
+from sd.processes.pool import run_local
 from sd.sampling.files import read_pixels, read_png_text
 from tests.data_maker import write_lists
 from tests.tiny import make_tiny_repository
@@ -108,10 +109,18 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(workshop, measured, tmp_p
     assert len(now) == COUNT and {name for name in times if now[name] != times[name]} == {pictures[3].name}
 
 
-def test_several_processes_give_the_same_pictures_and_scores(workshop, measured, tmp_path):
+def test_several_processes_give_the_same_pictures_and_scores(workshop, measured, tmp_path, monkeypatch):
     output, report = measured
-    again = run(workshop, tmp_path / "o", processes=2, guidance_scales=[3.0])
-    assert again["results"][0] == pytest.approx(report["results"][1])
+    pools = []
+
+    def counted(function, tasks, *arguments):
+        pools.append({task.settings.guidance_scale for task in tasks})
+        return run_local(function, tasks, *arguments)
+
+    monkeypatch.setattr("sd.metrics.measure.run_local", counted)
+    again = run(workshop, tmp_path / "o", processes=2, guidance_scales=[1.0, 3.0])
+    assert pools == [{1.0, 3.0}]  # one pool for all scales: a process loads its models once
+    assert again["results"][1] == pytest.approx(report["results"][1])
     for path in (tmp_path / "o" / "guidance-3").iterdir():
         assert path.read_bytes() == (output / "guidance-3" / path.name).read_bytes()
 

@@ -75,3 +75,14 @@ def test_ctrl_c_does_not_wait_for_the_tasks():
     signal.signal(signal.SIGALRM, before)
     assert time.monotonic() - start < 40
     assert num_children() == 0
+
+
+def _seen_card(number):
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()
+
+
+def test_workers_get_an_environment_in_turn():
+    """A process each for a card; before the function is imported, so that Paddle sees one card from the start."""
+    cards = [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "7"}]
+    seen = set(run_local(_seen_card, range(40), 2, cards))
+    assert {card for card, _ in seen} <= {"4", "7"} and len({process for _, process in seen}) == len(seen)

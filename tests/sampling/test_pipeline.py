@@ -1,13 +1,19 @@
 """The sampling loop: bit-equal alone and in a batch, equal to ppdiffusers' pipeline, and plain about what cannot be."""
 
+import itertools
+
 import numpy as np
 import paddle
 import pytest
+from ppdiffusers.models.attention_processor import AttnProcessor
 
+from sd import devices
 from sd.errors import InputError
+from sd.models.attention import KernelAttnProcessor
 from sd.sampling.models import load_models
 from sd.sampling.pipeline import (
     SCHEDULERS,
+    batch_in_memory,
     check_size,
     cut_text,
     decode,
@@ -183,6 +189,36 @@ def test_schedulers_that_cannot_follow_are_named():
         make_scheduler("euler_ancestral")
     with pytest.raises(InputError, match="use --scheduler ddim"):
         make_scheduler("pndm", prediction_type="v_prediction", rescale_betas_zero_snr=True)
+
+
+def test_on_a_gpu_memory_decides_on_the_batch(models, monkeypatch):
+    """Doubling the memory at most doubles the batch, it is a power of two, and a picture always fits alone."""
+    batches = [batch_in_memory(models.unet, 64, 64, memory) for memory in (0, *(2**power for power in range(20, 45)))]
+    assert batches[0] == 1 and batches[-1] == 32 and set(batches) == {1, 2, 4, 8, 16, 32}
+    assert all(low <= high <= 2 * low for low, high in itertools.pairwise(batches))
+    assert batch_in_memory(models.unet, 64, 64, 2**30) >= batch_in_memory(models.unet, 128, 128, 2**30)
+    # Without a fused kernel the scores of 4096 x 4096 places need memory too.
+    plain = batch_in_memory(models.unet, 64, 64, 2**32)
+    models.unet.set_attn_processor(KernelAttnProcessor({}))
+    assert batch_in_memory(models.unet, 64, 64, 2**32) > plain
+    models.unet.set_attn_processor(AttnProcessor())
+    monkeypatch.setattr(devices, "current", lambda: devices.Device("gpu", 0))
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: 2**44)
+    assert default_batch_size(models.unet, models.vae, 256, 256) == 32
+
+
+def test_on_a_gpu_the_last_batch_is_not_filled_up(models, monkeypatch):
+    """Its pictures do not hang on the shape there to the last bit, and a preview of four would draw 32."""
+    settings = {"height": 32, "width": 32, "num_inference_steps": 2, "scheduler": make_scheduler("ddim")}
+    shapes = []
+    forward = type(models.unet).forward
+    monkeypatch.setattr(
+        type(models.unet), "forward", lambda self, *a, **k: (shapes.append(a[0].shape[0]), forward(self, *a, **k))[1]
+    )
+    draw_images(*parts(models), ["a", "b", "c"], seeds=[1, 2, 3], batch_size=2, **settings)
+    monkeypatch.setattr(devices, "current", lambda: devices.Device("gpu", 0))
+    draw_images(*parts(models), ["a", "b", "c"], seeds=[1, 2, 3], batch_size=2, **settings)
+    assert shapes == [4, 4, 4, 4, 4, 4, 2, 2]
 
 
 def test_nothing_assumes_a_factor_of_eight(models):
