@@ -96,11 +96,15 @@ class SDDataArguments:
     resolution: int = flag(512, "Side of the training images in pixels.")
     interpolation: str = flag("lanczos", f"How images are resized: {', '.join(INTERPOLATIONS)}.")
     num_records: int = flag(10_000_000, "Records that make an epoch when max_steps is not given.")
-    buffer_size: int = flag(100, "Rows in a shuffle window.")
+    buffer_size: Optional[int] = flag(
+        None,
+        "Rows in a shuffle window; default: those of the run that is resumed, else 20,000, or as many as half of "
+        "data_cache_bytes holds where parts are remote.",
+    )
     shuffle_every_n_samples: int = flag(5, "Accepted and without effect: every window is shuffled whole.")
     caption_dropout: float = flag(0.1, "Share of the samples that lose their caption (classifier-free guidance).")
     data_lanes: Optional[int] = flag(
-        None, "Lanes into which the data is dealt; default: ranks x data workers of the first start."
+        None, "Lanes into which the data is dealt, each shuffled by itself; default: the machines of the first start."
     )
     max_bad_fraction: float = flag(0.05, "Share of undecodable rows above which the run ends.")
     data_cache_bytes: int = flag(10 * 2**30, "Size of the local cache for remote parts, in bytes.")
@@ -110,7 +114,8 @@ class SDDataArguments:
         check_range("resolution", self.resolution, low=8)
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         check_range("num_records", self.num_records, low=1)
-        check_range("buffer_size", self.buffer_size, low=1)
+        if self.buffer_size is not None:
+            check_range("buffer_size", self.buffer_size, low=1)
         check_range("shuffle_every_n_samples", self.shuffle_every_n_samples, low=1)
         check_range("caption_dropout", self.caption_dropout, low=0, high=1)
         check_range("max_bad_fraction", self.max_bad_fraction, low=0, high=1)

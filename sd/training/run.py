@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import signal
 from pathlib import Path
 
@@ -154,6 +155,13 @@ def steps_of_epochs(training_args, records):
     return max(1, math.ceil(training_args.num_train_epochs * records / (batch * training_args.dataset_world_size)))
 
 
+def num_machines(training_args):
+    """Machines of the run, by what the launcher says of this one."""
+    return max(
+        1, training_args.dataset_world_size // int(os.environ.get("PADDLE_LOCAL_SIZE", training_args.world_size))
+    )
+
+
 def make_dataset(model, data_args, training_args, checkpoint):
     """The endless stream of samples, from where the checkpoint stands."""
     state = read_json(checkpoint, "data_state.json") if checkpoint else {}
@@ -161,19 +169,23 @@ def make_dataset(model, data_args, training_args, checkpoint):
         raise InputError(
             f"data_lanes={data_args.data_lanes}, but {checkpoint} was dealt in {state['lanes']}; leave it out"
         )
+    machines = num_machines(training_args)
+    batch_size = training_args.per_device_train_batch_size
+    # With a lane for each machine, a part is fetched and unpacked by one machine, whatever ranks and workers it has.
+    deal_size = batch_size if data_args.data_lanes else batch_size * training_args.dataset_world_size // machines
     return TextImagePair(
         data_args.file_list,
         model.tokenize,
         resolution=data_args.resolution,
-        batch_size=training_args.per_device_train_batch_size,
+        batch_size=batch_size,
         num_workers=training_args.dataloader_num_workers,
         rank=training_args.dataset_rank,
         world_size=training_args.dataset_world_size,
         seed=training_args.seed,
         start_sample=state.get("samples_seen", 0),
-        lanes=state.get("lanes", data_args.data_lanes),
-        deal_size=state.get("deal_size"),
-        buffer_size=data_args.buffer_size,
+        lanes=state.get("lanes", data_args.data_lanes or machines),
+        deal_size=state.get("deal_size", deal_size),
+        buffer_size=data_args.buffer_size or state.get("buffer_size"),
         interpolation=data_args.interpolation,
         caption_dropout=data_args.caption_dropout,
         max_bad_fraction=data_args.max_bad_fraction,

@@ -35,7 +35,7 @@ DEFAULTS = {
     "input_perturbation": 0,
     "file_list": "./data/filelist/train.filelist.list",
     "num_records": 10_000_000,
-    "buffer_size": 100,
+    "buffer_size": None,
     "shuffle_every_n_samples": 5,
     "interpolation": "lanczos",
     "resolution": 512,

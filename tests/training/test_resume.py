@@ -130,6 +130,18 @@ def test_the_average_of_an_earlier_version_is_not_lost_in_silence(workshop, run)
         workshop.train(run, "--max_steps", 3)
 
 
+def test_the_order_of_the_first_start_goes_on(workshop):
+    """An earlier version dealt a lane to each worker and shuffled 100 rows; its checkpoints say so."""
+    output_dir = workshop.train("window", "--max_steps", 2, "--buffer_size", 7, "--data_lanes", 2)
+    before = json.loads((output_dir / "checkpoint-2/data_state.json").read_text())
+    workshop.train("window", "--max_steps", 3)
+    after = json.loads((output_dir / "checkpoint-3/data_state.json").read_text())
+    assert (before["buffer_size"], before["lanes"]) == (7, 2)
+    assert after == before | {"samples_seen": 12}
+    with pytest.raises(InputError, match=r"\(buffer_size: 7 -> 8\)"):
+        workshop.train("window", "--max_steps", 4, "--buffer_size", 8)
+
+
 def poison(checkpoint, name):
     """Make one number of a file NaN, under a manifest that fits, as a version without a check would have saved it."""
     tensors = load_file(checkpoint / name)

@@ -18,6 +18,7 @@ from sd.errors import InputError
 logger = logging.getLogger(__name__)
 
 _REMOTE_THREADS = 32
+_UNPACKED = 4 / 3  # bytes of base64 for each one of its gzip
 _NAMED = 10  # bad parts named one by one in the log
 
 
@@ -29,6 +30,7 @@ class PartSummary:
     num_rows: int = 0
     num_bad: int = 0
     kind: str = ""
+    num_bytes: int = 0
     checksum: str = "missing"
     layout: str = ""
     damage: str = ""
@@ -42,7 +44,8 @@ class Catalog:
       parts' bytes, "missing" where the index cannot be had.
     - num_rows, num_usable: totals. num_lost: rows of missing or damaged parts, guessed from the size of the others.
       num_bad: these and the rows without a readable image.
-    - copied: numbers of the parts that are read from local copies; damage: {part number: reason}.
+    - copied: numbers of the parts that are read from local copies, copied_rows and copied_bytes: their rows, and about
+      the bytes of the copies; damage: {part number: reason}.
     - kind: "image" or "moments"; manifest: the Manifest of the latter, else None.
     - fingerprint: a hash of weights, names and checksums, the same wherever the parts lie.
 
@@ -63,6 +66,9 @@ class Catalog:
         self.num_usable = int(self.usable.sum())
         self.num_rows = sum(part.num_rows for part in parts)
         self.copied = {number for number, part in enumerate(parts) if needs_copy(self.paths[number], part.layout)}
+        copied = [parts[number] for number in self.copied]
+        self.copied_rows = sum(part.num_rows for part in copied)
+        self.copied_bytes = sum(part.num_bytes * (_UNPACKED if part.layout == STREAM else 1) for part in copied)
         self.damage = {number: part.damage for number, part in enumerate(parts) if part.damage}
         self.num_lost = _count_lost(parts)
         self.num_bad = sum(part.num_bad for part in parts) + self.num_lost
@@ -160,6 +166,7 @@ def summarise(path, resolution, cache_dir=None):
     return PartSummary(
         usable=usable,
         num_rows=header.num_rows,
+        num_bytes=header.part_bytes,
         num_bad=num_bad,
         kind=header.kind,
         checksum=header.checksum,

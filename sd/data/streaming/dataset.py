@@ -25,6 +25,7 @@ __all__ = ["EvalPairs", "TextImagePair", "collate", "raise_if_failed", "worker_i
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NICENESS = 10  # of 19; a tenth of a core that another process wants
 _EVAL_ATTEMPTS = 100
+WINDOW_ROWS, LEAST_WINDOW_ROWS = 20_000, 100
 
 
 class TextImagePair(IterableDataset):
@@ -60,7 +61,7 @@ class TextImagePair(IterableDataset):
         start_sample=0,
         lanes=None,
         deal_size=None,
-        buffer_size=100,
+        buffer_size=None,
         interpolation="lanczos",
         caption_dropout=0.1,
         max_bad_fraction=0.05,
@@ -76,7 +77,11 @@ class TextImagePair(IterableDataset):
         self.lanes = lanes or world_size * max(1, num_workers)
         self.deal_size = deal_size or batch_size
         self.order = Order(
-            self.catalog.sources, seed=seed, lanes=self.lanes, deal_size=self.deal_size, buffer_size=buffer_size
+            self.catalog.sources,
+            seed=seed,
+            lanes=self.lanes,
+            deal_size=self.deal_size,
+            buffer_size=buffer_size or default_window(self.catalog, cache_bytes),
         )
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._start_sample, self._max_bad_fraction, self._cache_bytes = start_sample, max_bad_fraction, cache_bytes
@@ -126,7 +131,8 @@ class TextImagePair(IterableDataset):
             self._maker,
             watchdog,
             max_bad_fraction=self._max_bad_fraction,
-            share=1 / (self._world_size * num_workers),
+            worker=self._rank * num_workers + number,
+            num_workers=self._world_size * num_workers,
         )
         samples = worker_samples(
             self._start_sample, self._batch_size, self._rank, self._world_size, number, num_workers
@@ -141,6 +147,15 @@ class TextImagePair(IterableDataset):
         finally:
             reader.close()
             watchdog.close()
+
+
+def default_window(catalog: Catalog, cache_bytes: int) -> int:
+    """Rows in a shuffle window: WINDOW_ROWS, or where parts are read through local copies, as many as let two windows,
+    the one in use and the one that is being fetched, fit into `cache_bytes`; a part that is begun counts whole."""
+    if not catalog.copied:
+        return WINDOW_ROWS
+    row_bytes, part_rows = catalog.copied_bytes / max(1, catalog.copied_rows), catalog.copied_rows / len(catalog.copied)
+    return max(LEAST_WINDOW_ROWS, min(WINDOW_ROWS, int(cache_bytes / 2 / max(1, row_bytes) - 2 * part_rows)))
 
 
 class EvalPairs(Dataset):

@@ -17,6 +17,7 @@ PARTS, WINDOW, MIX, REPLACE, CROP, CAPTION, DRAW, EVAL = range(1, 9)
 
 MIX_BLOCK = 4096  # weights of several sources are honoured to one part in this many
 KEPT_WINDOWS = 2048
+KEPT_ROWS = 500_000  # in windows: 16 bytes each
 KEPT_PASSES = 4
 REPLACEMENT_DRAWS = 200
 
@@ -84,7 +85,9 @@ class Order:
         self._block = np.repeat(np.arange(len(self.quotas), dtype=np.int16), self.quotas)
         self._mixed = int((self.quotas > 0).sum()) > 1
         self._passes = _Kept(KEPT_PASSES * len(kept), self._make_pass)
-        self._windows = _Kept(KEPT_WINDOWS, self._make_window)
+        # One of each source is in use on a lane; a worker may serve several lanes.
+        windows = max(2 * len(kept), min(KEPT_WINDOWS, KEPT_ROWS // buffer_size))
+        self._windows = _Kept(windows, self._make_window)
         self._blocks = _Kept(KEPT_WINDOWS, self._make_block)
 
     def _check_size(self):
@@ -144,6 +147,13 @@ class Order:
         """All places of the sample's window in shuffled order, (parts, ordinals) int64, and the sample's slot."""
         *window, slot = self.position(sample)
         return *self._windows[tuple(window)], slot
+
+    def window_parts(self, source, lane, pass_number, window):
+        """The parts of a window and of the next one on its lane, as two sets."""
+        start, stop = self.lane_range(source, lane)
+        after = (pass_number, window + 1) if (window + 1) * self.buffer_size < stop - start else (pass_number + 1, 0)
+        both = (self._windows[(source, lane, *at)][0] for at in ((pass_number, window), after))
+        return tuple(set(np.unique(parts).tolist()) for parts in both)
 
     def candidates(self, sample):
         """The sample's own place, then those that replace it in turn should a row turn out to be corrupt.

@@ -16,7 +16,7 @@ from sd.errors import InputError, RunError
 
 logger = logging.getLogger(__name__)
 
-_OPEN_PARTS = 32
+_OPEN_PARTS = 256
 _NAMED_ROWS = 20  # bad rows named one by one in a worker's log
 # A worker judges the share of bad rows once it has read its share of a pass, or this many rows of it.
 _LEAST_JUDGED, _MOST_JUDGED = 200, 20_000
@@ -49,6 +49,12 @@ class RowReader:
         self._prepared.add(part)
         self._pool.submit(self._prepare, part)
 
+    def retain(self, parts):
+        """Close copied parts that are not among `parts`: a copy that is open takes space even when it is removed."""
+        for part in self._catalog.copied.intersection(self._open) - parts:
+            self._close(part)
+        self._prepared &= parts
+
     def _prepare(self, part):
         path = self._catalog.paths[part]
         # Whatever goes wrong will do so again when the part is opened, and is reported then.
@@ -59,22 +65,22 @@ class RowReader:
         if part not in self._open:
             self._open[part] = self._try_open(part)
             if len(self._open) > _OPEN_PARTS:
-                self._close_oldest()
+                self._close(next(iter(self._open)))
         self._open.move_to_end(part)
         reader, rows = self._open[part]
         if reader is None:
             raise BadRowError(None, rows)
         return reader, rows
 
-    def _close_oldest(self):
-        part, (reader, _) = self._open.popitem(last=False)
+    def _close(self, part):
+        reader, _ = self._open.pop(part)
         self._prepared.discard(part)
         if reader is not None:
             reader.close()
 
     def close(self):
-        while self._open:
-            self._close_oldest()
+        for part in list(self._open):
+            self._close(part)
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -106,17 +112,20 @@ class BadRowError(RowError):
 class SampleSource:
     """Makes the sample of a number, from the first good one of the order's candidates.
 
-    share: part of all rows that this worker reads. Raises RunError when more than `max_bad_fraction` of the rows that
-    were a sample's own turned out bad.
+    worker, num_workers: this one's number among those of all ranks. Raises RunError when more than `max_bad_fraction`
+    of the rows that were a sample's own turned out bad.
     """
 
-    def __init__(self, catalog, order, reader, maker, watchdog, *, max_bad_fraction, share):
+    def __init__(self, catalog, order, reader, maker, watchdog, *, max_bad_fraction, worker, num_workers):
         self._catalog, self._order, self._reader, self._maker = catalog, order, reader, maker
         self._watchdog, self._max_bad_fraction = watchdog, max_bad_fraction
-        judged = max(_LEAST_JUDGED, int(catalog.num_usable * share))
+        judged = max(_LEAST_JUDGED, catalog.num_usable // num_workers)
         self._judged = min(catalog.num_usable, judged, _MOST_JUDGED)
         self._bad_places = set()
-        self._windows = {}  # lane -> the window that it is in
+        self._windows = {}  # (source, lane) -> (the window that it is in, parts of that and of the next)
+        # The workers that serve a lane fetch its next window between them.
+        self._sharing = max(1, num_workers // order.lanes)
+        self._share = worker % self._sharing
         self.num_read = self.num_bad = 0
 
     def train(self, sample):
@@ -133,15 +142,15 @@ class SampleSource:
         raise RunError(f"sample {sample}: no good row in its window, nor among those drawn instead; look at the parts")
 
     def _look_ahead(self, sample):
-        """On entering a window, have the parts of the lane's next one fetched."""
-        lane, index = self._order.lane_of(sample)
-        window = self._order.position(sample)[:-1]
-        if self._windows.get(lane) == window:
+        """On entering a window, have copies of its parts and the next one's made, and let go of earlier ones."""
+        source, lane, *window, _ = self._order.position(sample)
+        if self._windows.get((source, lane), [None])[0] == window:
             return
-        self._windows[lane] = window
-        parts, _, _ = self._order.window(self._order.sample_at(lane, index + self._order.buffer_size))
-        for part in np.unique(parts).tolist():
-            if part in self._catalog.copied:
+        current, following = self._order.window_parts(source, lane, *window)
+        self._windows[source, lane] = window, current | following
+        self._reader.retain(set().union(*(parts for _, parts in self._windows.values())))
+        for part in [*sorted(current), *sorted(following - current)]:
+            if part in self._catalog.copied and part % self._sharing == self._share:
                 self._reader.prepare(part)
 
     def _try(self, place, sample):

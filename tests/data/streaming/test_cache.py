@@ -116,14 +116,14 @@ def test_a_part_larger_than_the_bound_is_still_read(folder, remote):
 
 
 def test_the_next_window_is_fetched_ahead(folder, remote):
-    """With the whole pass in two windows, the parts of the second are there before its first row is asked for."""
+    """With the whole pass in two windows, the parts of both are there before a second row is asked for."""
     file_list, _ = upload(folder, *remote)
     data = dataset(file_list, buffer_size=22, lanes=1, deal_size=1)
     ahead = {data.order.place(s)[0] for s in range(22, 44)}
     stream = iter(data)
     next(stream)
     cache, fetched = folder / "cache" / "sd_parts", set()
-    opened = {data.order.place(0)[0]}
+    opened = {data.order.place(s)[0] for s in range(22)}
     for _ in range(100):
         fetched = list(cache.glob("*.part"))
         if len(fetched) >= len(ahead | opened):
