@@ -26,7 +26,7 @@ from sd.sampling.files import written
 
 logger = logging.getLogger(__name__)
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _BATCH = 32
 
 
@@ -98,7 +98,8 @@ def _read(path, extractor):
 def _pictures(path, height, width):
     """(iterator of uint8 [height, width, 3], their number at most, what names their content)."""
     if path.is_dir():
-        names = sorted(name for name in path.rglob("*") if name.suffix.lower() in _PICTURES)
+        names = sorted(path.rglob("[!.]*"))  # without what a system hides, such as macOS's `._a.png`
+        names = [name for name in names if name.suffix.lower() in _PICTURES]
         if len(names) < 2:
             raise ArgumentError("fid_reference", str(path), f" holds {len(names)} pictures; expected at least two")
         digest = sha256()
