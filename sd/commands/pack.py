@@ -1,9 +1,17 @@
 """Pack captioned images into parts for training: JSONL, webdataset or parquet in, parts and file lists out."""
 
 import argparse
+from collections.abc import Iterator
 
 from sd.data.packing.options import ENGINES, INPUT_FORMATS, VERIFY, PackOptions
 from sd.data.packing.packer import pack
+from sd.data.parts import storage
+from sd.data.parts.part import load_header
+from sd.data.streaming.captions import describe_cut, sample_captions
+from sd.data.streaming.catalog import Catalog
+from sd.flags.arguments import SDModelArguments
+
+TEXT_LENGTH = SDModelArguments.model_max_length
 
 
 def parse_arguments(argv=None):
@@ -38,4 +46,21 @@ def main():
     file_list, report = pack(parse_arguments())
     outcomes = ", ".join(f"{count} {name}" for name, count in report["outcomes"].items())
     print(f"{report['rows']} rows into {report['parts']} parts: {outcomes}")
+    for line in () if storage.is_remote(file_list) else outlook(file_list):
+        print(line)
     print(f"train with --file_list {file_list}")
+
+
+def outlook(file_list: str) -> Iterator[str]:
+    """Lines on what training would leave out of packed data: small images and the ends of long captions."""
+    catalog = Catalog(file_list, 1, max_bad_fraction=1.0)
+    headers = [load_header(path) for number, path in enumerate(catalog.paths) if number not in catalog.damage]
+    for resolution in (256, 512):
+        large = [header.num_usable(resolution) for header in headers]
+        if None not in large and (smaller := catalog.num_usable - sum(large)):
+            yield (
+                f"training at --resolution {resolution} leaves out {smaller} of {catalog.num_usable} images, which are "
+                "smaller; --enlarge True takes them, enlarged"
+            )
+    if line := describe_cut(sample_captions(catalog), TEXT_LENGTH):
+        yield f"{line} (CLIP's words counted; python -m sd.data.inspect LIST --tokenizer_name NAME counts its tokens)"

@@ -30,6 +30,7 @@ from sd.data.parts.index import PartError
 from sd.data.parts.moments import decode_payload, find_manifest
 from sd.data.parts.part import load_index
 from sd.data.parts.record import RowError
+from sd.data.streaming.captions import describe_cut
 from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.order import CAPTION, CROP, rng
@@ -56,6 +57,7 @@ class Findings:
 
     num_read: int = 0
     caption_lengths: list = field(default_factory=list)
+    captions: list = field(default_factory=list)  # the first of each row
     captions_per_row: Counter = field(default_factory=Counter)
     bad: list = field(default_factory=list)
     samples: list = field(default_factory=list)
@@ -124,6 +126,7 @@ def read_rows(catalog, count, num_samples, interpolation, caption_dropout, seed,
             name = storage.base_name(catalog.paths[part]) if at is None else catalog.name(part, at)
             found.bad.append(f"{name}: {error}")
             continue
+        found.captions += record.captions[:1]
         found.caption_lengths += [len(caption) for caption in record.captions]
         found.captions_per_row[len(record.captions)] += 1
         if row in chosen and catalog.manifest is None:
@@ -214,10 +217,22 @@ def cache_lines(manifest, found):
     return lines
 
 
+def load_tokenizer(name):
+    """The tokenizer that training would use; only here the libraries are imported."""
+    from sd.logs import import_quietly
+
+    import_quietly()
+    from sd.models.loading import load_part
+
+    return load_part("tokenizer", name)
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m sd.data.inspect", description=__doc__.split("\n\n")[1])
     parser.add_argument("file_list", help="a .filelist.list, as --file_list of training takes it")
     parser.add_argument("--resolution", type=int, help="as in training; default 256, or that of the cache")
+    parser.add_argument("--tokenizer_name", help="folder or published name of a tokenizer that counts captions' tokens")
+    parser.add_argument("--model_max_length", type=int, default=77, help="longest caption in tokens; default 77")
     parser.add_argument("--interpolation", choices=INTERPOLATIONS, default="lanczos")
     parser.add_argument("--caption_dropout", type=float, default=0.1)
     parser.add_argument("--rows", type=int, default=1000, help="rows to read and decode, 0 for all; default 1000")
@@ -249,6 +264,9 @@ def main(arguments=None):
         whole=readable is not catalog,
     )
     print("\n".join(report(catalog, read_sizes(catalog), found)))
+    tokenizer = load_tokenizer(options.tokenizer_name) if options.tokenizer_name else None
+    if found.captions and (line := describe_cut(found.captions, options.model_max_length, tokenizer)):
+        print(line + ("" if tokenizer else " (CLIP's words counted; --tokenizer_name NAME counts its tokens)"))
     if found.samples:
         try:
             contact_sheet(found.samples).save(options.output, "PNG")

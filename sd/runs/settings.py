@@ -26,7 +26,7 @@ _MODEL = [
     "train_text_encoder",
     "model_max_length",
 ]
-_DATA = ["resolution", "interpolation", "caption_dropout"]
+_DATA = ["resolution", "enlarge", "interpolation", "caption_dropout"]
 _TRAINING = [
     "seed",
     "learning_rate",
@@ -59,7 +59,7 @@ _ENVIRONMENT = ("FLAG_", "FLAGS_", "PADDLE_TRAINERS_NUM", "MKL_", "OMP_", "CUDA_
 
 
 # What checkpoints of earlier versions, which do not say it, were made with.
-_EARLIER = {"snr_weight_floor": 0.0, "resizer": "matrix products"}
+_EARLIER = {"snr_weight_floor": 0.0, "resizer": "matrix products", "enlarge": False}
 _HASH_DIGITS = 16
 
 

@@ -12,6 +12,7 @@ from paddlenlp.trainer.trainer_utils import IntervalStrategy
 from sd import devices
 from sd.data.images.resize import RESIZER
 from sd.data.parts.moments import find_manifest
+from sd.data.streaming.captions import describe_cut, sample_captions
 from sd.data.streaming.dataset import EvalPairs, TextImagePair, collate, raise_if_failed
 from sd.diffusion.model import StableDiffusionModel
 from sd.errors import ArgumentError, InputError
@@ -56,6 +57,8 @@ def train(model_args, data_args, training_args):
     paddle.seed(training_args.seed)
     model = StableDiffusionModel.from_arguments(model_args, data_args.resolution, cached_parts(manifests[0]))
     dataset = make_dataset(model, data_args, training_args, checkpoint)
+    if training_args.process_index == 0:
+        warn_of_cut_captions(model, dataset.catalog)
     if training_args.max_steps <= 0:
         training_args.max_steps = steps_of_epochs(training_args, min(data_args.num_records, dataset.num_usable))
         if checkpoint and is_finished(checkpoint, training_args):
@@ -191,7 +194,16 @@ def make_dataset(model, data_args, training_args, checkpoint):
         max_bad_fraction=data_args.max_bad_fraction,
         cache_bytes=data_args.data_cache_bytes,
         draw=model.draws(data_args.resolution),
+        enlarge=data_args.enlarge,
     )
+
+
+def warn_of_cut_captions(model, catalog):
+    """Log which share of a sample of the captions is longer than the text encoder sees, if any is."""
+    if "text_encoder" in model.deferred:  # their states were computed when they were cached
+        return
+    if line := describe_cut(sample_captions(catalog), model.model_args.model_max_length, model.tokenizer):
+        logger.warning("%s: %s", catalog.file_list, line)
 
 
 def _eval_pairs(model, data_args, training_args, file_list, limit):
@@ -203,6 +215,7 @@ def _eval_pairs(model, data_args, training_args, file_list, limit):
         seed=training_args.seed,
         interpolation=data_args.interpolation,
         limit=limit,
+        enlarge=data_args.enlarge,
     )
 
 

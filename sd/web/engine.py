@@ -17,18 +17,14 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import xxhash
 
 from sd import devices, runtime
-from sd.data.parts.record import RowError
+from sd.data.streaming.captions import sample_captions
 from sd.data.streaming.catalog import Catalog
-from sd.data.streaming.local_copies import LocalCopies
-from sd.data.streaming.stream import RowReader
 from sd.errors import ArgumentError, InputError, RunError, one_line
 from sd.flags.arguments import check_choice, check_range
 from sd.logs import import_quietly, set_up_logging
-from sd.processes.watchdog import Watchdog
 from sd.runs.locate import find_unet, list_choices, run_settings
 
 MOST_PICTURES, LARGEST_SIDE, MOST_EXAMPLES = 16, 2048, 4
@@ -166,21 +162,11 @@ def trained_facts(name: str) -> dict:
 
 
 def read_captions(file_list: str, most: int) -> list[str]:
-    """Up to `most` different captions of rows spread over a file list, without what a bad row or list hides."""
-    captions = []
+    """Up to `most` different captions of rows spread over a file list; none of one that cannot be read."""
     with suppress(InputError, RunError, OSError):
-        catalog = Catalog(file_list, 1, max_bad_fraction=1.0)
-        ends = np.cumsum(catalog.usable)
-        watchdog = Watchdog()
-        reader = RowReader(catalog, LocalCopies(), watchdog)
-        for row in np.unique(np.linspace(0, catalog.num_usable - 1, 4 * most).astype(int)):
-            part = int(np.searchsorted(ends, row, side="right"))
-            with suppress(RowError):
-                _, record = reader.read(part, int(row - ends[part] + catalog.usable[part]))
-                captions += [text for text in record.captions[:1] if text.strip() and text not in captions]
-        reader.close()
-        watchdog.close()
-    return captions[:most]
+        captions = sample_captions(Catalog(file_list, 1, max_bad_fraction=1.0), 4 * most)
+        return [text for text in dict.fromkeys(captions) if text.strip()][:most]
+    return []
 
 
 def check_request(request):

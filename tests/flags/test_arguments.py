@@ -51,6 +51,7 @@ DEFAULTS = {
     "profiler_options": None,
     "report_to": ["visualdl"],
     # Ours
+    "enlarge": False,
     "caption_dropout": 0.1,
     "data_lanes": None,
     "max_bad_fraction": 0.05,

@@ -111,6 +111,14 @@ def test_the_log_line_and_the_benchmark_line(workshop, info):
     assert float(numbers["ips"]) == pytest.approx(12 / float(numbers["avg_batch_cost"]), rel=1e-3)
 
 
+def test_captions_that_are_cut_are_told_before_the_first_step(workshop, info):
+    workshop.train("cut", "--model_max_length", 8, "--max_steps", 1)
+    (line,) = [line for line in info.messages if "captions read" in line]
+    assert "100% of 33 captions read are longer than the 8 tokens of --model_max_length" in line
+    lists = [line for line in info.messages if "usable at 32 px" in line]
+    assert len(lists) == 1  # and the list is read once
+
+
 def test_the_validation_loss_is_the_same_for_the_same_weights(workshop, info):
     flags = ["--eval_file_list", workshop.file_list, "--eval_steps", 2]
     for name, more in (("eval_1", []), ("eval_2", ["--per_device_eval_batch_size", 3])):

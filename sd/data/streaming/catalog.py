@@ -40,7 +40,8 @@ class PartSummary:
 class Catalog:
     """The parts of a file list in order, numbered through all its sources.
 
-    - paths: list of str; usable: int64 [parts], rows with a short side of `resolution` or more; checksums: names of the
+    - paths: list of str; usable: int64 [parts], rows with a short side of `resolution` or more, with `enlarge` of
+      any; checksums: names of the
       parts' bytes, "missing" where the index cannot be had.
     - num_rows, num_usable: totals. num_lost: rows of missing or damaged parts, guessed from the size of the others.
       num_bad: these and the rows without a readable image.
@@ -53,8 +54,11 @@ class Catalog:
     bad, or images and cached moments stand in one list.
     """
 
-    def __init__(self, file_list, resolution, *, max_bad_fraction=0.05, cache_dir=None, may_be_unusable=False):
+    def __init__(
+        self, file_list, resolution, *, max_bad_fraction=0.05, cache_dir=None, may_be_unusable=False, enlarge=False
+    ):
         self.file_list, self.resolution = str(file_list), resolution
+        self.min_side = 1 if enlarge else resolution
         self.manifest = find_manifest(file_list)
         sources = read_file_list(file_list)
         self.weights = [source.weight for source in sources]
@@ -88,7 +92,7 @@ class Catalog:
 
     def _load(self, cache_dir):
         def load(path):
-            return summarise(path, self.resolution, cache_dir)
+            return summarise(path, self.min_side, cache_dir)
 
         if any(storage.is_remote(path) for path in self.paths):
             with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
@@ -129,6 +133,12 @@ class Catalog:
             f"{self.file_list}: {len(self.paths)} parts, {self.num_rows} rows, {self.num_usable} of them usable at "
             f"{self.resolution} px, {self.num_bad} bad, {len(reasons)} parts damaged"
         )
+        smaller = self.num_rows + self.num_lost - self.num_bad - self.num_usable
+        if smaller > 0 and self.kind != KIND:
+            logger.warning(
+                f"{smaller} of {self.num_rows} images are smaller than {self.resolution} px and left out; "
+                "--enlarge True takes them in training, enlarged"
+            )
         total = self.num_rows + self.num_lost
         if self.num_bad > max_bad_fraction * total:
             first = reasons[0] if reasons else "rows without a readable image"

@@ -67,11 +67,12 @@ class TextImagePair(IterableDataset):
         max_bad_fraction=0.05,
         cache_bytes=DEFAULT_BYTES,
         draw=None,
+        enlarge=False,
     ):
         super().__init__()
         if not 0 <= rank < world_size:
             raise InputError(f"rank={rank} of world_size={world_size}; expected 0 <= rank < world_size")
-        self.catalog = Catalog(file_list, resolution, max_bad_fraction=max_bad_fraction)
+        self.catalog = Catalog(file_list, resolution, max_bad_fraction=max_bad_fraction, enlarge=enlarge)
         self.fingerprint = self.catalog.fingerprint
         self.num_usable, self.num_rows = self.catalog.num_usable, self.catalog.num_rows
         self.lanes = lanes or world_size * max(1, num_workers)
@@ -178,10 +179,12 @@ class EvalPairs(Dataset):
         limit=1000,
         max_bad_fraction=0.05,
         cache_bytes=DEFAULT_BYTES,
+        enlarge=False,
     ):
         super().__init__()
-        is_catalog = isinstance(file_list, Catalog)
-        self.catalog = file_list if is_catalog else Catalog(file_list, resolution, max_bad_fraction=max_bad_fraction)
+        if not isinstance(file_list, Catalog):
+            file_list = Catalog(file_list, resolution, max_bad_fraction=max_bad_fraction, enlarge=enlarge)
+        self.catalog = file_list
         self._ends = np.cumsum(self.catalog.usable)
         self._num_records = min(limit or self.catalog.num_usable, self.catalog.num_usable)
         self._seed, self._cache_bytes = seed, cache_bytes
@@ -226,7 +229,9 @@ def _sample_maker(catalog, tokenize, *, interpolation, **options):
     """The SampleMaker of a catalog of images, the CachedSampleMaker of one of cached parts."""
     manifest = catalog.manifest
     if manifest is None:
-        return SampleMaker(tokenize, resolution=catalog.resolution, interpolation=interpolation, **options)
+        return SampleMaker(
+            tokenize, resolution=catalog.resolution, min_side=catalog.min_side, interpolation=interpolation, **options
+        )
     if lines := manifest.differences(resolution=catalog.resolution):
         raise InputError(f"{catalog.file_list}: the cache does not fit: {'; '.join(lines)}")
     return CachedSampleMaker(tokenize, manifest, **options)

@@ -20,12 +20,12 @@ def short_side(resolution):
     return int(resolution / SHORT_SIDE_SHARE)
 
 
-def decode_for(data: bytes, resolution: int) -> Picture:
+def decode_for(data: bytes, resolution: int, min_side: int | None = None) -> Picture:
     """The picture in an image file, decoded as large as crops of `resolution` need it. Raises RowError."""
     opened = open_image(data)
-    if min(opened.size) < resolution:
+    if min(opened.size) < (min_side or resolution):
         width, height = opened.size
-        raise RowError(f"the image is {width}x{height}, the index says {resolution} or more")
+        raise RowError(f"the image is {width}x{height}, the index says {min_side or resolution} or more")
     return decode(opened, short_side(resolution))
 
 
@@ -61,20 +61,23 @@ def token_ids(tokenize, caption):
 class SampleMaker:
     """What turns the record at place `sample` of the run into the arrays of one sample."""
 
-    def __init__(self, tokenize, *, resolution, interpolation, caption_dropout, seed, draw=None):
+    def __init__(self, tokenize, *, resolution, interpolation, caption_dropout, seed, draw=None, min_side=None):
+        self.min_side = min_side or resolution
         self.tokenize, self.draw, self.seed = tokenize, draw, seed
         self.resolution, self.interpolation, self.caption_dropout = resolution, interpolation, caption_dropout
 
     def train(self, record, sample):
         """Random crop, caption drawn or dropped, and the draws of the diffusion, all keyed by `sample`."""
-        picture = decode_for(record.image, self.resolution)
+        picture = decode_for(record.image, self.resolution, self.min_side)
         pixels = random_crop(picture, self.resolution, self.interpolation, rng(self.seed, CROP, sample))
         caption = choose_caption(record.captions, self.caption_dropout, rng(self.seed, CAPTION, sample))
         return self._arrays(pixels, caption, rng(self.seed, DRAW, sample), sample)
 
     def evaluate(self, record, number, draw_rng):
         """Centre crop, first caption, and the given generator's draws."""
-        pixels = centre_crop(decode_for(record.image, self.resolution), self.resolution, self.interpolation)
+        pixels = centre_crop(
+            decode_for(record.image, self.resolution, self.min_side), self.resolution, self.interpolation
+        )
         return self._arrays(pixels, record.captions[0], draw_rng, number)
 
     def _arrays(self, pixels, caption, draw_rng, sample):

@@ -95,7 +95,7 @@ class RowReader:
         manifest = self._catalog.manifest
         if manifest is not None and index.notes.get("cache") != manifest.id:
             raise RunError(f"{path}: cached by other settings than {manifest.path} says; make the cache again")
-        rows = np.flatnonzero(index.short_sides >= self._catalog.resolution)
+        rows = np.flatnonzero(index.short_sides >= self._catalog.min_side)
         if len(rows) != self._catalog.usable[part]:
             raise RunError(f"{path}: its index has changed since the start; start again")
         return reader, rows

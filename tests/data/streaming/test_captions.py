@@ -1,0 +1,103 @@
+"""What is said of captions that are too long and images that are too small, and small images taken all the same."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from sd.commands.pack import main as pack_main
+from sd.data import inspect
+from sd.data.parts.part import PartWriter
+from sd.data.parts.record import encode_row
+from sd.data.streaming.captions import describe_cut, num_tokens, sample_captions
+from sd.data.streaming.catalog import Catalog
+from sd.data.streaming.dataset import EvalPairs, TextImagePair
+from sd.data.streaming.sample import short_side
+from tests.data_maker import jpeg, make_data, tokenize, write_lists
+from tests.pack_input import write_input
+
+# Captions with the length that CLIP's own tokenizer gives them (openai/clip-vit-large-patch14), both ends included.
+CLIP_LENGTHS = {
+    "a photo of an astronaut riding a horse on mars": 12,
+    "a cat": 4,
+    "": 2,
+    "it's 2024!": 9,  # it 's 2 0 2 4 !
+}
+
+
+@pytest.mark.parametrize(("caption", "length"), CLIP_LENGTHS.items())
+def test_pieces_are_as_many_as_clips_tokens_of_common_words(caption, length):
+    assert num_tokens(caption, 77) == length
+
+
+def test_the_share_of_cut_captions_is_told_by_pieces_or_by_a_tokenizer():
+    class Letters:
+        @staticmethod
+        def tokenize(text):
+            return list(text)
+
+    captions = ["word " * 75, "word " * 76, "a" * 75, "a" * 76]
+    assert describe_cut(captions, 77).startswith("at least 25% of 4 captions read are longer than the 77 tokens")
+    assert describe_cut(captions, 77, Letters).startswith("75% of 4 captions")
+    assert describe_cut(captions[:1], 77) == ""
+    assert num_tokens("a" * 10**7, 77, Letters) == 77 * 40 + 2  # no more is looked at
+
+
+def test_the_sample_is_spread_over_the_parts_and_leaves_bad_rows_out(tmp_path):
+    catalog = Catalog(make_data(tmp_path, [12, 9]), 1)
+    assert sample_captions(catalog, 3) == ["part 0 row 0", "part 0 row 10", "part 1 row 8"]
+    assert len(set(sample_captions(catalog))) == 21
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Six images of 40 x 60 and four of 20 x 30."""
+    sizes = [(40, 60)] * 6 + [(20, 30)] * 4
+    with PartWriter(tmp_path / "part-000001.gz") as part:
+        for row, size in enumerate(sizes):
+            part.add(encode_row(f"row {row} " + "word " * 80 * (row == 9), jpeg(row, *size)), *size)
+    return write_lists(tmp_path, (1.0, [tmp_path / "part-000001.gz"]))
+
+
+def test_small_images_are_left_out_with_a_line_or_enlarged(small, caplog):
+    caplog.set_level(logging.WARNING, logger="sd")
+    assert TextImagePair(small, tokenize, resolution=32).num_usable == 6
+    assert "4 of 10 images are smaller than 32 px and left out; --enlarge True takes them" in caplog.text
+    caplog.clear()
+    dataset = TextImagePair(small, tokenize, resolution=32, enlarge=True)
+    assert dataset.num_usable == 10 and caplog.text == ""
+    samples = [sample for sample, _ in zip(dataset, range(10), strict=False)]
+    assert sorted(int(sample["place"][1]) for sample in samples) == list(range(10))
+    assert {sample["pixel_values"].shape for sample in samples} == {(3, 32, 32)}
+
+
+def test_an_enlarged_image_is_what_pillow_makes_of_it(small):
+    from PIL import Image
+
+    from sd.data.images.decode import decode_image
+
+    pairs = EvalPairs(small, tokenize, resolution=32, enlarge=True, limit=10)
+    side = short_side(32)
+    larger = Image.fromarray(decode_image(jpeg(8, 20, 30))).resize((side, side * 30 // 20), Image.Resampling.LANCZOS)
+    left, top = (side - 32) // 2, (larger.height - 32) // 2
+    wanted = np.asarray(larger.crop((left, top, left + 32, top + 32))).transpose(2, 0, 1).astype(int)
+    assert np.abs(pairs[8]["pixel_values"].astype(int) - wanted).max() <= 1  # Pillow rounds after each direction
+
+
+def test_packing_says_what_training_will_leave_out(tmp_path, monkeypatch, capsys):
+    source = write_input(tmp_path / "in", 5)  # 41 to 45 x 40
+    text = source.read_text().replace("caption 5", "word " * 90)
+    source.write_text(text)
+    monkeypatch.setattr("sys.argv", ["pack", "--input_path", str(source), "--output_path", str(tmp_path / "out")])
+    pack_main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "leaves out 5 of 5 images" in line and "--enlarge True" in line] == lines[1:3]
+    assert lines[3].startswith("at least 20% of 5 captions read are longer than the 77 tokens")
+    assert lines[-1].startswith("train with --file_list")
+
+
+def test_inspect_says_so_too(small, tmp_path, capsys):
+    inspect.main([small, "--resolution", "16", "--output", str(tmp_path / "sheet.png")])
+    assert "at least 10% of 10 captions read are longer than the 77 tokens" in capsys.readouterr().out
+    inspect.main([small, "--resolution", "16", "--model_max_length", "99", "--output", str(tmp_path / "sheet.png")])
+    assert "captions read" not in capsys.readouterr().out
