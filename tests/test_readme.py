@@ -92,3 +92,16 @@ def test_files_and_modules_that_are_named_exist(name):
 def test_the_architecture_is_what_its_script_draws():
     drawn = runpy.run_path(str(ROOT / "docs/draw_architecture.py"))["draw"]().svg()
     assert (ROOT / "docs/architecture.svg").read_text() == drawn
+
+
+def test_the_first_run_holds_the_commands_that_its_script_walks():
+    walk = runpy.run_path(str(ROOT / "docs/make_first_run.py"))["WALK"]
+    commands = [command for _, _, pairs in walk for command, _ in pairs]
+    assert re.findall(r"^\$ (.*)$", (ROOT / "docs/first_run.md").read_text(), re.MULTILINE) == commands
+
+
+@pytest.mark.slow
+def test_the_first_run_can_be_walked(tmp_path):
+    script = [sys.executable, "docs/make_first_run.py", "--steps", "20", "--output", str(tmp_path / "page.md")]
+    walked = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert walked.returncode == 0, walked.stdout[-3000:] + walked.stderr[-3000:]
