@@ -58,8 +58,9 @@ WALK = [
         "Here `coco_data` holds drawn shapes in the place of COCO's pictures, and the demo's small models train.",
         [
             (
-                "python create_pretraining_data.py --input_path coco_data/coco_data.jsonl --output_path ./processed_data "
-                "--caption_key caption --image_key image --per_part_file_num 1000 --num_repeat 100 --save_gzip_file",
+                "python create_pretraining_data.py --input_path coco_data/coco_data.jsonl "
+                "--output_path ./processed_data --caption_key caption --image_key image --per_part_file_num 1000 "
+                "--num_repeat 100 --save_gzip_file",
                 0,
             ),
             (f"{TRAIN} --max_steps 20", 0),
