@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 
 from sd.errors import InputError
+from sd.text import TextError, decode_text
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -27,10 +28,9 @@ def rows_of(folder: Path) -> tuple[list[dict[str, str]], list[Path]]:
     rows = []
     for picture in captioned:
         try:
-            caption = picture.with_suffix(".txt").read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            place = f"{picture.with_suffix('.txt')}: {error.reason} at byte {error.start}"
-            raise InputError(f"{place}; save it as UTF-8") from None
+            caption = decode_text(picture.with_suffix(".txt").read_bytes())
+        except TextError as error:
+            raise InputError(f"{picture.with_suffix('.txt')}: {error}; save it as UTF-8") from None
         rows.append({"caption": " ".join(caption.split()), "image": str(picture.resolve())})
     return rows, sorted(set(pictures) - set(captioned))
 

@@ -25,7 +25,7 @@ def run(folder, output):
 
 
 def test_every_captioned_picture_is_a_row_and_one_without_a_caption_is_named(tmp_path):
-    captions = {"b.PNG": "红色的圆\n".encode(), "sub/a b.jpg": b"\xef\xbb\xbfa cat,\r\nasleep", "c.webp": None}
+    captions = {"b.PNG": "红色的圆\n".encode("gb18030"), "sub/a b.jpg": b"\xef\xbb\xbfa cat,\r\nasleep", "c.webp": None}
     make(tmp_path / "pictures", captions)
     (tmp_path / "pictures/notes.txt").write_text("no picture")
     done = run(tmp_path / "pictures", tmp_path / "out/captions.jsonl")
@@ -41,5 +41,6 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path):
     for folder, message in (("pictures", "expected pairs as cat.jpg, cat.txt"), ("none", "no such folder")):
         done = run(tmp_path / folder, tmp_path / "captions.jsonl")
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
-    make(tmp_path / "other", {"a.jpg": b"\xc3\x28"})
-    assert "a.txt: invalid continuation byte at byte 0; save it as UTF-8" in run(tmp_path / "other", "x").stderr
+    make(tmp_path / "other", {"a.jpg": b"\xc3\x28\xff"})
+    message = run(tmp_path / "other", tmp_path / "captions.jsonl").stderr
+    assert "a.txt: " in message and "; save it as UTF-8" in message
