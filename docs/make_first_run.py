@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +23,7 @@ INTRODUCTION = """\
 # First run
 
 The transcript of two walks through a fresh clone, made by `python docs/make_first_run.py` on two CPU cores; progress
-bars are left out, times are those of that machine. The installation, a download of some minutes, is left out as well.
+bars and the installation, a download of some minutes, are left out.
 """
 # Title, what is told, and pairs (command, expected exit code).
 WALK = [
@@ -107,11 +106,10 @@ def prepare(folder: Path) -> None:
         (pictures / Path(image).name).with_suffix(".txt").write_text(caption + "\n")
 
 
-def walk_command(folder: Path, command: str, steps: int) -> tuple[int, list[str], float]:
-    """Exit code, cleaned lines of output, and seconds of one command."""
+def walk_command(folder: Path, command: str, steps: int) -> tuple[int, list[str]]:
+    """Exit code and cleaned lines of output of one command."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("FLAG_", "MKL_", "OMP_"))}
     environ |= {"PATH": f"{folder / '.venv/bin'}:{os.environ['PATH']}", "STEPS": str(steps), "COLUMNS": "110"}
-    begin = time.monotonic()
     done = subprocess.run(
         ["sh", "-c", command],
         cwd=folder,
@@ -121,7 +119,7 @@ def walk_command(folder: Path, command: str, steps: int) -> tuple[int, list[str]
         text=True,
         check=False,
     )
-    return done.returncode, clean(done.stdout.replace(str(folder), "/home/you/sd")), time.monotonic() - begin
+    return done.returncode, clean(done.stdout.replace(str(folder), "/home/you/sd"))
 
 
 def clean(output: str) -> list[str]:
@@ -150,10 +148,10 @@ def make_page(steps: int) -> str:
             pieces.append(f"## {title}\n\n{told}\n")
             for command, expected in commands:
                 print("+", command, flush=True)
-                code, lines, seconds = walk_command(folder, command, steps)
+                code, lines = walk_command(folder, command, steps)
                 if code != expected:
                     raise SystemExit("\n".join([*lines, f"exit code {code}, expected {expected}: {command}"]))
-                ending = [f"(exit code {code})"] if code else [f"({seconds:.0f} s)"] if seconds > 1 else []
+                ending = [f"(exit code {code})"] if code else []
                 pieces.append("\n".join(["```console", f"$ {command}", *lines, *ending, "```\n"]))
     return "\n".join(pieces)
 
