@@ -88,9 +88,9 @@ def compare() -> None:
     """compare.png: the quickstart's two checkpoints and its moving average, by the same prompts and noise."""
     checkpoints = [f"{RUN}/checkpoint-300", f"{RUN}/checkpoint-600", f"{RUN}/checkpoint-600:ema"]
     settings = ["--guidance_scale", "3", "--num_inference_steps", "20", "--device", "cpu"]
-    run(
-        "python", "eval.py", "--compare", *checkpoints, "--prompt", *CAPTIONS, *settings, "--output", "docs/compare.png"
-    )
+    grid = "quickstart_out/compare.png"
+    run("python", "eval.py", "--compare", *checkpoints, "--prompt", *CAPTIONS, *settings, "--output", grid)
+    shutil.copyfile(ROOT / grid, DOCS / "compare.png")
 
 
 def fid_clip() -> None:
