@@ -123,7 +123,7 @@ def walk_command(folder: Path, command: str, steps: int) -> tuple[int, list[str]
 
 
 def clean(output: str) -> list[str]:
-    """The lines that stay on a terminal: no progress bars, no warnings of other packages, no blank lines in a row."""
+    """The lines that stay on a terminal: no progress bars, warnings of other packages or blank lines, few log lines."""
     lines = []
     for line in output.split("\n"):
         shown = [piece.rstrip() for piece in line.split("\r") if piece.strip()]
@@ -131,11 +131,16 @@ def clean(output: str) -> list[str]:
         foreign = "site-packages" in line or line.startswith(
             ("  warnings.warn", "  import pkg_resources", "  full_bar")
         )
-        if not foreign and (line or (lines and lines[-1])):
+        if line and not foreign:
             lines.append(line)
-    while lines and not lines[-1]:
-        lines.pop()
-    return lines
+    is_step = [bool(re.search(r" step \d+/\d+ \| ", line)) for line in lines]
+    kept = []
+    for number, line in enumerate(lines):
+        if is_step[number] and 0 < number < len(lines) - 1 and is_step[number - 1] and is_step[number + 1]:
+            line = "..."
+        if line != "..." or kept[-1] != "...":
+            kept.append(line)
+    return kept
 
 
 def make_page(steps: int) -> str:
