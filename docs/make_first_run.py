@@ -1,6 +1,6 @@
 """Write docs/first_run.md: the transcript of a new user's walk, made by walking it in a fresh clone.
 
-    python docs/make_first_run.py [--steps 600] [--output docs/first_run.md]
+    python docs/make_first_run.py [--steps 600] [--output docs/first_run.md] [--folder FOLDER]
 
 Needs no network: the clone takes this environment as its .venv. Ends with an error where a command's exit code is not
 the expected one.
@@ -50,7 +50,7 @@ WALK = [
     (
         "Your own pictures",
         "Here `my_pictures` holds drawn shapes, each with its caption in a text file beside it.",
-        [("ls my_pictures | head -n 4", 0), ("sh recipes/own_pictures.sh my_pictures", 0)],
+        [("ls my_pictures | head -n 4", 0), ("STEPS=100 sh recipes/own_pictures.sh my_pictures", 0)],
     ),
     (
         "With PaddleMIX's commands",
@@ -143,21 +143,19 @@ def clean(output: str) -> list[str]:
     return kept
 
 
-def make_page(steps: int) -> str:
-    """Walk, and return the page."""
+def make_page(folder: Path, steps: int) -> str:
+    """Walk in a new folder, and return the page."""
+    prepare(folder)
     pieces = [INTRODUCTION]
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary).resolve() / "sd"
-        prepare(folder)
-        for title, told, commands in WALK:
-            pieces.append(f"## {title}\n\n{told}\n")
-            for command, expected in commands:
-                print("+", command, flush=True)
-                code, lines = walk_command(folder, command, steps)
-                if code != expected:
-                    raise SystemExit("\n".join([*lines, f"exit code {code}, expected {expected}: {command}"]))
-                ending = [f"(exit code {code})"] if code else []
-                pieces.append("\n".join(["```console", f"$ {command}", *lines, *ending, "```\n"]))
+    for title, told, commands in WALK:
+        pieces.append(f"## {title}\n\n{told}\n")
+        for command, expected in commands:
+            print("+", command, flush=True)
+            code, lines = walk_command(folder, command, steps)
+            if code != expected:
+                raise SystemExit("\n".join([*lines, f"exit code {code}, expected {expected}: {command}"]))
+            ending = [f"(exit code {code})"] if code else []
+            pieces.append("\n".join(["```console", f"$ {command}", *lines, *ending, "```\n"]))
     return "\n".join(pieces)
 
 
@@ -166,8 +164,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=600, help="training steps of the quickstart")
     parser.add_argument("--output", type=Path, default=PAGE, help="page to write")
+    parser.add_argument("--folder", type=Path, help="folder for the clone, which stays (default: a temporary one)")
     flags = parser.parse_args()
-    flags.output.write_text(make_page(flags.steps), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (flags.folder or Path(temporary) / "sd").resolve()
+        flags.output.write_text(make_page(folder, flags.steps), encoding="utf-8")
 
 
 if __name__ == "__main__":
