@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sd import devices
+from sd.data.parts import storage
 from sd.diffusion.model import check_parts
 from sd.diffusion.schedule import sampler_config
 from sd.errors import InputError, first_line
@@ -31,6 +32,7 @@ class Models:
 
     schedule: the settings of training that a sampler must follow. sampler: its short name if nobody names another.
     side: pixels of the training images. label: for people. sources: part -> (name or folder, sub-folder, variant).
+    versions: part -> what changes when the files of its source do.
     """
 
     unet: Any
@@ -42,6 +44,11 @@ class Models:
     side: int
     label: str
     sources: dict
+    versions: dict
+
+    def is_stale(self) -> bool:
+        """Whether the files of a part have changed since it was loaded."""
+        return any(_version(source) != self.versions[part] for part, source in self.sources.items())
 
     def scheduler(self, name=None):
         """A fresh scheduler by its short name."""
@@ -94,7 +101,8 @@ def load_models(
     }
     sources = {"unet": (place.folder, None, variant)}
     sources |= {part: (name, None, None) if name else (repository, part, None) for part, name in named.items()}
-    parts = {part: _load(part, source, dtype, shared) for part, source in sources.items()}
+    versions = {part: _version(source) for part, source in sources.items()}
+    parts = {part: _load(part, source, versions[part], dtype, shared) for part, source in sources.items()}
     longest = min(run.get("model_max_length") or 10**9, parts["text_encoder"].config.max_position_embeddings)
     parts["tokenizer"].model_max_length = min(longest, parts["tokenizer"].model_max_length)
     check_parts(SimpleNamespace(**parts, model_args=SimpleNamespace(model_max_length=2)))
@@ -110,12 +118,19 @@ def load_models(
         side=run.get("resolution") or parts["unet"].config.sample_size * vae_factor(parts["vae"]),
         label=place.label + (f" {variant}" if variant else ""),
         sources=sources,
+        versions=versions,
     )
 
 
-def _load(part, source, dtype, shared):
+def _version(source):
+    """What changes when the files of a source do; "" for a published model."""
+    name, subfolder, _ = source
+    return storage.versions_below(Path(name, subfolder or ""))
+
+
+def _load(part, source, version, dtype, shared):
     # A tokenizer is quick to load, and its longest text is the run's own.
-    if part != "tokenizer" and shared and shared.sources[part] == source:
+    if part != "tokenizer" and shared and (shared.sources[part], shared.versions[part]) == (source, version):
         return getattr(shared, part)
     loaded = load_part(part, *source)
     return loaded if part == "tokenizer" or dtype == "fp32" else loaded.to(dtype=DTYPES[dtype])

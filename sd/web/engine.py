@@ -119,10 +119,8 @@ class Engine:
             raise InputError(f"{label or 'no checkpoint'!s} is not there; there are {', '.join(choices) or 'none yet'}")
         config = self._config
         device = devices.select(config.device, config.dtype).kind
-        folder = Path(choices[label])
-        stamp = folder.stat().st_mtime_ns if folder.exists() else None
-        wanted = (label, weights, stamp)
-        if self._loaded != wanted:
+        wanted = (label, weights)
+        if self._loaded != wanted or self._models.is_stale():
             tell(note=f"loading {label} {weights}")
             self._loaded = None
             if self._models:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from safetensors.numpy import load_file, save
 
 from sd.commands import serve as app
 from sd.errors import ArgumentError, InputError
@@ -80,6 +81,21 @@ def test_one_unet_is_in_memory_and_other_parts_are_shared(engine, output_dir):
     with pytest.raises(InputError, match="no weights of variant 'ema'"):
         draw(engine, model="checkpoint-5", weights="ema")
     assert len(draw(engine, model="checkpoint-5")[0]) == 2  # after an error all goes on
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_weights_that_were_written_anew_under_the_same_name_are_loaded(tmp_path, part):
+    """In place: the folder itself shows no change."""
+    output_dir = make_output_dir(make_tiny_repository(tmp_path / "tiny"), tmp_path / "output")
+    engine = Engine({**vars(app.parse_arguments(["--output_dir", str(output_dir), "--device", "cpu"])), "output": "o"})
+    engine._config.output = str(tmp_path / "pictures")
+    before, _ = draw(engine)
+    folder = output_dir / "checkpoint-10" / "unet" if part == "unet" else tmp_path / "tiny" / "vae"
+    path = folder / "diffusion_paddle_model.safetensors"
+    tensors = {name: value * 0.9 for name, value in load_file(path).items()}
+    path.write_bytes(save(tensors, {"format": "np"}))
+    after, told = draw(engine)
+    assert told[0] == {"note": "loading checkpoint-10 raw"} and not {*before} & {*after}
 
 
 def test_a_cut_prompt_is_told(engine):

@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -12,7 +13,6 @@ from sd.errors import first_line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 1024**3 // 4 // 3  # 89,478,485, as in Pillow, which only warns until twice as many
-Image.WARN_POSSIBLE_FORMATS = True  # what no parser takes comes with a warning of each: `_why` quotes it
 _UNBOUNDED_MODES = ("I", "F")  # 32 bits, of which nobody knows which value is white
 _PNG_HEADER_BYTES, _PNG_CHUNK_BYTES = 8, 12
 
@@ -37,13 +37,13 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> OpenedImage:
     Raises RowError for what is no image, has more than `max_pixels`, or has pixels of no known range.
     """
     try:
-        with warnings.catch_warnings(record=True) as reasons:
-            warnings.simplefilter("always")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise RowError(f"too many pixels: {error}") from error
     except Exception as error:  # Pillow's parsers raise nearly anything on damaged headers
-        raise RowError(f"not an image of {', '.join(FORMATS)}: {_why(error, reasons, data)}") from error
+        raise RowError(f"not an image of {', '.join(FORMATS)}: {_why(error, data)}") from error
     if image.width * image.height > max_pixels:
         raise RowError(f"too many pixels: {image.width}x{image.height}, limit {max_pixels}")
     if image.mode in _UNBOUNDED_MODES:
@@ -70,9 +70,17 @@ def load(image: Image.Image) -> None:
         raise RowError(f"the image cannot be decoded: {first_line(error)}") from error
 
 
-def _why(error, reasons, data):
+def _why(error, data):
+    """What Pillow has against a file: of one that no parser takes, the first one's warning."""
     if not isinstance(error, UnidentifiedImageError):
         return first_line(error)
+    with warnings.catch_warnings(record=True) as reasons, suppress(Exception):
+        warnings.simplefilter("always")
+        Image.WARN_POSSIBLE_FORMATS = True
+        try:
+            Image.open(io.BytesIO(data), formats=FORMATS)
+        finally:
+            Image.WARN_POSSIBLE_FORMATS = False
     told = [str(reason.message) for reason in reasons if "opening failed" in str(reason.message)]
     return told[0] if told else f"it begins with {data[:16]!r}"
 

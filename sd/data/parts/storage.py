@@ -121,6 +121,15 @@ def version_of(path):
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
+def versions_below(path) -> str:
+    """Names, sizes and times of change of a local file or of all files below a folder; "" where there is neither."""
+    path = Path(path)
+    if path.is_file():
+        return version_of(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
+    return " ".join(f"{file.relative_to(path)} {version_or_error(file)}" for file in files)
+
+
 def version_or_error(path):
     """As `version_of`; the error's name where there is no such file: what a signature needs."""
     try:
