@@ -2,6 +2,7 @@
 # Train on one card. Further arguments are passed on, and the last one wins: sh train.sh --max_steps 100
 # Flags from a file, a recipe or an earlier run's: sh train.sh @recipes/v1_256.args    sh train.sh @OUT/run.json
 # What the run would need, before it starts:       sh train.sh --doctor ...            All flags: sh train.sh --help
+# Started again after any end that is no success:  sh train.sh --restarts 10   (or RESTARTS=10)
 # On a machine without a GPU:                      sh train.sh --device cpu
 set -eu
 
@@ -34,13 +35,21 @@ fi
 
 # A model that the caller names comes with its own VAE, text encoder and UNet: the three defaults would win over it.
 own_model=
+restarts=${RESTARTS:-}
 for word in "$@"; do
     case $word in
+    --restarts | --restarts=*) restarts=1 ;;
     --pretrained_model_name_or_path | --pretrained_model_name_or_path=*) own_model=1 ;;
     @?*) if grep -qs '^[^#]*pretrained_model_name_or_path' "${word#@}"; then own_model=1; fi ;;
-    --help | -h | --doctor) LAUNCHER= ;; # of these one process is enough
+    --help | -h | --doctor) one=1 ;;
     esac
 done
+if [ -n "${one:-}" ]; then LAUNCHER= restarts=; fi # of these one process is enough
+supervisor=
+if [ -n "$restarts" ]; then
+    supervisor="-m sd.processes.supervisor"
+    export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+fi
 if [ -z "$own_model" ]; then
     set -- \
         --vae_name_or_path CompVis/stable-diffusion-v1-4/vae \
@@ -50,7 +59,7 @@ if [ -z "$own_model" ]; then
 fi
 
 # shellcheck disable=SC2086  # LAUNCHER, set by train_multi.sh, is a list of words
-exec "$PYTHON" -u ${LAUNCHER:-} "$here/train_txt2img_laion400m_trainer.py" \
+exec "$PYTHON" -u $supervisor ${LAUNCHER:-} "$here/train_txt2img_laion400m_trainer.py" \
     --do_train \
     --output_dir ./laion400m_pretrain_output_trainer \
     --per_device_train_batch_size 32 \

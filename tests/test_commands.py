@@ -43,7 +43,7 @@ RUNS = [
     (r"python precompute_latents\.py ", MODELS),
     (r"sh train\.sh.*--unet_name_or_path", TRAIN),
     (r"sh train_multi\.sh @recipes/v1_512\.args", TRAIN + " --unet_name_or_path runs/v1_256/checkpoint-4/unet"),
-    (r"(NPROC=2 )?sh train(_multi)?\.sh", TRAIN + UNET),
+    (r"(NPROC=2 |RESTARTS=10 )?sh train(_multi)?\.sh", TRAIN + UNET),
     (r"visualdl ", ""),
     (r"python eval\.py ", " --num_inference_steps 2 --device cpu"),
     (r"python export\.py ", ""),

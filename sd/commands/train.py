@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 from sd import devices, runtime
+from sd.errors import first_line
 from sd.flags.files import expand
 from sd.flags.help import training_help
 from sd.logs import import_quietly, rank, set_up_logging
 from sd.processes.pool import die_with_launcher
+from sd.processes.progress import report_end
 
 
 def main():
@@ -32,12 +34,17 @@ def main():
 
     try:
         stopped_by = train(*parse_arguments())
+    except Exception as error:
+        report_end(error, first_line(error))
+        raise
     except KeyboardInterrupt:
         stopped_by = signal.SIGINT
         if rank() == 0:
             print(
                 "stopped at once; the same command goes on from the last checkpoint, if there is one", file=sys.stderr
             )
+    if stopped_by is not None:
+        report_end(None)
     leave(0 if stopped_by is None else 128 + stopped_by)
 
 

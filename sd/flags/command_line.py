@@ -93,6 +93,8 @@ def parse_arguments(argv=None, environ=os.environ):
         advice = f"did you mean {near[0]}?" if near else "see --help"
         if name in DIFFUSERS_FLAGS:
             advice = f"here it is {DIFFUSERS_FLAGS[name]}"
+        if unknown[0].startswith("--restarts"):
+            advice = "sh train.sh takes it, on its command line"
         raise InputError(f"unknown argument {unknown[0]!r}; {advice}")
     try:
         parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)

@@ -59,6 +59,11 @@ class SDTrainingArguments(TrainingArguments):
     )
     validation_prompts: Optional[str] = flag(None, "Text file of prompts, one a line, drawn with each image log.")
     save_on_exit: bool = flag(True, "Save a checkpoint when Ctrl-C or SIGTERM ends the run.")
+    hang_timeout: float = flag(
+        600.0,
+        "Seconds without a step, or 20 times the median step if that is longer, after which every rank writes its "
+        "stacks to output_dir/hang-N and ends; 0 turns it off.",
+    )
     max_bad_steps: int = flag(
         10, "Steps in a row that may be skipped for a NaN or infinite loss or gradient; one more ends the run."
     )

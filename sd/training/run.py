@@ -19,6 +19,7 @@ from sd.errors import ArgumentError, InputError
 from sd.latents.fit import cached_parts, check_fit
 from sd.models.hashes import weights_hash
 from sd.models.loading import part_source
+from sd.processes.progress import RESTARTED
 from sd.processes.ranks import on_rank_0
 from sd.runs.checkpoint import (
     find_problem,
@@ -128,6 +129,8 @@ def prepare(model_args, data_args, training_args, locks):
 def find_start(training_args):
     """The checkpoint to go on from, or None."""
     output_dir, named = training_args.output_dir, training_args.resume_from_checkpoint
+    if os.environ.get(RESTARTED) and (newest := newest_whole_checkpoint(output_dir)):
+        return newest
     if named and named.lower() == "latest":
         raise ArgumentError("resume_from_checkpoint", named, "; leave it out: the newest whole one is the default")
     if named and named.lower() not in ("true", "last"):

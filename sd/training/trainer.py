@@ -13,6 +13,8 @@ from paddlenlp.trainer.trainer_utils import TrainOutput
 from sd.cpu.layers import speed_up
 from sd.errors import training_told_plainly
 from sd.models.attention import use_fastest_attention
+from sd.processes.hang_watch import HangWatch
+from sd.processes.progress import report_step
 from sd.processes.signals import StopSignals
 from sd.training import callbacks as sd_callbacks
 from sd.training.ema import EMA
@@ -32,6 +34,7 @@ from sd.training.step_record import StepRecords
 from sd.training.validation import evaluate_loss
 
 logger = logging.getLogger(__name__)
+_SLOW_BESIDE_STEPS = 10  # how much longer than a step saving, drawing or validation may take before it counts as a hang
 
 
 class StableDiffusionTrainer(Trainer):
@@ -154,7 +157,8 @@ class StableDiffusionTrainer(Trainer):
         self._begin(max_steps, train_dataloader, resume_from_checkpoint)
         runner = StepRunner(self, model)
         batches = iter(train_dataloader)  # before the signals: workers are not to inherit their handlers
-        with end_workers(batches), StopSignals() as signals, training_told_plainly():
+        self.hang_watch = HangWatch(args.output_dir, args.process_index, args.hang_timeout, self.state.global_step)
+        with end_workers(batches), StopSignals() as signals, self.hang_watch, training_told_plainly():
             while self.state.global_step < max_steps:
                 self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
                 outcome = runner.take(batches, lambda: signals.received is not None)
@@ -162,7 +166,8 @@ class StableDiffusionTrainer(Trainer):
                     self._count(outcome)
                     self.control = self.callback_handler.on_step_end(args, self.state, self.control)
                 stop = outcome is None or outcome.stop
-                self._log_evaluate_save(max_steps, stop)
+                with self.hang_watch.allowing(_SLOW_BESIDE_STEPS):
+                    self._log_evaluate_save(max_steps, stop)
                 if stop or self.control.should_training_stop:
                     self.stop_signal = signals.received or (signal.SIGTERM if stop else None)
                     break
@@ -193,6 +198,9 @@ class StableDiffusionTrainer(Trainer):
         self.state.consumed_samples = self.samples_seen
         self.state.epoch = self.state.global_step / self.state.max_steps
         self.records.add(self.state.global_step, outcome)
+        self.hang_watch.beat(self.state.global_step)
+        if args.process_index == 0:
+            report_step(self.state.global_step)
 
     def forward(self, model, batch):
         """The model's dict of one micro-batch; its loss is its share of the step's."""
