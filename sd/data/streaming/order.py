@@ -152,8 +152,8 @@ class Order:
         """The parts of a window and of the next one on its lane, as two sets."""
         start, stop = self.lane_range(source, lane)
         after = (pass_number, window + 1) if (window + 1) * self.buffer_size < stop - start else (pass_number + 1, 0)
-        both = (self._windows[(source, lane, *at)][0] for at in ((pass_number, window), after))
-        return tuple(set(np.unique(parts).tolist()) for parts in both)
+        both = [(source, lane, *at) for at in ((pass_number, window), after)]
+        return tuple(set(np.unique(self._windows[key][0]).tolist()) for key in both)
 
     def candidates(self, sample):
         """The sample's own place, then those that replace it in turn should a row turn out to be corrupt.
