@@ -105,3 +105,11 @@ def test_the_first_run_can_be_walked(tmp_path):
     script = [sys.executable, "docs/make_first_run.py", "--steps", "20", "--output", str(tmp_path / "page.md")]
     walked = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
     assert walked.returncode == 0, walked.stdout[-3000:] + walked.stderr[-3000:]
+
+
+def test_the_versions_of_the_page_are_those_that_are_installed():
+    page = (ROOT / "docs/install.md").read_text()
+    table = "\n".join(line for line in page.splitlines() if line.startswith("| "))
+    pinned = re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert len(pinned) > 20
+    assert [f"{name} {version}" for name, version in pinned if name not in table or version not in table] == []
