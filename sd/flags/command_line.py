@@ -71,6 +71,7 @@ def parse_arguments(argv=None, environ=os.environ):
     Under paddle.distributed.launch this also makes the process group.
     """
     from paddlenlp.trainer import PdArgumentParser
+    from paddlenlp.trainer.argparser import strtobool
 
     from sd.flags.arguments import SDDataArguments, SDModelArguments
     from sd.flags.training import SDTrainingArguments
@@ -83,6 +84,9 @@ def parse_arguments(argv=None, environ=os.environ):
     flags = {action.dest: action.nargs == "+" for action in parser._actions}
     argv = expand(sys.argv[1:] if argv is None else argv, flags)
     environ, script_defaults = without_gpu_defaults(environ, argv)
+    for action in parser._actions:  # a switch that may be unset is on by its name alone, as any other
+        if action.type is strtobool and action.nargs is None:
+            action.nargs, action.const = "?", True
     from_environment = environment_values(environ)
     parser.set_defaults(**from_environment)
     known, unknown = parser.parse_known_args(argv)

@@ -312,3 +312,11 @@ def test_on_a_gpu_the_scripts_own_switches_are_on_and_named(monkeypatch, tmp_pat
     arguments = parse_arguments(words[2:], environ)[2]
     assert arguments.recompute is True and arguments.enable_xformers_memory_efficient_attention is True
     assert "FLAG_RECOMPUTE=1, train.sh's default: recompute is on" in caplog.text
+
+
+@pytest.mark.parametrize("flag", ["recompute", "enable_xformers_memory_efficient_attention", "use_ema", "bf16"])
+def test_a_switch_is_on_by_its_name_alone(flag, tmp_path):
+    words = ["--do_train", "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    if flag != "bf16":  # which a CPU refuses
+        assert getattr(parse_arguments([*words, f"--{flag}"], environ={})[2], flag) is True
+    assert not getattr(parse_arguments([*words, f"--{flag}", "False"], environ={})[2], flag)
