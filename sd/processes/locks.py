@@ -22,7 +22,7 @@ def locked_folder(folder: str) -> Iterator[None]:
     """Hold a folder, which is there, for this process alone. Raises InputError if another has it.
 
     A record lock on a file reaches other machines of a network file system and ends with the process; a lock of the
-    folder itself tells two users within one process apart. Where a file system knows neither, a warning says so.
+    folder itself tells two users within one process apart. Where files cannot be locked, a warning says so.
     """
     with ExitStack() as stack:
         descriptor = os.open(folder, os.O_RDONLY)
@@ -56,7 +56,8 @@ def _take(lock, folder, file=None):
         lock()
     except OSError as error:
         if error.errno not in _HELD:
-            logger.warning("%s: its file system has no such locks (%s), going on", folder, error.strerror)
+            if file is not None:  # NFS locks no folders
+                logger.warning("%s: its file system has no locks (%s), going on", folder, error.strerror)
             return
         holder = ""
         if file is not None:

@@ -90,11 +90,14 @@ class Progress:
             self._bar.close()
 
     def update(self, result):
-        """Take in the rows of a part. The bar appears with the first."""
+        """Take in the rows of a part. The bar appears with the first, which says how long the input may be."""
         rows = result.num_packed + len(result.rejected)
+        before = self._bar.n if self._bar else 0
+        total = round((before + rows) / result.done_fraction)
         if self._bar is None:
             # In a log file, where each update is a line, one in half a minute is enough.
             interval = 0.5 if sys.stderr.isatty() else 30
-            self._bar = tqdm(desc="packing", unit=" images", mininterval=interval, total=rows)
-        self._bar.total = round((self._bar.n + rows) / result.done_fraction)
-        self._bar.update(rows)
+            self._bar = tqdm(desc="packing", unit=" images", mininterval=interval, total=total, initial=rows)
+        else:
+            self._bar.total = total
+            self._bar.update(rows)

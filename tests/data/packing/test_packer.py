@@ -4,6 +4,7 @@ import fcntl
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ import pytest
 
 from sd.data.packing.options import PackOptions
 from sd.data.packing.packer import pack
+from sd.data.packing.part import PartResult
+from sd.data.packing.report import Progress
 from sd.data.parts.filelist import read_file_list
 from sd.data.parts.part import PartReader, load_index
 from sd.data.parts.record import decode_row
@@ -115,6 +118,15 @@ def test_rows_that_were_filtered_are_not_bad(run):
     assert run(min_caption_length=10, max_bad_fraction=0.05)[1]["outcomes"]["packed"] == 16
     with pytest.raises(InputError, match=r"none of 25 rows was packed; most often: caption too short"):
         run("other", min_caption_length=100)
+
+
+def test_the_bar_counts_images_from_the_first_part_to_the_last(capsys):
+    with Progress() as progress:
+        for done in (0.25, 0.5, 1.0):
+            progress.update(PartResult("part", done_fraction=done, num_packed=3, rejected=[{}]))
+    lines = capsys.readouterr().err.replace("\r", "\n").split("\n")
+    shown = [match[1] for line in lines if (match := re.search(r"\| (\d+/\d+) ", line))]
+    assert shown[0] == "4/16" and shown[-1] == "12/12"
 
 
 def test_an_empty_part_is_in_no_list(run, tmp_path):
