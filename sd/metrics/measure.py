@@ -85,6 +85,11 @@ def measure(flags, model_flags):
     if fid_extractor and flags.fid_reference:
         size = settings.height, settings.width
         reference = reference_statistics(flags.fid_reference, fid_extractor, size, output / "fid_reference.npz")
+    if fid_extractor and len(prompts) <= fid_extractor.width:
+        print(
+            f"FID of {len(prompts)} pictures by {fid_extractor.width} features: with no more pictures than features it "
+            "comes out far too high; compare it with figures of as many pictures only"
+        )
     tasks = []
     for scale in flags.guidance_scales:
         folder = make_folder(output / f"guidance-{scale:g}")

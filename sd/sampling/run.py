@@ -14,6 +14,7 @@ from sd.sampling.models import load_models
 from sd.sampling.prompts import read_prompts
 
 _MODEL_FLAGS = ("pretrained_model", "text_encoder", "vae", "tokenizer", "dtype")
+_OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 _GRID_PICTURES = 400
 _GRID_COLUMNS = 12
 
@@ -40,6 +41,8 @@ def check_flags(flags):
             check_range(name, getattr(flags, name), low=1)
     if flags.metrics and flags.compare:
         raise InputError("--metrics with --compare; measure the checkpoints one after another")
+    if flags.output and Path(flags.output).suffix.lower() in _OTHER_FORMATS:
+        raise ArgumentError("output", flags.output, "; pictures are written as PNG: name a file.png, or a folder")
     if flags.compare and len(flags.compare) < 2:
         raise ArgumentError("compare", flags.compare[0], "; expected two or more to be compared")
 

@@ -1,7 +1,10 @@
 """What a person sees of a run: log line, progress bar, VisualDL, benchmark figures. Training depends on none of it."""
 
+import contextlib
+import io
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 from paddlenlp.trainer import TrainerCallback
@@ -119,6 +122,12 @@ class Profile(TrainerCallback):
         add_profiler_step(args.profiler_options)
 
 
+def earlier_log(output_dir: str) -> Path | None:
+    """The newest VisualDL file below an output folder: a run that is resumed goes on in it, as one curve."""
+    logs = sorted(Path(output_dir).glob("runs/*/vdlrecords.*.log"), key=lambda path: path.stat().st_mtime_ns)
+    return logs[-1] if logs else None
+
+
 class VisualDL(TrainerCallback):
     """Scalars, loss by timestep, and images, written to logging_dir."""
 
@@ -130,7 +139,12 @@ class VisualDL(TrainerCallback):
         """Open the log and keep the run's settings in it."""
         from visualdl import LogWriter
 
-        self.writer = LogWriter(logdir=args.logging_dir)
+        earlier = earlier_log(args.output_dir) if state.global_step else None
+        with contextlib.redirect_stdout(io.StringIO()):  # it says in words of its own that it appends
+            if earlier:
+                self.writer = LogWriter(logdir=str(earlier.parent), file_name=earlier.name)
+            else:
+                self.writer = LogWriter(logdir=args.logging_dir)
         self.writer.add_text("settings", json.dumps(self.trainer.run_settings, indent=2), state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -151,7 +165,7 @@ class VisualDL(TrainerCallback):
             low, high = band * total // TIMESTEP_BANDS, (band + 1) * total // TIMESTEP_BANDS
             chosen = losses[(timesteps >= low) & (timesteps < high) & np.isfinite(losses)]
             if chosen.size:
-                name = f"loss_by_timestep/{low:04d}-{high - 1:04d}"
+                name = f"train_loss_by_timestep/{low:04d}-{high - 1:04d}"
                 self.writer.add_histogram(name, chosen, step, buckets=20)
                 self.writer.add_scalar(f"{name}/mean", float(chosen.mean()), step)
 

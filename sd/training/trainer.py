@@ -1,7 +1,6 @@
 """StableDiffusionTrainer: paddlenlp's Trainer with a loop of its own, read from `_inner_training_loop` downwards."""
 
 import contextlib
-import json
 import logging
 import signal
 
@@ -31,7 +30,7 @@ from sd.training.setup import (
 )
 from sd.training.step import StepRunner
 from sd.training.step_record import StepRecords
-from sd.training.validation import evaluate_loss
+from sd.training.validation import describe_metrics, evaluate_loss
 
 logger = logging.getLogger(__name__)
 _SLOW_BESIDE_STEPS = 10  # how much longer than a step saving, drawing or validation may take before it counts as a hang
@@ -256,7 +255,7 @@ class StableDiffusionTrainer(Trainer):
                 self.args.dataset_world_size,
             )
         self.model.train()
-        logger.info("step %d: %s", self.state.global_step, json.dumps(metrics))
+        logger.info("step %d: %s", self.state.global_step, describe_metrics(metrics, metric_key_prefix))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

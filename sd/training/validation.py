@@ -33,6 +33,16 @@ def evaluate_loss(model, dataset, collate, batch_size, prefix="eval", rank=0, wo
     return _metrics(sums, prefix)
 
 
+def describe_metrics(metrics: dict[str, float], prefix: str = "eval") -> str:
+    """`eval_loss 0.1234567 over 33 records | timesteps 0000-0249 0.25 | ...` of what `evaluate_loss` returned."""
+    head = f"{prefix}_loss"
+    bands = [
+        f"{name.removeprefix(head + '_')} {value:.7g}" for name, value in metrics.items() if name.startswith(head + "_")
+    ]
+    first = f"{head} {metrics[head]:.7g} over {metrics[f'{prefix}_records']:.0f} records"
+    return " | ".join([first, *([f"timesteps {bands[0]}", *bands[1:]] if bands else [])])
+
+
 def _metrics(sums, prefix):
     metrics = {f"{prefix}_loss": sums[:, 0].sum() / max(sums[:, 1].sum(), 1), f"{prefix}_records": sums[:, 1].sum()}
     for band, (loss, count) in enumerate(sums):

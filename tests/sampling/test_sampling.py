@@ -304,3 +304,10 @@ def test_flags_that_do_not_fit_are_named(repository, tmp_path, given, message):
     with pytest.raises(InputError) as error:
         run.run(flags(pretrained_model=str(repository), output=str(tmp_path), **given))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "b.JPEG", "c.webp"])
+def test_another_picture_format_is_refused_before_anything_is_made(tmp_path, name):
+    with pytest.raises(InputError, match=r"pictures are written as PNG: name a file\.png, or a folder"):
+        run.check_flags(flags(output=str(tmp_path / name)))
+    assert not (tmp_path / name).exists()

@@ -61,9 +61,21 @@ def test_visualdl_holds_the_images_of_the_reference_and_the_validation_prompts(s
 
 def test_visualdl_holds_the_loss_by_timestep(shown):
     histograms = read_log(shown)["histogram"]
-    assert histograms and all(re.fullmatch(r"loss_by_timestep/\d{4}-\d{4}", tag) for tag in histograms)
+    assert histograms and all(re.fullmatch(r"train_loss_by_timestep/\d{4}-\d{4}", tag) for tag in histograms)
     counted = sum(sum(record.histogram.hist) for records in histograms.values() for record in records)
     assert counted == 16  # four steps of four samples
+
+
+def test_a_resumed_run_is_one_curve_of_one_run(workshop):
+    flags = ["--report_to", "visualdl", "--image_logging_steps", -1]
+    output_dir = workshop.train("curve", *flags, "--max_steps", 2)
+    workshop.train("curve", *flags, "--max_steps", 4)
+    scalars = read_log(output_dir)["scalar"]  # of the one file that there is
+    assert [record.id for record in scalars["train/loss"]] == [2, 4]
+    assert next(iter(sorted({tag.split("/")[0] for tag in scalars}))) == "train"  # VisualDL sorts the groups
+    assert next(tag for tag in scalars if tag.startswith("train/")) == "train/loss"
+    workshop.train("curve", *flags, "--max_steps", 2, "--overwrite_output_dir")
+    assert len([*output_dir.glob("runs/*/vdlrecords.*.log")]) == 2  # another run
 
 
 @pytest.mark.defect(17)
@@ -125,9 +137,10 @@ def test_the_validation_loss_is_the_same_for_the_same_weights(workshop, info):
         workshop.train(name, *flags, *more)
     told = [record.getMessage() for record in info.records if "eval_loss" in record.getMessage()]
     assert len(told) == 4 and told[0].startswith("step 2: ") and told[1].startswith("step 4: ")
-    numbers = [[float(text) for text in re.findall(r": ([\d.]+)[,}]", line)] for line in told]
+    numbers = [[float(text) for text in re.findall(r"(?:eval_loss|\d{4}-\d{4}) ([\d.]+)", line)] for line in told]
     assert numbers[0] == pytest.approx(numbers[2], rel=1e-6) and numbers[1] == pytest.approx(numbers[3], rel=1e-6)
-    assert numbers[0] != numbers[1]
+    assert numbers[0] != numbers[1] and len(numbers[0]) > 1
+    assert told[0].startswith("step 2: eval_loss ") and " over 33 records | timesteps " in told[0]
 
 
 def test_the_validation_loss_by_band_is_the_mean_of_its_records():
@@ -163,7 +176,7 @@ def test_the_average_is_what_is_judged(workshop, info):
     workshop.train("raw_as_average", *frozen)
     output_dir = workshop.train("average", *frozen, "--ema_decay", 0.9999, "--learning_rate", 0.05)
     told = [record.getMessage() for record in info.records if "eval_loss" in record.getMessage()]
-    losses = [float(re.search(r'"eval_loss": ([\d.]+)', line)[1]) for line in told]
+    losses = [float(re.search(r"eval_loss ([\d.]+)", line)[1]) for line in told]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # a decay of 0 averages nothing
     assert losses[0] != pytest.approx(losses[2], rel=1e-3)
     assert np.isfinite(weights(output_dir / "checkpoint-4")).all()

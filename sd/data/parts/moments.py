@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 
 import numpy as np
@@ -110,7 +111,7 @@ class Manifest:
         if "latent_shape" in run:
             run["latent_shape"] = tuple(run["latent_shape"])
         return [
-            f"{name} was {getattr(self, name)}, is {value}"
+            f"{name} was {_shown(getattr(self, name))}, is {_shown(value)}"
             for name, value in run.items()
             if getattr(self, name) != value
         ]
@@ -127,6 +128,11 @@ class Manifest:
             return load(storage.read_bytes(path))["empty"]
         except (OSError, SafetensorError, KeyError) as error:
             raise InputError(f"{path}: no text states of the empty caption ({error}); cache the text again") from error
+
+
+def _shown(value):
+    """A value for people: eight digits tell two hashes apart."""
+    return value[:8] if isinstance(value, str) and re.fullmatch("[0-9a-f]{32,}", value) else value
 
 
 def encode_empty_state(state):
