@@ -45,7 +45,8 @@ def frechet_distance(mean_a, covariance_a, mean_b, covariance_b):
     between = np.linalg.eigvalsh(root @ covariance_b @ root)
     overlap = np.sqrt(np.clip(between, 0, None)).sum()
     shift = np.sum((np.asarray(mean_a) - mean_b) ** 2)
-    return float(shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * overlap)
+    distance = float(shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * overlap)
+    return max(0.0, distance)  # of equal Gaussians the rounding alone is left, which may be below
 
 
 def clip_scores(image_features, text_features):

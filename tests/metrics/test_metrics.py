@@ -195,7 +195,7 @@ def test_pictures_against_a_copy_of_themselves_have_distance_0(workshop, tmp_pat
     drawn = features.mean(0), np.cov(features, rowvar=False)
     for source in (tmp_path / "copy", write_lists(tmp_path, (1.0, [tmp_path / "part-000001.gz"]))):
         real = reference_statistics(source, clip, shape, tmp_path / "kept.npz")
-        assert frechet_distance(*drawn, *real) == pytest.approx(0, abs=1e-6 * np.trace(drawn[1]))
+        assert 0 <= frechet_distance(*drawn, *real) <= 1e-6 * np.trace(drawn[1])
 
 
 @pytest.mark.parametrize("what", ["a picture of the same size", "the extractor's weights", "a cut file"])
