@@ -69,7 +69,7 @@ def draw(models, jobs, settings, weights_id=None, quiet=False, on_step=None):
     with tqdm(total=len(todo), bar_format=_BAR, disable=quiet or not todo) as bar:
 
         def step(share):
-            bar.update(share)
+            bar.update(min(share, bar.total - bar.n))  # shares add up to a hair more than the whole
             if on_step:
                 on_step(share)
 
@@ -88,6 +88,7 @@ def draw(models, jobs, settings, weights_id=None, quiet=False, on_step=None):
         )
         for job, image in zip(todo, stream, strict=True):
             write_png(job.path, image, job.prompt, told | {"seed": job.seed})
+        bar.update(bar.total - bar.n)
 
 
 def warn_of_cut_prompts(tokenizer, prompts, say=print):

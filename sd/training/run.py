@@ -21,6 +21,7 @@ from sd.models.hashes import weights_hash
 from sd.models.loading import part_source
 from sd.processes.progress import RESTARTED
 from sd.processes.ranks import on_rank_0
+from sd.processes.signals import tell_launcher
 from sd.runs.checkpoint import (
     find_problem,
     list_checkpoints,
@@ -94,7 +95,10 @@ def train(model_args, data_args, training_args):
         name = "Ctrl-C" if trainer.stop_signal == signal.SIGINT else signal.Signals(trainer.stop_signal).name
         saved = "saved" if trainer.saved_step == trainer.state.global_step else "not saved"
         saved += "" if training_args.save_on_exit else " (--save_on_exit False)"
-        logger.info("stopped by %s after step %d, %s; the same command goes on", name, trainer.state.global_step, saved)
+        told = f"stopped by {name} after step {trainer.state.global_step}, {saved}; the same command goes on"
+        logger.info(told)
+        if training_args.process_index == 0:
+            tell_launcher(told)
     return trainer.stop_signal
 
 

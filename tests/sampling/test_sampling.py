@@ -2,12 +2,14 @@
 
 import errno
 import shutil
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import TqdmWarning
 
 from sd import devices
 from sd.errors import InputError, RunError
@@ -311,3 +313,12 @@ def test_another_picture_format_is_refused_before_anything_is_made(tmp_path, nam
     with pytest.raises(InputError, match=r"pictures are written as PNG: name a file\.png, or a folder"):
         run.check_flags(flags(output=str(tmp_path / name)))
     assert not (tmp_path / name).exists()
+
+
+def test_the_bar_ends_full_and_without_a_warning(output_dir, tmp_path, capfd):
+    models = load_models(str(output_dir))
+    jobs = [Job("a", seed, tmp_path / f"{seed}.png") for seed in range(3)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TqdmWarning)
+        draw(models, jobs, settings_for(models, num_inference_steps=7, batch_size=1))
+    assert "| 3.0/3 pictures" in capfd.readouterr().err.splitlines()[-1].split("\r")[-1]

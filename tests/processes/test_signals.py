@@ -1,0 +1,32 @@
+"""What a rank tells the launcher's terminal."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER = """
+import subprocess, sys
+rank = [sys.executable, "-c", "from sd.processes.signals import tell_launcher; tell_launcher('saved')"]
+subprocess.run(rank, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+"""
+
+
+@pytest.mark.parametrize(("rank", "told"), [("0", "saved\n"), (None, "")])
+def test_a_rank_reaches_the_launchers_terminal_and_nobody_elses(rank, told):
+    environ = {name: value for name, value in os.environ.items() if name != "PADDLE_TRAINER_ID"}
+    environ |= {"PADDLE_TRAINER_ID": rank} if rank else {}
+    run = subprocess.run(
+        [sys.executable, "-c", LAUNCHER], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True, check=True
+    )
+    assert run.stderr == told
+
+
+def test_a_file_is_left_alone(tmp_path):
+    with (tmp_path / "log").open("w") as file:
+        environ = os.environ | {"PADDLE_TRAINER_ID": "0"}
+        subprocess.run([sys.executable, "-c", LAUNCHER], cwd=ROOT, env=environ, stderr=file, check=True)
+    assert (tmp_path / "log").read_text() == ""
