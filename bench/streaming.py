@@ -203,13 +203,12 @@ def compare_ways(folder, jpegs, rounds):
 
 
 def compare_decoders(jpegs, rounds):
-    import cv2
+    decoders = {"Pillow": lambda data: Image.open(io.BytesIO(data)).load()}
+    if importlib.util.find_spec("cv2"):
+        import cv2
 
-    cv2.setNumThreads(1)
-    decoders = {
-        "Pillow": lambda data: Image.open(io.BytesIO(data)).load(),
-        "OpenCV": lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB),
-    }
+        cv2.setNumThreads(1)
+        decoders["OpenCV"] = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if importlib.util.find_spec("simplejpeg"):
         import simplejpeg
 

@@ -1,7 +1,7 @@
 """Build the empty wheels of this folder: `python stand_ins/build.py`. Run it again after a change of the tables below.
 
 ppdiffusers and paddlenlp depend on packages that nothing in this toolkit imports. One of them has no wheel and needs a
-C compiler, one needs libGL, and together they bring 0.7 GB. requirements.txt names this folder with --find-links;
+C compiler, one needs libGL, and together they bring MEASURED. requirements.txt names this folder with --find-links;
 version 9999 is newer than any release, so pip takes the empty wheel unless the real package is installed already.
 """
 
@@ -19,7 +19,7 @@ LEFT_OUT = {
     "ligo-segments": ("ligo", "imported nowhere in ppdiffusers; has no wheel, needs a C compiler and Python's headers"),
     "note-seq": ("note_seq", "music pipeline of ppdiffusers; brings librosa, numba, bokeh, IPython"),
     "onnx": ("onnx", "export to ONNX in paddlenlp's server and taskflow"),
-    "opencv-python": ("cv2", "opencv-python-headless is the same module without libGL"),
+    "opencv-python": ("cv2", "video in ppdiffusers, an image backend that Paddle does not use here; needs libGL"),
     "paddle2onnx": ("paddle2onnx", "export to ONNX in paddlenlp's server and taskflow"),
 }
 # `pip install --find-links stand_ins/gpu '.[gpu]'` takes the place of the CPU wheel by the GPU one.

@@ -3,7 +3,6 @@
 import io
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image
@@ -45,7 +44,7 @@ class Picture:
         x, y = (before / after / self.scale for before, after in zip(self.size, size, strict=True))
         box = (left * x, top * y, (left + side) * x, (top + side) * y)
         pixels = np.asarray(resize(self.pixels, (side, side), box, interpolation))
-        return np.stack(cv2.split(pixels)[:3])
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1)[:3])
 
     def array(self) -> np.ndarray:
         """The pixels as uint8 [h, w, 3]."""
