@@ -2,7 +2,7 @@
 # Sets up .venv and runs the tests; further arguments go to pytest (`sh run_tests.sh -m slow`, `-k packer`).
 set -eu
 cd "$(dirname "$0")"
-more=requirements-test.txt
+more="requirements-test.txt"
 . ./setup_env.sh
 sh setup_app.sh || echo "the tests of the web page are skipped"
 echo "== ruff"

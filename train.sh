@@ -44,7 +44,7 @@ for word in "$@"; do
     --help | -h | --doctor) one=1 ;;
     esac
 done
-if [ -n "${one:-}" ]; then LAUNCHER= restarts=; fi # of these one process is enough
+if [ -n "${one:-}" ]; then LAUNCHER='' restarts=''; fi # of these one process is enough
 supervisor=
 if [ -n "$restarts" ]; then
     supervisor="-m sd.processes.supervisor"
