@@ -2,9 +2,11 @@
 
 import argparse
 import logging
+import sys
 
 from sd import devices, runtime
 from sd.data.parts.moments import CROPS
+from sd.flags.files import expand
 from sd.latents.options import ENGINES, CacheOptions
 from sd.logs import import_quietly, set_up_logging
 from sd.processes.pool import die_with_launcher
@@ -78,7 +80,7 @@ def parse_arguments(argv=None):
         metavar="N",
         help="decode so many rows of the cache, compare with the images, fail on a difference",
     )
-    return CacheOptions(**vars(parser.parse_args(argv)))
+    return CacheOptions(**vars(parser.parse_args(expand(sys.argv[1:] if argv is None else argv))))
 
 
 def main():

@@ -1,6 +1,7 @@
 """Pack captioned images into parts for training: JSONL, webdataset or parquet in, parts and file lists out."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 
 from sd.data.packing.options import ENGINES, INPUT_FORMATS, VERIFY, PackOptions
@@ -10,6 +11,7 @@ from sd.data.parts.part import load_header
 from sd.data.streaming.captions import describe_cut, sample_captions
 from sd.data.streaming.catalog import Catalog
 from sd.flags.arguments import SDModelArguments
+from sd.flags.files import expand
 
 TEXT_LENGTH = SDModelArguments.model_max_length
 
@@ -39,7 +41,7 @@ def parse_arguments(argv=None):
     add("--overwrite", action="store_true", help="remove the parts of an earlier run instead of going on from them")
     add("--engine", choices=ENGINES, default="local", help="this machine, or a Ray cluster")
     add("--ray_address", help="address of the Ray cluster (default: start one here)")
-    return PackOptions(**vars(parser.parse_args(argv)))
+    return PackOptions(**vars(parser.parse_args(expand(sys.argv[1:] if argv is None else argv))))
 
 
 def main():

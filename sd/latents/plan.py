@@ -1,13 +1,14 @@
 """Which cached part is made of which source part, and which of them are there already."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sd.data.parts import storage
 from sd.data.parts.filelist import read_file_list
 from sd.data.parts.index import SUFFIX, PartError, parse_index
 from sd.data.parts.moments import KIND, Manifest
 from sd.data.parts.part import load_index
+from sd.data.streaming.captions import sample_captions
 from sd.data.streaming.catalog import Catalog
 from sd.errors import InputError
 
@@ -34,13 +35,14 @@ class Plan:
     """Everything to be made of a file list.
 
     sources: [(weight, Tasks in the list's order)], one for each filelist; tasks: each once; unreadable: {source part:
-    why}, the parts of which nothing can be made. fingerprint: of the source.
+    why}, the parts of which nothing can be made. fingerprint: of the source. captions: a sample, with --cache_text.
     """
 
     sources: list
     tasks: list
     unreadable: dict
     fingerprint: str
+    captions: list = field(default_factory=list)
 
 
 def make_plan(options):
@@ -62,7 +64,8 @@ def make_plan(options):
         (source.weight, [tasks[part] for part in source.parts if part in tasks])
         for source in read_file_list(options.file_list)
     ]
-    return Plan(sources, list(tasks.values()), unreadable, catalog.fingerprint)
+    captions = sample_captions(catalog) if options.cache_text else []
+    return Plan(sources, list(tasks.values()), unreadable, catalog.fingerprint, captions)
 
 
 def part_folder(options):

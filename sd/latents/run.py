@@ -14,6 +14,7 @@ from tqdm import tqdm
 from sd import devices
 from sd.data.parts import storage
 from sd.data.parts.index import PartError
+from sd.data.streaming.captions import describe_cut
 from sd.errors import RunError
 from sd.latents.check import check_cache
 from sd.latents.claims import Claims
@@ -43,6 +44,10 @@ def precompute(options):
             plan = make_plan(options)
             encoders = encoders_for(options)
             manifest = encoders.manifest(source=plan.fingerprint)
+            if options.cache_text and (
+                line := describe_cut(plan.captions, options.model_max_length, encoders.tokenizer)
+            ):
+                tqdm.write(f"{options.file_list}: {line}", sys.stderr)
             for folder in (part_folder(options), storage.join(options.output_path, LIST_FOLDER)):
                 storage.make_folder(folder)
             todo = unfinished(plan.tasks, manifest, options)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from sd.commands import cache, pack
+from sd.data.packing.options import PackOptions
 from sd.errors import InputError
 from sd.flags.command_line import parse_arguments
 from sd.flags.files import expand
@@ -153,3 +155,10 @@ def test_a_recipes_header_says_what_it_needs_and_what_it_gave(path):
     told = {name: text.strip() for name, _, text in lines}
     assert f"@recipes/{path.name}" in told["Command"]
     assert "not been run" in told["Result"] or "%" in told["Result"]
+
+
+def test_packing_and_caching_take_files_of_flags_too(tmp_path):
+    packing = recipe(tmp_path, "--input_path in.jsonl\n--output_path packed  # here\n--resize 284\n", "pack.args")
+    assert pack.parse_arguments([packing, "--resize", "300"]) == PackOptions("in.jsonl", "packed", resize=300)
+    caching = recipe(tmp_path, "--file_list a.filelist.list\n--output_path cache\n--cache_text\n", "cache.args")
+    assert cache.parse_arguments([caching]).cache_text

@@ -99,6 +99,14 @@ def test_what_is_cached_is_what_training_would_compute(mixed, tmp_path):
     np.testing.assert_allclose(manifest.empty_text_state(), empty, atol=4e-3)
 
 
+def test_captions_that_are_cut_are_told_when_their_states_are_cached(mixed, tmp_path, capsys):
+    flags = {"max_bad_fraction": 0.3, "cache_text": True, "model_max_length": 4}
+    precompute(options(mixed, tmp_path / "out", **flags))
+    assert "100% of 7 captions read are longer than the 4 tokens of --model_max_length" in capsys.readouterr().err
+    precompute(options(mixed, tmp_path / "plain", max_bad_fraction=0.3))
+    assert "captions read" not in capsys.readouterr().err
+
+
 def model_arguments():
     from sd.flags.arguments import SDModelArguments
 
