@@ -67,7 +67,8 @@ SETTINGS = {
 OURS = ("attention", "source", "batch_times", "data_format")
 # Dense half-precision matrix rates from the makers' data sheets, in 1e12 operations a second; first match wins.
 PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "H800": 989, "A100": 312, "A800": 312, "L40S": 362}
-PEAK_TFLOPS |= {"GB200": 2500, "B200": 2250, "L40": 181, "A40": 150, "A10": 125, "4090": 165, "3090": 71, "V100": 125, "T4": 65}
+PEAK_TFLOPS |= {"GB200": 2500, "B200": 2250, "L40": 181, "A40": 150, "A10": 125, "4090": 165, "3090": 71}
+PEAK_TFLOPS |= {"V100": 125, "T4": 65}
 
 
 def model_of(size, setting):
