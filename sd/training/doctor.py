@@ -72,6 +72,8 @@ def examine(model_args, data_args, training_args):
         return
     steps_rate = 1 / seconds_per_image
     yield answer("step", f"{seconds_per_image:.3g} s an image, {steps_rate:.3g} images/s on this device")
+    if training_args.recompute:
+        yield report_without_recompute(model, data_args, training_args, total_memory, steps_rate)
     yield report_data(model, data_args, training_args, steps_rate)
     yield report_disk(model, training_args, output_dir)
 
@@ -135,6 +137,25 @@ def measure_steps(model, data_args, training_args, available):
             or sum(seconds) > PATIENCE_SECONDS
         ):
             return peaks, per_image, None
+
+
+def report_without_recompute(model, data_args, training_args, available, images_per_second):
+    """Tell what the run gains by keeping its activations, and whether they fit into memory."""
+    import paddle
+
+    if training_args.device == "gpu":
+        paddle.device.cuda.reset_max_memory_reserved()
+    training_args.recompute = False
+    with tempfile.TemporaryDirectory() as training_args.output_dir:
+        peaks, seconds_per_image, full_at = measure_steps(model, data_args, training_args, available)
+    training_args.recompute = True
+    if not peaks:
+        return answer("recompute", "needed: without it memory runs out at a single image")
+    batch_size = training_args.per_device_train_batch_size
+    fits = full_at is None and (len(peaks) < 2 or predicted_peak(peaks, batch_size) <= available)
+    told = f"{1 / seconds_per_image:.3g} images/s instead of {images_per_second:.3g} without it"
+    advice = "fits too; use --recompute False" if fits else "does not fit; keep it, or take a smaller batch"
+    return answer("recompute", f"{told}, and batch {batch_size} {advice}")
 
 
 def predicted_peak(peaks, batch_size):

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from sd.training import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,3 +64,25 @@ def test_models_that_do_not_fit_are_told_before_any_step(tmp_path):
     result = subprocess.run([*command, "--resolution", "33"], cwd=ROOT, capture_output=True, text=True)
     assert "PROBLEM models" in result.stdout and "--resolution 33" in result.stdout
     assert result.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        ((PEAKS, 0.5, None), "2 images/s instead of 1.5 without it, and batch 8 fits too; use --recompute False"),
+        (({1: 1, 2: 40 * 2**30}, 0.5, None), "and batch 8 does not fit; keep it"),
+        (({1: 1}, 0.5, 2), "and batch 8 does not fit; keep it"),
+        (({}, 0.5, 1), "needed: without it memory runs out at a single image"),
+    ],
+)
+def test_it_says_what_keeping_activations_gives(monkeypatch, capsys, measured, said):
+    class Training:
+        device, recompute, output_dir, per_device_train_batch_size = "cpu", True, "out", 8
+
+    def measure(model, data_args, args, available):
+        assert args.recompute is False
+        return measured
+
+    monkeypatch.setattr(doctor, "measure_steps", measure)
+    doctor.report_without_recompute(None, None, Training, 24 * 2**30, 1.5)
+    assert said in capsys.readouterr().out and Training.recompute is True
