@@ -1,5 +1,6 @@
 """Packing: input rows -> parts in a bounded pool -> report -> file lists, in this order."""
 
+import errno
 import json
 import re
 from contextlib import closing, contextmanager, nullcontext
@@ -68,6 +69,8 @@ def _own(options):
         storage.make_folder(folder)
         storage.make_folder(storage.join(options.output_path, LIST_FOLDER))
     except OSError as error:
+        if error.errno == errno.EIO:  # a store that does not answer, not a wrong path
+            raise
         raise InputError(f"--output_path {options.output_path}: {error.strerror or error}") from error
     with nullcontext() if storage.is_remote(folder) else locked_folder(folder):
         try:
