@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import os
-from contextlib import contextmanager
 from pathlib import Path
 
 from sd.data.parts import storage
@@ -13,7 +12,7 @@ _FINISH = 1 << 40  # beyond every part's number
 
 
 class Claims:
-    """Locks of single bytes of one file: byte n for part n. A dead process's are free at once.
+    """Locks of single bytes of one file: byte n for part n, until `close`. A dead process's are free at once.
 
     `shared` is False where the folder knows no such locks (an object store, some network file systems): then each rank
     keeps to its own parts.
@@ -40,19 +39,10 @@ class Claims:
             raise
         return True
 
-    def release(self, number):
-        if self.shared:
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number)
-
-    @contextmanager
-    def finishing(self):
-        """One process at a time writes the lists."""
+    def wait_to_finish(self):
+        """Let one process at a time write the lists: from here on this one, until `close`."""
         if self.shared:
             fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _FINISH)
-        try:
-            yield
-        finally:
-            self.release(_FINISH)
 
     def close(self):
         if self._file is not None:

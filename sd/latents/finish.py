@@ -20,18 +20,18 @@ def finish(plan, manifest, encoders, claims):
     Raises InputError if no row was good, RunError if too many were bad; then there are reports and no lists.
     """
     options = encoders.options
-    with claims.finishing():
-        outcomes = each(partial(_outcome, manifest=manifest), plan.tasks)
-        if missing := outcomes.count(None):
-            tqdm.write(f"{missing} of {len(outcomes)} parts are in other hands; whoever ends last writes the lists")
-            return None
-        _tidy(options)
-        tally = _report(outcomes, plan.unreadable, options)
-        report = tally.report({"cache": manifest.id} | manifest.settings())
-        path = storage.join(options.output_path, "report.json")
-        storage.write_whole(path, json.dumps(report, indent=2).encode() + b"\n")
-        tally.check(options.file_list, options)
-        return _write_lists(plan, outcomes, manifest, encoders), report
+    claims.wait_to_finish()
+    outcomes = each(partial(_outcome, manifest=manifest), plan.tasks)
+    if missing := outcomes.count(None):
+        tqdm.write(f"{missing} of {len(outcomes)} parts are in other hands; whoever ends last writes the lists")
+        return None
+    _tidy(options)
+    tally = _report(outcomes, plan.unreadable, options)
+    report = tally.report({"cache": manifest.id} | manifest.settings())
+    path = storage.join(options.output_path, "report.json")
+    storage.write_whole(path, json.dumps(report, indent=2).encode() + b"\n")
+    tally.check(options.file_list, options)
+    return _write_lists(plan, outcomes, manifest, encoders), report
 
 
 def _outcome(task, manifest):

@@ -14,8 +14,6 @@ from sd.models.hashes import weights_hash
 from sd.models.loading import load_part, part_source
 from sd.sampling.pipeline import vae_factor
 
-_LOG_VARIANCES = (-30.0, 20.0)  # ppdiffusers cuts them so; what lies beyond would not fit float16
-
 
 class Encoders:
     """VAE and, with --cache_text, text encoder and tokenizer, as the options name them. Raises InputError."""
@@ -94,8 +92,8 @@ class Encoders:
 
     def _moments(self, pixels):
         posterior = encoders.encode_posterior(self.vae, paddle.to_tensor(pixels))
-        logvar = paddle.clip(posterior.logvar, *_LOG_VARIANCES)
-        return paddle.concat([posterior.mean, logvar], axis=1).astype("float16")
+        # The posterior's log-variance is cut to [-30, 20], so it fits float16.
+        return paddle.concat([posterior.mean, posterior.logvar], axis=1).astype("float16")
 
     def _tokenize(self, captions):
         return encoders.tokenize(self.tokenizer, captions, self.options.model_max_length)

@@ -130,7 +130,6 @@ def _make_here(todo, claims, encoders, manifest, options):
                 if not claims.take(task.number):
                     continue
                 if is_finished(task, manifest, options):  # by another rank meanwhile
-                    claims.release(task.number)
                     continue
                 if task.number % ranks != rank():
                     progress.expect(task.num_usable)
@@ -144,7 +143,6 @@ def _make_here(todo, claims, encoders, manifest, options):
             for number, of_part in groupby(decoded, key=lambda done: done.chunk.task):
                 task = by_number[number]
                 progress.judge(task, *write_part(task, of_part, encoders, manifest, progress.update))
-                claims.release(number)
 
 
 def _make_on_ray(todo, manifest, options):

@@ -4,12 +4,13 @@ import numpy as np
 import paddle
 import pytest
 
-from sd.diffusion import schedule
+from sd.diffusion import objective, schedule
 from sd.diffusion.model import StableDiffusionModel
 from sd.errors import InputError
 from sd.flags.arguments import SDModelArguments
 from sd.models.loading import in_data_format
 from sd.sampling.pipeline import encode_prompt
+from tests.numeric import assert_close
 from tests.tiny import RESOLUTION, make_tiny_repository
 
 CAPTIONS = ["a red circle on a black background", "", "a blue square", "a green triangle on a white background"]
@@ -287,3 +288,44 @@ def test_every_model_flag_is_used():
     text = "".join(path.read_text() for path in Path("sd").rglob("*.py") if path.name != "arguments.py")
     unused = [field.name for field in dataclasses.fields(SDModelArguments) if field.name not in text]
     assert unused == []
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_error_of_a_half_precision_prediction_is_summed_in_float32(dtype):
+    """Squares of 300 do not fit float16, and bfloat16 has 8 bits for a sum."""
+    rng = np.random.default_rng(0)
+    prediction = paddle.to_tensor(rng.normal(size=(2, 4, 8, 8)) * 300, dtype="float32").astype(dtype)
+    target = paddle.to_tensor(rng.normal(size=(2, 4, 8, 8)), dtype="float32")
+    found = objective.squared_error(prediction, target)
+    wide = prediction.astype("float32").numpy().astype(np.float64) - target.numpy().astype(np.float64)
+    assert found.dtype == paddle.float32
+    assert_close(found.numpy(), (wide**2).mean(axis=(1, 2, 3)), 4 * 8 * 8)  # one sum
+
+
+@pytest.mark.parametrize("source", ["pixels", "moments"])
+def test_latents_are_drawn_in_float32_whatever_training_computes_in(make_model, source, monkeypatch):
+    """Paddle casts for cards alone, so it is asked at each operator whether it would."""
+    model = make_model()
+    batch = make_batch(model)
+    moments = paddle.randn([4, 8, 8, 8]).astype("float16")
+    tracer, levels = paddle.base.framework._dygraph_tracer(), []
+
+    def watch(owner, name):
+        original = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            levels.append(tracer._amp_level)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for name in ("__add__", "__sub__", "__mul__", "__truediv__", "astype"):
+        watch(paddle.Tensor, name)
+    for name in ("conv2d", "exp", "clip", "add", "multiply", "scale"):
+        watch(paddle._C_ops, name)
+    monkeypatch.setattr(tracer, "_amp_level", paddle.base.core.AmpLevel.O2)
+    if source == "pixels":
+        model.encode_images(batch["pixel_values"], batch["posterior_noise"])
+    else:
+        model.cached_latents(moments, batch["posterior_noise"])
+    assert len(levels) > 4 and set(levels) == {paddle.base.core.AmpLevel.O0}

@@ -107,6 +107,19 @@ def test_captions_that_are_cut_are_told_when_their_states_are_cached(mixed, tmp_
     assert "captions read" not in capsys.readouterr().err
 
 
+def test_log_variances_that_float16_cannot_hold_are_cut(tmp_path):
+    """A VAE may be as sure, or as unsure, as it likes; float16 ends at 65,504."""
+    made = models.Encoders(CacheOptions("", "", pretrained_model_name_or_path=MODEL, resolution=32))
+    bias = made.vae.quant_conv.bias.numpy()
+    half = len(bias) // 2
+    bias[half], bias[half + 1] = 1e6, -1e6
+    made.vae.quant_conv.bias.set_value(bias)
+    crops = np.zeros([1, 1, 3, 32, 32], np.uint8)
+    ((moments, _),) = made.finish(made.start(crops, [()]))
+    assert moments.dtype == np.float16 and np.isfinite(moments).all()
+    assert (moments[0, half] == 20).all() and (moments[0, half + 1] == -30).all()
+
+
 def model_arguments():
     from sd.flags.arguments import SDModelArguments
 

@@ -1,8 +1,10 @@
 """Weights are named by what the file holds, read in pieces; loaded weights have the same name."""
 
+import json
+
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from sd.errors import InputError
 from sd.models import hashes
@@ -36,6 +38,25 @@ def test_the_hash_is_of_names_types_shapes_and_bytes_alone(tmp_path, monkeypatch
     ]
     found = {stored(tmp_path / f"other{number}", other) for number, other in enumerate(others)}
     assert len(found | {first}) == 5
+
+
+def test_the_hash_does_not_depend_on_where_the_tensors_lie_in_the_file(tmp_path):
+    """The library writes them by name; other programs, such as PyTorch's exporters, as they come."""
+    found = []
+    for number, names in enumerate(("abc", "cab")):
+        header, data = {}, b""
+        for name in names:
+            raw = WEIGHTS[name].tobytes()
+            offsets = [len(data), len(data) + len(raw)]
+            header[name] = {"dtype": "F32", "shape": list(WEIGHTS[name].shape), "data_offsets": offsets}
+            data += raw
+        text = json.dumps(header).encode()
+        (tmp_path / str(number)).mkdir()
+        path = tmp_path / str(number) / "model.safetensors"
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+        assert np.array_equal(load_file(path)["c"], WEIGHTS["c"])
+        found.append(weights_hash("vae", str(path.parent)))
+    assert found[0] == found[1]
 
 
 def test_a_published_model_is_hashed_from_its_loaded_weights_to_the_name_of_paddle_s_file(monkeypatch):

@@ -1,8 +1,11 @@
 """Checkpoints: what is written is what is read, damage is found, and a kill or a full disk leaves nothing half done."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +45,76 @@ def test_nothing_has_the_name_of_a_checkpoint_before_commit(tmp_path):
     assert ck.list_checkpoints(tmp_path) == []
     ck.remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def disk_calls(monkeypatch):
+    """(what, path relative to output_dir) of every fsync, rename and removal of a folder, in their order."""
+    calls = []
+    fsync, rename, rmtree = os.fsync, Path.rename, shutil.rmtree
+
+    def recorded_fsync(descriptor):
+        calls.append(("fsync", Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    def recorded_rename(path, target):
+        calls.append(("rename", (path, Path(target))))
+        return rename(path, target)
+
+    def recorded_rmtree(path, *arguments, **options):
+        if Path(path).exists():
+            calls.append(("remove", Path(path)))
+        rmtree(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    monkeypatch.setattr(shutil, "rmtree", recorded_rmtree)
+    return calls
+
+
+def test_files_then_folders_are_on_the_disk_before_the_name_and_the_name_after(tmp_path, disk_calls):
+    writer = ck.CheckpointWriter(tmp_path, 7)
+    (writer.folder / "unet").mkdir()
+    (writer.folder / "unet/config.json").write_text("{}")
+    writer.add("unet/config.json")
+    writer.write_tensors("unet/w.safetensors", {"a": np.arange(5)})
+    writer.write_json("state.json", 1)
+    final, aside = writer.commit(), writer.folder
+    files = ["unet/config.json", "unet/w.safetensors", "state.json", ck.MANIFEST]
+    assert disk_calls[:4] == [("fsync", aside / name) for name in files]
+    assert sorted(disk_calls[4:6]) == [("fsync", aside), ("fsync", aside / "unet")]
+    assert disk_calls[6:] == [("rename", (aside, final)), ("fsync", tmp_path)]
+
+
+@pytest.mark.parametrize("remove", [ck.remove_checkpoint, lambda folder: ck.keep_newest(folder.parent, 1)])
+def test_a_checkpoint_loses_its_name_before_its_files(tmp_path, disk_calls, remove):
+    old = write(tmp_path, 1)
+    write(tmp_path, 2)
+    disk_calls.clear()
+    remove(old)
+    aside = old.with_name("checkpoint-1.old")
+    assert disk_calls == [("rename", (old, aside)), ("remove", aside)]
+
+
+def test_the_replaced_checkpoint_goes_after_the_new_one_is_whole_on_the_disk(tmp_path, disk_calls):
+    write(tmp_path, 4)
+    disk_calls.clear()
+    final = write(tmp_path, 4)
+    aside, new = final.with_name("checkpoint-4.old"), final.with_name("checkpoint-4.tmp")
+    steps = [("fsync", new / ck.MANIFEST), ("fsync", new), ("rename", (final, aside)), ("rename", (new, final))]
+    at = [disk_calls.index(step) for step in steps]
+    assert at == sorted(at)
+
+
+@pytest.mark.parametrize("length", range(8))
+def test_numbers_lie_at_multiples_of_eight_bytes_whatever_the_names(tmp_path, length):
+    """As the format asks for, so that programs that map the file read aligned numbers."""
+    writer = ck.CheckpointWriter(tmp_path, 1)
+    writer.write_tensors("x.safetensors", {"n" * (length + 1): np.arange(3.0)})
+    data = (writer.folder / "x.safetensors").read_bytes()
+    header = int.from_bytes(data[:8], "little")
+    assert header % 8 == 0 and len(data) == 8 + header + 3 * 8
+    assert load_file(writer.folder / "x.safetensors")["n" * (length + 1)].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest", "no manifest"])

@@ -183,3 +183,66 @@ def test_no_state_before_the_first_step():
     layer, optimizer = make(FusedAdamW)
     assert named_state(optimizer, names(layer)) == {}
     assert paddle_state(optimizer, names(layer), {}) is None
+
+
+def follow(optimizer_class, schedule, batches):
+    """Weights after each step under a schedule that changes with every step."""
+    layer = make_layer()
+    optimizer = optimizer_class(schedule(), parameters=layer.parameters(), weight_decay=0.1)
+    found = []
+    for batch in batches:
+        take_steps(layer, optimizer, [batch])
+        optimizer._learning_rate.step()
+        found.append(weights(layer))
+    return found
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda: paddle.optimizer.lr.ExponentialDecay(1e-2, 0.5),
+        lambda: paddle.optimizer.lr.LinearWarmup(1e-2, 3, 0.0, 1e-2),
+        lambda: paddle.optimizer.lr.PiecewiseDecay([2, 4], [1e-2, 0.0, 3e-2]),
+    ],
+)
+def test_each_step_has_the_learning_rate_that_paddles_adamw_would_give_it(batches, schedule):
+    ours, theirs = follow(FusedAdamW, schedule, batches), follow(paddle.optimizer.AdamW, schedule, batches)
+    for mine, wanted in zip(ours, theirs, strict=True):
+        assert np.array_equal(mine, wanted)
+    assert not np.array_equal(
+        ours[-1], follow(FusedAdamW, lambda: paddle.optimizer.lr.StepDecay(1e-2, 99), batches)[-1]
+    )
+
+
+def test_a_second_state_loaded_in_one_process_takes_the_place_of_the_first(batches, calls):
+    """A page or a notebook may resume twice: once all weights were trained alike, once the first layer came later."""
+
+    def trained(optimizer_class, late):
+        layer = make_layer()
+        optimizer = optimizer_class(1e-2, parameters=layer.parameters())
+        for parameter in layer[0].parameters():
+            parameter.stop_gradient = late
+        take_steps(layer, optimizer, batches[:2])
+        for parameter in layer[0].parameters():
+            parameter.stop_gradient = False
+        take_steps(layer, optimizer, batches[2:3])
+        state = {key: tensor.numpy().copy() for key, tensor in named_state(optimizer, names(layer)).items()}
+        return {name: value.numpy().copy() for name, value in layer.state_dict().items()}, state
+
+    ends = []
+    for optimizer_class in (FusedAdamW, paddle.optimizer.AdamW):
+        kept = [trained(optimizer_class, late) for late in (False, True)]
+        layer = make_layer()
+        optimizer = optimizer_class(1e-2, parameters=layer.parameters())
+        take_steps(layer, optimizer, batches[:1])
+        for state_dict, state in kept:
+            calls.clear()
+            layer.set_state_dict({name: paddle.to_tensor(value) for name, value in state_dict.items()})
+            tensors = {key: paddle.to_tensor(array) for key, array in state.items()}
+            optimizer.set_state_dict(paddle_state(optimizer, names(layer), tensors))
+            take_steps(layer, optimizer, batches[3:])
+            ends.append((weights(layer), [len(arguments[0]) for name, arguments in calls if name == "fused_adam_"]))
+    (first, together), (second, apart), (their_first, _), (their_second, _) = ends
+    assert np.array_equal(first, their_first) and np.array_equal(second, their_second)
+    # On a card, weights that have taken fewer steps must not be moved by the powers of beta of the others.
+    assert together == [6] * 3 and apart == [2, 4] * 3

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -9,7 +10,7 @@ import pytest
 
 from sd.errors import RunError
 from sd.runs import checkpoint as ck
-from sd.training.step import sum_of_squares
+from sd.training.step import StepRunner, sum_of_squares
 from sd.training.trainer import StableDiffusionTrainer
 from tests.training_harness import EMA, UNET, Workshop, checksums, weights
 
@@ -83,43 +84,84 @@ def test_a_good_step_resets_the_count_of_skipped_ones(workshop, bad_gradients):
     assert np.isfinite(weights(output_dir / "checkpoint-9")).all()
 
 
-def test_a_skipped_step_lowers_the_loss_scale_and_a_good_one_leaves_it(workshop, bad_gradients, monkeypatch):
-    """A CPU has no float16, so a scaler is put in by hand, which Paddle makes inert unless its place is a card's."""
-    scales = []
+@pytest.fixture
+def scales(bad_gradients, monkeypatch):
+    """The loss scale of each step of the runs that follow.
+
+    A CPU has no float16, so a scaler is put in by hand, which Paddle makes inert unless its place is a card's.
+    """
+    found = []
 
     class Place:
         def __getattr__(self, name):
             return lambda: name == "is_gpu_place"
 
     tracer = type("Tracer", (), {"_expected_place": Place()})()
-    real = StableDiffusionTrainer._begin
+    load = StableDiffusionTrainer._load_optimizer_and_scheduler
 
-    def begin(self, *arguments):
-        real(self, *arguments)
+    def load_with_scaler(self, checkpoint):
         with monkeypatch.context() as patch:
             patch.setattr("paddle.amp.grad_scaler._dygraph_tracer", lambda: tracer, raising=False)
             patch.setattr("paddle.base.framework._dygraph_tracer", lambda: tracer)
             self.scaler = paddle.amp.GradScaler(init_loss_scaling=1024.0)
         assert self.scaler.is_enable()
         self.do_grad_scaling = True
+        load(self, checkpoint)
 
     def backward(self, loss):
-        scales.append(float(self.scaler._scale))
+        found.append(float(self.scaler._scale))
         (loss * self.scaler._scale).backward()
         if self.state.global_step + 1 in bad_gradients:
             gradient = self.trained_parameters[-1].grad
             gradient.set_value(paddle.full_like(gradient, float("inf")))
 
-    monkeypatch.setattr(StableDiffusionTrainer, "_begin", begin)
+    monkeypatch.setattr(StableDiffusionTrainer, "_load_optimizer_and_scheduler", load_with_scaler)
     monkeypatch.setattr(StableDiffusionTrainer, "backward", backward)
+    return found
+
+
+def test_a_skipped_step_lowers_the_loss_scale_a_good_one_leaves_it_and_a_resume_takes_it_up(
+    workshop, bad_gradients, request
+):
     plain = workshop.train("unscaled", "--max_steps", 1)
+    scales = request.getfixturevalue("scales")
     bad_gradients[2] = float("inf")
-    scaled = workshop.train("scaled", "--max_steps", 4, "--save_steps", 1)
-    assert scales[-4:] == [1024, 1024, 512, 512]
+    scaled = workshop.train("scaled", "--max_steps", 3, "--save_steps", 1)
+    assert scales == [1024, 1024, 512]
     np.testing.assert_allclose(weights(scaled / "checkpoint-1"), weights(plain / "checkpoint-1"), atol=1e-6)
+    workshop.train("scaled", "--max_steps", 4)
+    assert scales == [1024, 1024, 512, 512]
     for step in range(1, 5):
         assert np.isfinite(weights(scaled / f"checkpoint-{step}")).all()
     assert checksums(scaled / "checkpoint-1")[UNET] == checksums(scaled / "checkpoint-2")[UNET]
+
+
+def test_dropout_is_drawn_by_seed_step_and_rank():
+    """Ranks with the same masks would train on half the noise; a resumed run must draw the masks of the whole one."""
+
+    def first_draw(seed, step, rank):
+        drawn = []
+
+        def forward(model, batch):
+            drawn.append(paddle.nn.functional.dropout(paddle.ones([256])).numpy().astype(bool))
+            return {"loss": paddle.zeros([]), "sample_loss": paddle.zeros([1]), "timestep": paddle.zeros([1])}
+
+        args = SimpleNamespace(
+            seed=seed, process_index=rank, gradient_accumulation_steps=2, world_size=1, sharding=None, recompute=False
+        )
+        nothing = SimpleNamespace(step=lambda: None, clear_grad=lambda **options: None, _parameter_list=[])
+        trainer = SimpleNamespace(
+            args=args, state=SimpleNamespace(global_step=step), forward=forward, backward=lambda loss: None,
+            optimizer=nothing, lr_scheduler=nothing, do_grad_scaling=False, ema=None,
+        )  # fmt: skip
+        assert StepRunner(trainer, None).take(itertools.repeat({"sample": np.zeros(1)})).applied
+        assert (drawn[0] != drawn[1]).any()
+        return drawn[0]
+
+    one = first_draw(23, 5, 0)
+    assert (one == first_draw(23, 5, 0)).all()
+    for other in ((24, 5, 0), (23, 6, 0), (23, 5, 1)):
+        assert 70 < (one != first_draw(*other)).sum() < 186  # of 256, half in the mean: 9 deviations are near certain
 
 
 def test_a_signal_between_micro_batches_leaves_the_step_out(workshop, monkeypatch):

@@ -16,7 +16,7 @@ from sd.commands import serve as app
 from sd.errors import ArgumentError, InputError
 from sd.runs.locate import list_choices
 from sd.sampling import run
-from sd.sampling.files import read_png_text
+from sd.sampling.files import read_pixels, read_png_text
 from sd.web.client import Drawer, Visitors, caption, details, follow, follow_each, status
 from sd.web.engine import CancelledError, Engine, Server, check_request
 from tests.checkpoints import make_output_dir, save_checkpoint
@@ -71,6 +71,21 @@ def test_other_settings_have_other_files_and_the_same_ones_are_found_again(engin
     again, told = draw(engine)
     assert again == first and [path.stat().st_mtime_ns for path in again] == stamps
     assert told[-1]["settings"]["seed"] == 43
+
+
+def test_a_checkpoint_that_was_trained_again_is_loaded_again(output_dir, engine, tmp_path):
+    """An --overwrite_output_dir run saves other weights under the names of the earlier one."""
+    copy = tmp_path / "run"
+    shutil.copytree(output_dir, copy)
+    engine._config.output_dir = str(copy)
+    given = {"num_images": 1, "model": "checkpoint-5"}
+    (first,), _ = draw(engine, **given)
+    shutil.rmtree(copy / "checkpoint-5")
+    shutil.copytree(output_dir / "checkpoint-10", copy / "checkpoint-5")
+    (second,), told = draw(engine, **given)
+    assert told[0] == {"note": "loading checkpoint-5 raw"} and second != first
+    assert (read_pixels(second) != read_pixels(first)).any()
+    assert not any("note" in news for news in draw(engine, **given)[1])
 
 
 def test_one_unet_is_in_memory_and_other_parts_are_shared(engine, output_dir):

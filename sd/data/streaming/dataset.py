@@ -40,8 +40,8 @@ class TextImagePair(IterableDataset):
     The batches of all ranks in one round are the next `world_size * batch_size` samples of the run, so after k
     rounds the state is `state(start_sample + k * world_size * batch_size)`, a dict of samples_seen, lanes, deal_size,
     seed, buffer_size, resolution and fingerprint. To resume pass `start_sample=samples_seen` with the lanes, deal_size
-    and seed of the state; ranks, batch size and workers may have changed. The stream is the same only if nothing in
-    `differences(state)` is.
+    and seed of the state; ranks, batch size and workers may have changed. The stream is the same only if buffer_size,
+    resolution and fingerprint are.
 
     Attributes: fingerprint (str), num_usable, num_rows, lanes, deal_size (int). Raises InputError at once if the file
     list is unusable or there are fewer usable records than one batch for each lane.
@@ -106,15 +106,6 @@ class TextImagePair(IterableDataset):
             "resolution": self.catalog.resolution,
             "fingerprint": self.fingerprint,
         }
-
-    def differences(self, state):
-        """One line for each entry of a checkpoint's state that would make this another stream."""
-        here = self.state(0)
-        return [
-            f"{name} was {state[name]}, is {here[name]}"
-            for name in here
-            if name != "samples_seen" and name in state and state[name] != here[name]
-        ]
 
     def name_rows(self, places):
         """int64 [B,2] (part number, row from 0) -> ["part-000001.gz row 17", ...], rows counted from 1."""

@@ -216,6 +216,29 @@ def test_replacements_stay_in_the_window_first_and_are_the_same_for_every_world(
         assert len(found) > len(window) and set(found) <= set(all_places(counts))
 
 
+def test_replacements_from_the_whole_source_are_drawn_for_each_sample_anew():
+    """Else a corrupt row in each of many windows would put the same few rows in all their places."""
+    order = make_order([1000], buffer_size=4)
+    beyond = [list(order.candidates(sample))[4:] for sample in range(100)]
+    assert all(len(drawn) == 200 for drawn in beyond)
+    first = {drawn[0] for drawn in beyond}
+    assert len(first) > 80  # of 100 draws out of 1,000 rows 95 are expected to differ
+
+
+def test_lanes_and_sources_shuffle_their_windows_each_in_its_own_way():
+    counts, size = [400], 100
+    order = make_order([(1.0, counts), (1.0, counts)], lanes=2, buffer_size=size)
+    shuffles = []
+    for source in (0, 1):
+        begin = order._passes[source, 0][2]
+        for lane in (0, 1):
+            sample = next(s for s in range(10_000) if order.position(s)[:4] == (source, lane, 0, 1))
+            rows = (order.window(sample)[1] - begin) % counts[0]
+            assert sorted(rows) == [*range(min(rows), min(rows) + size)]
+            shuffles.append(tuple(rows - min(rows)))
+    assert len(set(shuffles)) == 4
+
+
 @pytest.mark.parametrize("seed", [0, 23, 2**64 - 1, -5])
 def test_a_stream_is_philox_of_its_coordinates(seed):
     """What NumPy documents, and so what another program can draw again."""
