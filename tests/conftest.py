@@ -1,5 +1,12 @@
-"""Every test process computes with the settings of the scripts: results are equal bit for bit only under the same."""
+"""Every test process computes with the settings of the scripts: results are equal bit for bit only under the same.
+
+Only with one thread, unless the environment says otherwise: the models of the tests are too small to gain by a second
+one, and on a busy machine two threads wait for each other. test_environments.py runs what is numeric with two as well.
+"""
+
+import os
 
 from sd import runtime
 
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 runtime.prepare()

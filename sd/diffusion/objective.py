@@ -18,5 +18,6 @@ def target(prediction_type, latents, noise, signal_rate, noise_rate):
 
 def squared_error(prediction, wanted):
     """Mean squared error of each sample in float32: [B,C,h,w] -> [B]."""
-    difference = prediction.astype("float32") - wanted.astype("float32")
+    prediction, wanted = (tensor.astype("float32") for tensor in (prediction, wanted))
+    difference = prediction - wanted
     return (difference * difference).mean(axis=[1, 2, 3])

@@ -74,7 +74,7 @@ def disk_calls(monkeypatch):
 
 def test_files_then_folders_are_on_the_disk_before_the_name_and_the_name_after(tmp_path, disk_calls):
     writer = ck.CheckpointWriter(tmp_path, 7)
-    (writer.folder / "unet").mkdir()
+    (writer.folder / "unet").mkdir(parents=True)
     (writer.folder / "unet/config.json").write_text("{}")
     writer.add("unet/config.json")
     writer.write_tensors("unet/w.safetensors", {"a": np.arange(5)})

@@ -136,6 +136,11 @@ def test_a_skipped_step_lowers_the_loss_scale_a_good_one_leaves_it_and_a_resume_
     assert checksums(scaled / "checkpoint-1")[UNET] == checksums(scaled / "checkpoint-2")[UNET]
 
 
+class OtherFlagsAreOff(SimpleNamespace):
+    def __getattr__(self, name):
+        return False
+
+
 def test_dropout_is_drawn_by_seed_step_and_rank():
     """Ranks with the same masks would train on half the noise; a resumed run must draw the masks of the whole one."""
 
@@ -146,9 +151,7 @@ def test_dropout_is_drawn_by_seed_step_and_rank():
             drawn.append(paddle.nn.functional.dropout(paddle.ones([256])).numpy().astype(bool))
             return {"loss": paddle.zeros([]), "sample_loss": paddle.zeros([1]), "timestep": paddle.zeros([1])}
 
-        args = SimpleNamespace(
-            seed=seed, process_index=rank, gradient_accumulation_steps=2, world_size=1, sharding=None, recompute=False
-        )
+        args = OtherFlagsAreOff(seed=seed, process_index=rank, gradient_accumulation_steps=2, world_size=1)
         nothing = SimpleNamespace(step=lambda: None, clear_grad=lambda **options: None, _parameter_list=[])
         trainer = SimpleNamespace(
             args=args, state=SimpleNamespace(global_step=step), forward=forward, backward=lambda loss: None,

@@ -104,12 +104,13 @@ def test_an_output_dir_in_use_is_refused_at_once(workshop):
     lock.close()
 
 
-TWO = ["--data_lanes", 1, "--max_steps", 20, "--logging_steps", 5, "--learning_rate", 1e-4]
+END = 8
+TWO = ["--data_lanes", 1, "--max_steps", END, "--logging_steps", 2, "--learning_rate", 1e-4]
 
 
 @pytest.fixture(scope="module")
 def one_process(workshop):
-    return weights(workshop.train("one_process", *TWO, "--per_device_train_batch_size", 4) / "checkpoint-20")
+    return weights(workshop.train("one_process", *TWO, "--per_device_train_batch_size", 4) / f"checkpoint-{END}")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_two_ranks_are_one_process_with_twice_the_batch(workshop, one_process, r
     name = re.sub(r"\W+", "_", request.node.callspec.id)
     run = workshop.start(name, *TWO, *flags, ranks=2)
     assert run.wait(180) == 0, workshop.log(name)[-3000:]
-    folder = workshop.folder / name / "checkpoint-20"
+    folder = workshop.folder / name / f"checkpoint-{END}"
     assert np.abs(weights(folder) - one_process).max() < 1e-5
     wait_until_gone(workshop, name)
     assert ck.find_problem(folder) is None
@@ -138,13 +139,13 @@ def test_two_ranks_are_one_process_with_twice_the_batch(workshop, one_process, r
 
 @pytest.mark.slow
 def test_sharded_state_goes_on_on_one_rank_and_back(workshop, one_process):
-    steps = ["--save_steps", 5]
+    steps = ["--save_steps", 2]
     flags = ["--per_device_train_batch_size", 2, "--sharding", "stage1", *steps]
-    assert workshop.start("reshard", *TWO, *flags, "--max_steps", 5, ranks=2).wait(180) == 0
-    workshop.train("reshard", *TWO, *steps, "--per_device_train_batch_size", 4, "--max_steps", 10)
-    assert workshop.start("reshard", *TWO, *flags, "--max_steps", 15, ranks=2).wait(180) == 0
+    assert workshop.start("reshard", *TWO, *flags, "--max_steps", 2, ranks=2).wait(180) == 0
+    workshop.train("reshard", *TWO, *steps, "--per_device_train_batch_size", 4, "--max_steps", 4)
+    assert workshop.start("reshard", *TWO, *flags, "--max_steps", 6, ranks=2).wait(180) == 0
     assert workshop.start("reshard", *TWO, *steps, "--per_device_train_batch_size", 2, ranks=2).wait(180) == 0
-    assert np.abs(weights(workshop.folder / "reshard/checkpoint-20") - one_process).max() < 1e-5
+    assert np.abs(weights(workshop.folder / f"reshard/checkpoint-{END}") - one_process).max() < 1e-5
 
 
 @pytest.mark.slow
@@ -154,13 +155,13 @@ def test_two_machines_of_two_ranks_are_one_process(workshop, one_process):
     flags = [*TWO, "--per_device_train_batch_size", 1]
     machines = [workshop.start("machines", *flags, ranks=2, launch=[*launch, "--rank", number]) for number in range(2)]
     assert [machine.wait(240) for machine in machines] == [0, 0], workshop.log("machines")[-3000:]
-    assert np.abs(weights(workshop.folder / "machines/checkpoint-20") - one_process).max() < 1e-5
+    assert np.abs(weights(workshop.folder / f"machines/checkpoint-{END}") - one_process).max() < 1e-5
 
 
 def test_a_killed_rank_ends_the_others_and_the_next_start_goes_on(workshop):
-    flags = ["--per_device_train_batch_size", 2, "--dataloader_num_workers", 1, "--save_steps", 5, "--logging_steps", 1]
+    flags = ["--per_device_train_batch_size", 2, "--dataloader_num_workers", 1, "--save_steps", 2, "--logging_steps", 1]
     run = workshop.start("rank_killed", *TWO, *flags, "--max_steps", 3000, ranks=2)
-    wait_for_step(workshop, "rank_killed", 6)
+    wait_for_step(workshop, "rank_killed", 3)
     ranks = [
         process
         for process in processes_of(workshop.folder / "rank_killed")
@@ -180,7 +181,7 @@ def test_a_killed_rank_ends_the_others_and_the_next_start_goes_on(workshop):
 def test_a_killed_launcher_leaves_nobody(workshop):
     flags = ["--per_device_train_batch_size", 2, "--dataloader_num_workers", 1, "--max_steps", 3000]
     run = workshop.start("launcher_killed", *TWO, *flags, ranks=2)
-    wait_for_step(workshop, "launcher_killed", 5)
+    wait_for_step(workshop, "launcher_killed", 2)
     assert len(processes_of(workshop.folder / "launcher_killed")) >= 5  # launcher, two ranks, two workers
     run.kill()
     run.wait()
@@ -190,7 +191,7 @@ def test_a_killed_launcher_leaves_nobody(workshop):
 @pytest.mark.slow
 def test_a_stopped_launcher_saves_the_same_step_on_both_ranks(workshop):
     flags = [*TWO, "--per_device_train_batch_size", 2, "--dataloader_num_workers", 1, "--logging_steps", 1]
-    flags += ["--train_text_encoder", "--use_ema"]
+    flags += ["--train_text_encoder", "--use_ema", "--max_steps", 20]
     run = workshop.start("launcher_stopped", *flags, ranks=2)
     wait_for_step(workshop, "launcher_stopped", 5)
     os.killpg(run.pid, signal.SIGINT)
