@@ -95,7 +95,7 @@ def test_loss_equals_a_float64_reference(make_model, flags):
     latents = model.encode_images(batch["pixel_values"], batch["posterior_noise"]).numpy()
     arrays = {name: value.numpy() for name, value in batch.items()}
     noisy, loss, sample_loss = reference_loss(model.model_args, latents, arrays, seen["out"].numpy())
-    # Up to four products and sums, one with a table rounded to float32; then the mean over 4 x 8 x 8 numbers, and over 4.
+    # Up to four products and sums, two with a rounded table; then the mean over 4 x 8 x 8 numbers, and over 4.
     assert_close(seen["noisy"].numpy(), noisy, 8, "the UNet's input")
     assert_close(result["sample_loss"].numpy(), sample_loss, 8 + 256, "the loss of each sample")
     assert_close(result["loss"].numpy(), loss, 8 + 256 + 4, "the loss")
