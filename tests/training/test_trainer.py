@@ -54,7 +54,7 @@ def test_everything_on_resumes_to_the_bit(workshop):
     flags = ["--use_ema", "--train_text_encoder", "--text_encoder_learning_rate", 5e-4, "--save_steps", 3]
     flags += ["--gradient_accumulation_steps", 2, "--dataloader_num_workers", 2, "--lr_scheduler_type", "cosine"]
     flags += ["--warmup_steps", 2, "--noise_offset", 0.1, "--snr_gamma", 5, "--input_perturbation", 0.1]
-    flags += ["--max_grad_norm", 0.5, "--recompute", "--max_steps", 6]
+    flags += ["--max_grad_norm", 0.5, "--recompute", True, "--max_steps", 6]
     whole = workshop.train("everything", *flags)
     resumed = workshop.train("everything_resumed", *flags, "--resume_from_checkpoint", whole / "checkpoint-3")
     assert checksums(whole / "checkpoint-6") == checksums(resumed / "checkpoint-6")
@@ -129,7 +129,7 @@ def test_accumulation_is_a_larger_batch(workshop):
 
 
 def test_recompute_changes_no_bit(workshop, plain):
-    recomputed = workshop.train("recomputed", "--recompute", "--max_steps", 2)
+    recomputed = workshop.train("recomputed", "--recompute", True, "--max_steps", 2)
     assert np.array_equal(weights(plain / "checkpoint-2"), weights(recomputed / "checkpoint-2"))
 
 

@@ -118,7 +118,7 @@ def one_process(workshop):
     [
         pytest.param(["--per_device_train_batch_size", 2], id="two ranks"),
         pytest.param(
-            ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2, "--recompute"],
+            ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2, "--recompute", True],
             id="accumulation and recompute",
             marks=pytest.mark.slow,
         ),
