@@ -1,5 +1,6 @@
 """eval.py's work: flags -> models, jobs, pictures, grid."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from sd.sampling.job import Job, draw, settings_from, warn_of_cut_prompts
 from sd.sampling.models import load_models
 from sd.sampling.prompts import read_prompts
 
+logger = logging.getLogger(__name__)
+
 _MODEL_FLAGS = ("pretrained_model", "text_encoder", "vae", "tokenizer", "dtype")
 _OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 _GRID_PICTURES = 400
@@ -25,7 +28,9 @@ def run(flags):
     prompts = list(flags.prompt or [])
     if flags.prompts_file:
         prompts += read_prompts(flags.prompts_file, flags.prompts_column)
-    device = devices.select(flags.device, flags.dtype).kind
+    selected = devices.select(flags.device, flags.dtype)
+    logger.info("device: %s; precision %s", devices.describe(selected), flags.dtype)
+    device = selected.kind
     if flags.compare:
         _compare(flags, prompts, device)
     else:

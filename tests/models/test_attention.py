@@ -11,6 +11,7 @@ import paddle
 import pytest
 from ppdiffusers.models.attention_processor import AttnProcessor
 
+from sd import devices
 from sd.models import attention
 from sd.models.loading import random_unet
 
@@ -114,6 +115,22 @@ def test_a_cpu_takes_the_plain_operators(unet):
     assert attention.find_kernel("float32", [40]) is None
     assert attention.use_fastest_attention(unet, ["float32"]) == {"float32": "plain"}
     assert {type(processor) for processor in unet.attn_processors.values()} == {AttnProcessor}
+
+
+@pytest.mark.parametrize(("switch", "fails"), [("0", False), ("1", True)])
+def test_what_a_library_found_on_a_card_is_not_used_on_a_cpu(unet, monkeypatch, switch, fails):
+    """ppdiffusers tries fused attention once at import, on the default device, and has no kernel for tensors on a CPU.
+    sd.devices switches that choice off."""
+    environ = {}
+    devices.prepare("cpu", environ)
+    assert environ["USE_PPXFORMERS"] == "0"
+    monkeypatch.setenv("USE_PPXFORMERS", switch)
+    monkeypatch.setattr("ppdiffusers.utils.import_utils._ppxformers_available", True)
+    fresh = random_unet(DEMO / "unet_config.json")
+    kinds = {type(processor) for processor in fresh.attn_processors.values()}
+    assert (kinds != {AttnProcessor}) == fails
+    if not fails:
+        output_and_gradients(fresh)
 
 
 def test_the_published_unet_has_the_head_sizes_that_are_tried():
