@@ -129,7 +129,7 @@ def app() -> None:
         page.locator("#status p").filter(has_text="to choose from").wait_for()
         page.get_by_label("Steps").fill("20")
         page.get_by_label("Guidance scale").fill("3")
-        page.get_by_label("Pictures", exact=True).fill("4")
+        page.get_by_label("Pictures", exact=True).fill("2")
         for caption in reversed(CAPTIONS[:2]):
             page.get_by_label("Prompt", exact=True).fill(caption)
             page.locator("#draw").click()
