@@ -29,6 +29,7 @@ UNET = " --unet_name_or_path demo/unet_config.json"
 LEFT_OUT = {
     r"sh quickstart\.sh": "tests/test_quickstart.py runs it",
     r"sh run_tests\.sh": "this is one of its tests",
+    r"sh tests/fresh_machine\.sh": "needs root and the network",
     r"python3 -m venv|pip install": "needs the network",
     r"sh setup_app\.sh|python app\.py": "needs Gradio's environment; tests/web uses the page",
     r"GPUS=|sh train_multi\.sh$": "needs several cards",
