@@ -61,7 +61,7 @@ def run_local(function, tasks, num_workers, environments=()):
     except BaseException as error:
         for process in set(multiprocessing.active_children()) - earlier:
             process.kill()
-        if isinstance(error, BrokenProcessPool):
+        if isinstance(error, BrokenProcessPool | MemoryError):
             raise RunError(
                 "a worker was killed, most likely for want of memory; use fewer processes (--num_workers, "
                 "--processes), the same command goes on"

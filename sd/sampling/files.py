@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
@@ -13,12 +14,17 @@ from sd.data.images.decode import decode_image
 from sd.data.parts.record import RowError
 from sd.errors import ArgumentError, InputError, RunError
 
+_ABANDONED_SECONDS = 600  # a picture is written in a moment
+
 
 def make_folder(path):
-    """Make a folder for pictures. Raises InputError if that cannot be done."""
+    """Make a folder for pictures, and remove what a kill left half written there. Raises InputError if it cannot be."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        for aside in path.glob(".*.tmp"):
+            if re.fullmatch(r"\..+\.\d+\.tmp", aside.name) and time.time() - aside.stat().st_mtime > _ABANDONED_SECONDS:
+                aside.unlink(missing_ok=True)
     except OSError as error:
         raise ArgumentError("output", str(path), f" cannot be written: {error.strerror}; choose another") from None
     return path
@@ -55,12 +61,13 @@ def written(path):
         yield aside
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         why = "the disk is full; free some space" if full else f"{error.strerror}; make the folder writable"
         raise RunError(
             f"{path} not written: {why} and run the same command again, finished pictures are kept"
         ) from None
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def read_png_text(path):

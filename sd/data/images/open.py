@@ -42,6 +42,8 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> OpenedImage:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise RowError(f"too many pixels: {error}") from error
+    except MemoryError:  # says nothing of the image
+        raise
     except Exception as error:  # Pillow's parsers raise nearly anything on damaged headers
         raise RowError(f"not an image of {', '.join(FORMATS)}: {_why(error, data)}") from error
     if image.width * image.height > max_pixels:
@@ -66,6 +68,8 @@ def load(image: Image.Image) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
+    except MemoryError:
+        raise
     except Exception as error:  # again nearly anything
         raise RowError(f"the image cannot be decoded: {first_line(error)}") from error
 

@@ -18,6 +18,7 @@ from sd.errors import RunError
 DEFAULT_BYTES = 10 * 2**30
 _ATTEMPTS = 3
 _PAUSE_SECONDS = 1.0
+_ABANDONED_SECONDS = 60
 
 
 def needs_copy(path, layout):
@@ -28,7 +29,8 @@ def needs_copy(path, layout):
 class LocalCopies:
     """Opens parts for reading in any order, through a local copy where one is needed.
 
-    The folder holds at most `limit_bytes`, or one part if that is larger; the least recently opened goes first.
+    The folder holds at most `limit_bytes`, half-made copies among them, or one part if that is larger; the least
+    recently opened goes first. A half-made copy whose maker is gone is removed.
     Several processes may share it.
     """
 
@@ -72,6 +74,7 @@ class LocalCopies:
         try:
             for attempt in range(_ATTEMPTS):
                 with temporary.open("wb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)
                     try:
                         write(path, file)
                         break
@@ -91,7 +94,7 @@ class LocalCopies:
             with suppress(FileNotFoundError):
                 stat = copy.stat()
                 copies.append((stat.st_mtime, stat.st_size, copy))
-        total = sum(size for _, size, _ in copies)
+        total = sum(size for _, size, _ in copies) + sum(map(_size_if_in_work, self.folder.glob("*.tmp")))
         for _, size, copy in sorted(copies):
             if total <= self.limit_bytes:
                 break
@@ -99,6 +102,20 @@ class LocalCopies:
                 copy.unlink(missing_ok=True)
                 copy.with_suffix(".lock").unlink(missing_ok=True)
                 total -= size
+
+
+def _size_if_in_work(temporary):
+    """Bytes of a half-made copy; 0 after removing one whose maker is gone, since a maker holds its lock."""
+    with suppress(FileNotFoundError), temporary.open("rb") as file:
+        stat = os.fstat(file.fileno())
+        if time.time() - stat.st_mtime < _ABANDONED_SECONDS:  # it may be about to take its lock, or its name
+            return stat.st_size
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return stat.st_size
+        temporary.unlink()
+    return 0
 
 
 def _reader_of(copy, index):

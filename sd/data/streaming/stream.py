@@ -190,6 +190,11 @@ class SampleSource:
 def failure(error):
     """A sample that says why there are no more. An exception inside a DataLoader worker would lose its message,
     and without workers it would hang the training."""
+    if isinstance(error, MemoryError):
+        error = RunError(
+            "memory ran out in a data worker; fewer --dataloader_num_workers need less, and the same command goes on "
+            "from the last checkpoint"
+        )
     known = isinstance(error, InputError | RunError)
     text = str(error) if known else "".join(traceback.format_exception(error))
     return {"error": np.frombuffer(text.encode(), np.uint8)}

@@ -1,7 +1,9 @@
 """Local copies of remote parts and gzip streams: the same stream as from a disk, bounded, shared, clear when full."""
 
+import fcntl
 import gzip
 import itertools
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -11,12 +13,13 @@ import numpy as np
 import pytest
 
 from sd.data.parts.part import PartError, load_index
+from sd.data.parts.record import encode_row
 from sd.data.streaming.dataset import TextImagePair, raise_if_failed
 from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.stream import collate
 from sd.errors import RunError
 from tests.data.streaming.test_dataset import assert_equal, batches
-from tests.data_maker import make_data, tokenize, write_lists, write_part
+from tests.data_maker import jpeg, make_data, tokenize, write_lists, write_part
 
 
 @pytest.fixture
@@ -183,3 +186,31 @@ def test_a_remote_part_that_is_missing_is_replaced_and_named(folder, remote, cap
     found = batches(dataset(file_list, max_bad_fraction=0.9), 22)
     assert 2 not in np.concatenate([batch["place"][:, 0] for batch in found])
     assert "part-000002.gz" in caplog.text
+
+
+def test_half_made_copies_count_and_go_with_their_maker(tmp_path, monkeypatch):
+    """A kill leaves the file of a copy that was being made; a running maker holds its lock."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    rows = gzip.compress(b"".join(encode_row(f"row {n}", jpeg(n)) for n in range(4)))
+    folder = tmp_path / "copies"
+    folder.mkdir()
+
+    def open_part(name, limit):
+        path = tmp_path / name
+        path.write_bytes(rows)
+        LocalCopies(limit, folder).open(str(path), load_index(str(path))).close()
+        return {copy.name for copy in folder.iterdir() if copy.suffix != ".lock"}
+
+    [first] = open_part("a.gz", 10**9)
+    size = (folder / first).stat().st_size
+    killed, running, begun = folder / "0a.42.9.tmp", folder / "0b.43.9.tmp", folder / "0c.44.9.tmp"
+    for left in (killed, running, begun):
+        left.write_bytes(b"." * size)
+    for left in (killed, running):
+        os.utime(left, (0, 0))
+    with running.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        held = open_part("b.gz", 3 * size)
+        assert {running.name, begun.name} < held and len(held) == 3 and first not in held  # those in work take space
+    os.utime(begun, (0, 0))
+    assert len(open_part("b.gz", 3 * size)) == 1

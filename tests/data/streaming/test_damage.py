@@ -257,3 +257,22 @@ def test_foreign_parts_of_every_row_format_are_read(tmp_path, own_cache, packed,
 def test_a_missing_part_is_a_part_error(tmp_path):
     with pytest.raises(PartError, match="no such part"):
         load_index(tmp_path / "nothing.gz")
+
+
+def test_full_memory_is_not_a_damaged_image(tmp_path, monkeypatch):
+    """It would count against --max_bad_fraction, and the row would be replaced."""
+    from sd.data.images import open as images
+    from sd.data.streaming.stream import raise_if_failed
+
+    def full(*arguments, **options):
+        raise MemoryError
+
+    for owner, name in ((images.Image, "open"), (images.Image.Image, "load")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full)
+            with pytest.raises(MemoryError):
+                images.load(images.open_image(jpeg(0)).image)
+    data = dataset(make_data(tmp_path, [20]))
+    monkeypatch.setattr(images.Image, "open", full)
+    with pytest.raises(RunError, match="memory ran out in a data worker; fewer --dataloader_num_workers"):
+        raise_if_failed(next(iter(data)))
