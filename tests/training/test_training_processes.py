@@ -178,6 +178,18 @@ def test_a_killed_rank_ends_the_others_and_the_next_start_goes_on(workshop):
     assert f"going on from {workshop.folder}/rank_killed/checkpoint-{done}" in workshop.log("rank_killed")
 
 
+@pytest.mark.slow
+def test_a_failed_save_of_rank_0_ends_the_other_with_its_message(workshop):
+    """A file stands where the half-written checkpoint is to be: no full disk, so training does not go on."""
+    (workshop.folder / "obstacle").mkdir()
+    (workshop.folder / "obstacle/checkpoint-5.tmp").write_text("")
+    flags = ["--per_device_train_batch_size", 2, "--save_steps", 5]
+    assert workshop.start("obstacle", *TWO, *flags, ranks=2).wait(180) != 0
+    told = (workshop.folder / "obstacle.ranks/workerlog.1").read_text()
+    assert "error: rank 0: FileExistsError" in told, told[-2000:]
+    wait_until_gone(workshop, "obstacle", 30)
+
+
 def test_a_killed_launcher_leaves_nobody(workshop):
     flags = ["--per_device_train_batch_size", 2, "--dataloader_num_workers", 1, "--max_steps", 3000]
     run = workshop.start("launcher_killed", *TWO, *flags, ranks=2)
