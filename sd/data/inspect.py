@@ -17,6 +17,7 @@ import argparse
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.order import CAPTION, CROP, rng
 from sd.data.streaming.sample import choose_caption, decode_for, random_crop
 from sd.data.streaming.stream import RowReader
+from sd.data.timing import report as timing_report
+from sd.data.timing import time_samples
 from sd.errors import InputError, RunError
 from sd.flags.arguments import INTERPOLATIONS
 from sd.fonts import font_for
@@ -48,6 +51,7 @@ CAPTION_LENGTHS = (0, 1, 20, 50, 100, 200, 400)
 _RESOLUTION = 256  # train.sh's
 _INDEXES_READ = 1000
 _BAD_NAMED = 20
+_ROWS_TIMED = 512
 _TILE, _LABEL = 160, 30
 
 
@@ -227,6 +231,19 @@ def load_tokenizer(name):
     return load_part("tokenizer", name)
 
 
+def _timing(catalog, options):
+    """The lines of --time."""
+    tokenize = None
+    if options.tokenizer_name:
+        from sd.models import encoders
+
+        tokenizer = load_tokenizer(options.tokenizer_name)
+        tokenize = partial(encoders.tokenize, tokenizer, max_length=options.model_max_length)
+    rows = min(options.rows or catalog.num_usable, _ROWS_TIMED)
+    seconds, count = time_samples(catalog, rows, options.interpolation, tokenize)
+    return timing_report(seconds, count, tokenize is not None)
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m sd.data.inspect", description=__doc__.split("\n\n")[1])
     parser.add_argument("file_list", help="a .filelist.list, as --file_list of training takes it")
@@ -239,6 +256,7 @@ def main(arguments=None):
     parser.add_argument("--samples", type=int, default=64, help="pictures on the contact sheet; default 64")
     parser.add_argument("--seed", type=int, default=23)
     parser.add_argument("--output", default="inspect.png", help="the contact sheet; default inspect.png")
+    parser.add_argument("--time", action="store_true", help="print where a sample's time goes, and nothing else")
     options = parser.parse_args(arguments)
     ensure_writable_home(os.environ)
     manifest = find_manifest(options.file_list)
@@ -250,6 +268,9 @@ def main(arguments=None):
             f"caption_dropout={options.caption_dropout}; expected 1 or more, 0 or more, 0 or more, and 0 to 1"
         )
     catalog = Catalog(options.file_list, options.resolution, max_bad_fraction=1.0, may_be_unusable=True)
+    if options.time and catalog.num_usable:
+        print("\n".join(_timing(catalog, options)))
+        return
     readable = catalog
     if not catalog.num_usable:
         print(f"no row is usable at {options.resolution} px, so training would refuse the list; this is in it:")

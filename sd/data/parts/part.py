@@ -187,16 +187,26 @@ class PartReader:
 
     def read(self, row):
         """The bytes of row `row` (from 0), without its newline."""
-        index = self._index
-        if not 0 <= row < index.num_rows:
-            raise RowError(f"row {row} of {index.num_rows}")
+        return self.unpack(row, self.stored(row))
+
+    def stored(self, row):
+        """The bytes of a row as they lie in the part."""
+        if not 0 <= row < self._index.num_rows:
+            raise RowError(f"row {row} of {self._index.num_rows}")
         try:
-            line = self._stored(row)
-            if index.layout == MEMBERS:
-                line = self._unpack(line)
-        except (DamageError, isal_zlib.error, OSError) as error:
+            return self._stored(row)
+        except (DamageError, OSError) as error:
             raise RowError(f"damaged: {error}") from error
-        if isal_zlib.crc32(line) != index.row_crcs[row]:
+
+    def unpack(self, row, stored):
+        """The row's line, checked, of its stored bytes; without its newline."""
+        line = stored
+        if self._index.layout == MEMBERS:
+            try:
+                line = self._unpack(stored)
+            except isal_zlib.error as error:
+                raise RowError(f"damaged: {error}") from error
+        if isal_zlib.crc32(line) != self._index.row_crcs[row]:
             raise RowError("damaged: the checksum differs from the index")
         return line.removesuffix(b"\n")
 

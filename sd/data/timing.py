@@ -1,0 +1,114 @@
+"""Where a sample's time goes, from the file to the batch: `python -m sd.data.inspect FILE_LIST --time`."""
+
+import time
+from collections.abc import Callable
+from multiprocessing.shared_memory import SharedMemory
+
+import numpy as np
+
+from sd.data.images.decode import decode
+from sd.data.images.open import open_image
+from sd.data.parts.moments import decode_payload
+from sd.data.parts.part import load_index
+from sd.data.parts.record import RowError, decode_row
+from sd.data.streaming.catalog import Catalog
+from sd.data.streaming.local_copies import LocalCopies
+from sd.data.streaming.order import CROP, DRAW, rng
+from sd.data.streaming.sample import random_crop, short_side
+from sd.data.streaming.stream import collate
+
+STEPS = ("read", "gunzip", "base64", "decode", "resize", "tokenise", "draws", "collate", "transfer")
+_BATCH = 32
+_PIXELS_A_LATENT = 8
+_BAR = 40
+
+
+class Clock:
+    """Wall-clock seconds by step."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STEPS, 0.0)
+
+    def __call__(self, step: str, work: Callable, *arguments, **options):
+        """What `work` returns, its time added to the step's."""
+        start = time.perf_counter()
+        result = work(*arguments, **options)
+        self.seconds[step] += time.perf_counter() - start
+        return result
+
+
+def time_samples(
+    catalog: Catalog, num_samples: int, interpolation: str, tokenize: Callable | None
+) -> tuple[dict[str, float], int]:
+    """({step: seconds a sample}, number of samples) for usable rows spread over a list, one after another on one core.
+
+    tokenize: caption -> ids; None leaves that step at 0. Rows that cannot be read are left out.
+    """
+    clock, batch, count = Clock(), [], 0
+    parts: dict = {}
+    ends = np.cumsum(catalog.usable)
+    for usable in np.linspace(0, catalog.num_usable - 1, min(num_samples, catalog.num_usable)).astype(int).tolist():
+        part = int(np.searchsorted(ends, usable, side="right"))
+        try:
+            if part not in parts:
+                index = load_index(catalog.paths[part])
+                rows = np.flatnonzero(index.short_sides >= catalog.resolution)
+                parts[part] = LocalCopies().open(catalog.paths[part], index), rows
+            reader, rows = parts[part]
+            row = int(rows[usable - int(ends[part] - catalog.usable[part])])
+            batch.append(_sample(clock, reader, row, catalog, interpolation, tokenize, count))
+        except RowError:
+            continue
+        count += 1
+        if len(batch) == _BATCH:
+            _hand_over(clock, batch)
+            batch = []
+    if batch:
+        _hand_over(clock, batch)
+    for reader, _ in parts.values():
+        reader.close()
+    return {step: seconds / max(1, count) for step, seconds in clock.seconds.items()}, count
+
+
+def _sample(clock, reader, row, catalog, interpolation, tokenize, number):
+    record = clock("base64", decode_row, clock("gunzip", reader.unpack, row, clock("read", reader.stored, row)))
+    arrays = {}
+    if catalog.manifest is not None:
+        arrays["moments"] = clock("decode", decode_payload, record.image)[0][0]
+        shape = catalog.manifest.latent_shape
+    else:
+        side = catalog.resolution
+        picture = clock("decode", lambda: decode(open_image(record.image), short_side(side)))
+        arrays["pixel_values"] = clock("resize", random_crop, picture, side, interpolation, rng(0, CROP, number))
+        shape = (4, side // _PIXELS_A_LATENT, side // _PIXELS_A_LATENT)
+    if tokenize is not None:
+        arrays["input_ids"] = np.asarray(clock("tokenise", tokenize, record.captions[0]))
+    for name in ("noise", "posterior_noise"):
+        arrays[name] = clock("draws", rng(0, DRAW, number).standard_normal, shape, np.float32)
+    return arrays
+
+
+def _hand_over(clock, batch):
+    """Stack a batch and copy it into shared memory, as a data worker does for the trainer."""
+    arrays = clock("collate", collate, batch)
+    for array in arrays.values():
+        shared = SharedMemory(create=True, size=array.nbytes)
+        target = np.ndarray(array.shape, array.dtype, buffer=shared.buf)
+        clock("transfer", np.copyto, target, array)
+        del target
+        shared.close()
+        shared.unlink()
+
+
+def report(seconds: dict[str, float], count: int, has_tokenizer: bool) -> list[str]:
+    """Lines for people: milliseconds and share of each step, samples a second of one data worker."""
+    total = sum(seconds.values())
+    if not total:
+        return ["no sample could be timed"]
+    lines = [f"where a sample's time goes, one core, mean of {count} samples, wall clock:"]
+    for step, value in seconds.items():
+        note = "  (give --tokenizer_name)" if step == "tokenise" and not has_tokenizer else ""
+        bar = "#" * round(_BAR * value / total)
+        lines.append(f"    {step:>10} {value * 1e3:8.3f} ms {value / total:7.1%}  {bar}{note}".rstrip())
+    lines.append(f"    {'in all':>10} {total * 1e3:8.3f} ms: {1 / total:.0f} samples/s of a data worker")
+    return lines
