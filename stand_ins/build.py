@@ -1,7 +1,7 @@
 """Build the empty wheels of this folder: `python stand_ins/build.py`. Run it again after a change of the tables below.
 
 ppdiffusers and paddlenlp depend on packages that nothing in this toolkit imports. One of them has no wheel and needs a
-C compiler, one needs libGL, and together they bring MEASURED. requirements.txt names this folder with --find-links;
+C compiler, one needs libGL, and together they bring 0.7 GB. requirements.txt names this folder with --find-links;
 version 9999 is newer than any release, so pip takes the empty wheel unless the real package is installed already.
 """
 
