@@ -57,12 +57,12 @@ def outlook(file_list: str) -> Iterator[str]:
     """Lines on what training would leave out of packed data: small images and the ends of long captions."""
     catalog = Catalog(file_list, 1, max_bad_fraction=1.0)
     headers = [load_header(path) for number, path in enumerate(catalog.paths) if number not in catalog.damage]
-    for resolution in (256, 512):
-        large = [header.num_usable(resolution) for header in headers]
-        if None not in large and (smaller := catalog.num_usable - sum(large)):
-            yield (
-                f"training at --resolution {resolution} leaves out {smaller} of {catalog.num_usable} images, which are "
-                "smaller; --enlarge True takes them, enlarged"
-            )
+    large = {side: [header.num_usable(side) for header in headers] for side in (256, 512)}
+    smaller = {side: catalog.num_usable - sum(counts) for side, counts in large.items() if None not in counts}
+    if told := [f"{count} are smaller than {side} px" for side, count in smaller.items() if count]:
+        yield (
+            f"of {catalog.num_usable} images {' and '.join(told)}; training leaves out those smaller than its "
+            "--resolution, or takes them enlarged with --enlarge True"
+        )
     if line := describe_cut(sample_captions(catalog), TEXT_LENGTH):
         yield f"{line} (CLIP's words counted; python -m sd.data.inspect LIST --tokenizer_name NAME counts its tokens)"

@@ -94,8 +94,9 @@ def test_packing_says_what_training_will_leave_out(tmp_path, monkeypatch, capsys
     monkeypatch.setattr("sys.argv", ["pack", "--input_path", str(source), "--output_path", str(tmp_path / "out")])
     pack_main()
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if "leaves out 5 of 5 images" in line and "--enlarge True" in line] == lines[1:3]
-    assert lines[3].startswith("at least 20% of 5 captions read are longer than the 77 tokens")
+    assert lines[1].startswith("of 5 images 5 are smaller than 256 px and 5 are smaller than 512 px; ")
+    assert "--enlarge True" in lines[1]
+    assert lines[2].startswith("at least 20% of 5 captions read are longer than the 77 tokens")
     assert lines[-1].startswith("train with --file_list")
 
 
