@@ -83,8 +83,7 @@ def _merge(averages: list[Tensor], weights: list[Tensor], decay: float, zero: Te
     """average = decay * average + (1 - decay) * weight for all tensors in one call.
 
     That is the velocity of SGD with momentum whose gradient is the weight; its learning rate is zero, so that the
-    weights themselves stay. The two factors are float32 numbers whose sum is one: with 1 - 0.9999 and 0.9999 rounded
-    each by itself, an average of equal weights would settle 0.02% below them.
+    weights themselves stay. The two factors are float32 numbers whose sum is one, which 0.9999 and 0.0001 are not.
     """
     rounded = np.float32(decay)
     share = float(np.float32(1) - rounded)

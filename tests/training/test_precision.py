@@ -119,11 +119,12 @@ def test_with_gradients_beside_the_weights_training_is_the_same(workshop, monkey
 # Loss scaling.
 
 
-def test_loss_scaling_changes_no_bit_where_nothing_overflows(workshop, monkeypatch):
+@pytest.mark.parametrize("clip", [-1, 0.5])
+def test_loss_scaling_changes_no_bit_where_nothing_overflows(workshop, monkeypatch, clip):
     """A power of two times a gradient is exact, so dividing by it again gives the gradient."""
-    plain = workshop.train("unscaled", "--use_ema", "--max_grad_norm", 0.5)
+    plain = workshop.train(f"unscaled_{clip}", "--use_ema", "--max_grad_norm", clip)
     turn_on("scaler", monkeypatch.setattr)
-    scaled = workshop.train("scaled", "--use_ema", "--max_grad_norm", 0.5)
+    scaled = workshop.train(f"scaled_{clip}", "--use_ema", "--max_grad_norm", clip)
     for file in (UNET, EMA, "optimizer.safetensors"):
         assert checksums(plain / "checkpoint-4")[file] == checksums(scaled / "checkpoint-4")[file]
 
