@@ -74,8 +74,8 @@ def test_one_merged_call_gives_the_formula_and_leaves_the_weights(decay):
 
 @pytest.mark.parametrize("decay", [0.9999, 0.999, 0.3, 0.0])
 def test_the_factors_of_the_merged_call_sum_to_one(decay, monkeypatch):
-    """As float32 numbers, in which the operator takes them; 0.9999 and 0.0001 rounded each by itself miss one by 1.7e-8,
-    a six-thousandth of what a step moves."""
+    """As float32 numbers, in which the operator takes them; 0.9999 and 0.0001 rounded each by itself miss one by
+    1.7e-8, a share of what a step moves."""
     calls = []
     monkeypatch.setattr(ema_module._C_ops, "merged_momentum_", lambda *arguments: calls.append(arguments))
     ema = EMA(paddle.nn.Linear(3, 2), decay=decay, merged=True)
