@@ -170,7 +170,8 @@ def test_a_killed_rank_ends_the_others_and_the_next_start_goes_on(workshop):
     os.kill(min(ranks), signal.SIGKILL)
     assert run.wait(60) != 0
     told = workshop.log("rank_killed")
-    assert "Container failed" in told and re.search(r"status failed.*code -9", told), told[-3000:]
+    # The killed one, or the other, whose gloo aborts if the launcher looks only after its connection broke.
+    assert "Container failed" in told and re.search(r"status failed.*code -(9|6)\b", told), told[-3000:]
     wait_until_gone(workshop, "rank_killed", 30)
     done = ck.checkpoint_step(ck.newest_whole_checkpoint(workshop.folder / "rank_killed"))
     run = workshop.start("rank_killed", *TWO, *flags, "--max_steps", done + 2, ranks=2)

@@ -1,7 +1,6 @@
 """The order of the data as arithmetic: coverage, shuffling, resume and changes of the world, without a file."""
 
 import itertools
-import time
 import tracemalloc
 from collections import Counter
 
@@ -139,25 +138,25 @@ def test_windows_of_a_single_part_hold_other_rows_in_another_pass():
     assert len({frozenset(rows) for rows in held}) == 5
 
 
-def test_a_place_after_a_thousand_million_samples_is_found_at_once():
+def test_a_place_after_a_thousand_million_samples_is_found_at_once(monkeypatch):
     counts = np.full(60_000, 1000)
-    started = time.perf_counter()
+    streams = []
+    monkeypatch.setattr("sd.data.streaming.order.rng", lambda *words: streams.append(words) or rng(*words))
     order = make_order(counts, lanes=8192, deal_size=32, buffer_size=1000)
     place = order.place(10**9)
-    assert time.perf_counter() - started < 2
+    assert len(streams) == 2  # the parts of its pass and the rows of its window; nothing before them is drawn
     assert 0 <= place[0] < 60_000 and 0 <= place[1] < 1000
 
 
 def test_sixty_million_records_start_within_the_limits():
     tracemalloc.start()
-    started = time.perf_counter()
     counts = rng(0, 99).integers(0, 2001, size=60_000)
     order = make_order(counts, lanes=1024 * 8, deal_size=32, buffer_size=1000)
     for lane in range(0, 8192, 64):
         order.place(lane * 32)
-    seconds, (_, peak) = time.perf_counter() - started, tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seconds < 10 and peak < 1e9
+    assert peak < 1e9
 
 
 def test_the_whole_of_a_large_world_is_disjoint():
