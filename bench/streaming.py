@@ -23,6 +23,12 @@ import tempfile
 import time
 from pathlib import Path
 
+if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from sd.entry import check
+
+    check()
+
 import numpy as np
 import simplejpeg
 from PIL import Image

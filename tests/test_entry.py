@@ -13,7 +13,13 @@ from sd import entry, versions
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 MODULES = ["sd.doctor", "sd.data.inspect", "sd.models.torch_file", "demo.shapes", "demo.classify", "demo.folder"]
-BENCHES = sorted(f"bench/{path.name}" for path in ROOT.glob("bench/*.py") if not path.name.startswith("torch_"))
+# These run in the environment of bench/torch_env.sh.
+ELSEWHERE = re.compile("torch_.*|stream_ways")
+BENCHES = sorted(
+    f"bench/{path.name}"
+    for path in ROOT.glob("bench/*.py")
+    if "__main__" in path.read_text() and not ELSEWHERE.fullmatch(path.stem)
+)
 COMMANDS = [[name] for name in SCRIPTS + BENCHES] + [["-m", name] for name in MODULES]
 
 
