@@ -23,8 +23,9 @@ INTRODUCTION = """\
 # First run
 
 The transcript of two walks through a fresh clone, made by `python docs/make_first_run.py` on two CPU cores; progress
-bars and the installation, a download of some minutes, are left out.
+bars and the installation, a download of some minutes, are left out. The quickstart took STEPS training steps{short}.
 """
+SHORT = ", not 600, so its model draws no shapes yet"
 # Title, what is told, and pairs (command, expected exit code).
 WALK = [
     (
@@ -146,7 +147,7 @@ def clean(output: str) -> list[str]:
 def make_page(folder: Path, steps: int) -> str:
     """Walk in a new folder, and return the page."""
     prepare(folder)
-    pieces = [INTRODUCTION]
+    pieces = [INTRODUCTION.format(short="" if steps == 600 else SHORT).replace("STEPS", str(steps))]
     for title, told, commands in WALK:
         pieces.append(f"## {title}\n\n{told}\n")
         for command, expected in commands:
