@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sets up .venv and runs the tests; further arguments go to pytest (`sh run_tests.sh -m slow`, `-k packer`).
+# Sets up .venv and runs the tests; further arguments go to pytest (`sh run_tests.sh -m slow`, `-m gpu`, `-k packer`).
 set -eu
 cd "$(dirname "$0")"
 more="requirements-test.txt"
