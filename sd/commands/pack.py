@@ -58,7 +58,8 @@ def outlook(file_list: str) -> Iterator[str]:
     catalog = Catalog(file_list, 1, max_bad_fraction=1.0)
     headers = [load_header(path) for number, path in enumerate(catalog.paths) if number not in catalog.damage]
     large = {side: [header.num_usable(side) for header in headers] for side in (256, 512)}
-    smaller = {side: catalog.num_usable - sum(counts) for side, counts in large.items() if None not in counts}
+    known = {side: [count for count in counts if count is not None] for side, counts in large.items()}
+    smaller = {side: catalog.num_usable - sum(counts) for side, counts in known.items() if len(counts) == len(headers)}
     if told := [f"{count} are smaller than {side} px" for side, count in smaller.items() if count]:
         yield (
             f"of {catalog.num_usable} images {' and '.join(told)}; training leaves out those smaller than its "

@@ -1,7 +1,9 @@
 """Convolution with its gradients by oneDNN."""
 
 import functools
+from collections.abc import Sequence
 
+from paddle import Tensor
 from paddle.autograd import PyLayer
 
 from sd.cpu import onednn as dnn
@@ -9,7 +11,14 @@ from sd.cpu.onednn import Primitive, any_layout, empty, engine, integers, plain
 from sd.cpu.operation import take, wanted
 
 
-def convolution(x, weight, bias, stride, dilation, padding):
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[Sequence[int]],
+) -> Tensor:
     """Cross-correlation. x: [B,C,H,W]; weight: [O,C,h,w]; bias: [O] or None; stride, dilation: pairs.
 
     padding: ((top, left), (bottom, right)).

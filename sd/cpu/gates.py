@@ -4,6 +4,7 @@ import ctypes
 import functools
 import math
 
+from paddle import Tensor
 from paddle.autograd import PyLayer
 
 from sd.cpu import onednn as dnn
@@ -11,7 +12,7 @@ from sd.cpu.onednn import Primitive, empty, engine, plain, reorder, strided
 from sd.cpu.operation import take
 
 
-def gated_gelu(x):
+def gated_gelu(x: Tensor) -> Tensor:
     """GEGLU's gate (https://arxiv.org/abs/2002.05202): x: [...,2C], halves h and g; returns h * gelu(g), [...,C]."""
     return _GatedGELU.apply(x)
 

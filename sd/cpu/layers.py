@@ -4,6 +4,7 @@ import ctypes
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import paddle
 from paddle import nn
@@ -15,7 +16,7 @@ from sd.cpu import convolution, gates, norms, onednn, products
 from sd.runtime import is_off
 
 
-def speed_up(layer):
+def speed_up(layer: Any) -> None:
     """Let the layers in `layer` compute by sd.cpu, transposed tensors be copied at once (Paddle's views of them,
     made for GPUs, are copied by every operation that follows), and Paddle's own loops use as many threads as MKL.
 
@@ -29,10 +30,10 @@ def speed_up(layer):
     for sublayer in layer.sublayers(include_self=True):
         for layer_class, fits, faster in _FASTER:
             if isinstance(sublayer, layer_class) and fits(sublayer) and getattr(sublayer, "lora_layer", None) is None:
-                sublayer.__class__ = _with(faster, type(sublayer))
+                sublayer.__class__ = _with(faster, type(sublayer))  # type: ignore[arg-type]
 
 
-def use_threads_of_mkl():
+def use_threads_of_mkl() -> None:
     """Give OpenMP the threads that MKL has from sd.runtime, unless the user has set OMP_NUM_THREADS to more than one.
 
     (Paddle reads that variable, and sets it, when it is imported, and complains of any number but 1.)

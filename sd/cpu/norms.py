@@ -4,6 +4,7 @@ import ctypes
 import functools
 import math
 
+from paddle import Tensor
 from paddle.autograd import PyLayer
 
 from sd.cpu import onednn as dnn
@@ -11,12 +12,14 @@ from sd.cpu.onednn import Primitive, empty, engine, plain
 from sd.cpu.operation import ones, take, wanted, zeros
 
 
-def layer_norm(x, weight, bias, epsilon):
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
     """Normalise over the last axis. x: [...,C]; weight, bias: [C]."""
     return _LayerNorm.apply(x, weight, bias, epsilon)
 
 
-def group_norm(x, weight, bias, groups, epsilon, silu=False):
+def group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, epsilon: float, silu: bool = False
+) -> Tensor:
     """Normalise over groups of channels, and apply SiLU if told so. x: [B,C,...]; weight, bias: [C]."""
     return _GroupNorm.apply(x, weight, bias, groups, epsilon, silu)
 

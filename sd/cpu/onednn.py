@@ -6,9 +6,12 @@ the calling thread's OpenMP team. `Primitive` is all that a layer needs.
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import paddle
+from paddle import Tensor
 
 # dnnl_types.h: what an argument is to a primitive.
 SRC, SRC_1, DST, WEIGHTS, BIAS, MEAN, VARIANCE, SCALE, SHIFT = 1, 2, 17, 33, 41, 49, 50, 51, 52
@@ -47,7 +50,7 @@ def _library():
     return library
 
 
-def is_available():
+def is_available() -> bool:
     """Whether this Paddle has oneDNN beside it."""
     return _library() is not None
 
@@ -57,7 +60,7 @@ def _check(status, name):
         raise RuntimeError(f"oneDNN's {name} failed with status {status}; ONEDNN_VERBOSE=all says why")
 
 
-def new(kind, *arguments):
+def new(kind: str, *arguments) -> Any:
     """Call `dnnl_<kind>_create`, with its first argument left out. Returns the handle, which is never freed."""
     handle = _Handle()
     _check(getattr(_library(), f"dnnl_{kind}_create")(ctypes.byref(handle), *arguments), kind)
@@ -65,7 +68,7 @@ def new(kind, *arguments):
 
 
 @functools.cache
-def engine():
+def engine() -> Any:
     """The processor."""
     return new("engine", _CPU, ctypes.c_size_t(0))
 
@@ -75,12 +78,12 @@ def _stream():
     return new("stream", engine(), _IN_ORDER)
 
 
-def integers(*values):
+def integers(*values) -> Any:
     """An array of dimensions."""
     return (ctypes.c_int64 * len(values))(*values)
 
 
-def plain(*shape):
+def plain(*shape) -> Any:
     """The layout of a contiguous float32 tensor."""
     strides = [1]
     for length in shape[:0:-1]:
@@ -88,12 +91,12 @@ def plain(*shape):
     return strided(shape, strides)
 
 
-def strided(shape, strides):
+def strided(shape: Sequence[int], strides: Sequence[int]) -> Any:
     """The layout of float32 numbers that lie `strides` numbers apart."""
     return _described("memory_desc_create_with_strides", shape, integers(*strides))
 
 
-def any_layout(*shape):
+def any_layout(*shape) -> Any:
     """Float32 in whichever layout suits the primitive best."""
     return _described("memory_desc_create_with_tag", shape, _ANY_LAYOUT)
 
@@ -105,7 +108,7 @@ def _described(function, shape, layout):
     return handle
 
 
-def empty(shape):
+def empty(shape: Sequence[int]) -> Tensor:
     """A float32 tensor whose values are not set; `paddle.empty` takes five times as long to call."""
     return paddle._C_ops.empty(shape, paddle.float32, _PLACE)
 
@@ -131,7 +134,7 @@ class Primitive:
     that it writes.
     """
 
-    def __init__(self, descriptor, tensors, results):
+    def __init__(self, descriptor: Any, tensors: Any, results: Any):
         library = _library()
         self._copies_in, self._copies_out, self._sizes, layouts = [], [], {}, dict(tensors)
         for argument, given in tensors.items():
@@ -162,7 +165,7 @@ class Primitive:
             copy({SRC: inner[argument], DST: pointers[argument]})
 
 
-def reorder(source, target):
+def reorder(source: Any, target: Any) -> Primitive:
     """A primitive that copies from one layout into another."""
     return Primitive(_reorder_descriptor(source, target), {SRC: source, DST: target}, {DST})
 

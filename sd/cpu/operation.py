@@ -3,28 +3,31 @@ float32, contiguous tensors. Most are primitives of oneDNN; a primitive is made 
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import paddle
+from paddle import Tensor
 
 
-def take(ctx):
+def take(ctx: Any) -> Any:
     """What `forward` left in `ctx.kept`, given up here, so that its memory is free as the backward pass goes on."""
     kept, ctx.kept = ctx.kept, None
     return kept
 
 
-def wanted(gradients, tensors):
+def wanted(gradients: Sequence, tensors: Sequence) -> tuple:
     """What a backward returns: None for each tensor that takes no gradient."""
     return tuple(None if tensor.stop_gradient else grad for grad, tensor in zip(gradients, tensors, strict=True))
 
 
 @functools.cache
-def ones(length):
+def ones(length: int) -> Tensor:
     """float32 [length], for all to read."""
     return paddle.ones([length])
 
 
 @functools.cache
-def zeros(length):
+def zeros(length: int) -> Tensor:
     """float32 [length], for all to read."""
     return paddle.zeros([length])

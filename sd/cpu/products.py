@@ -3,7 +3,7 @@
 import functools
 import math
 
-from paddle import _C_ops
+from paddle import Tensor, _C_ops
 from paddle.autograd import PyLayer
 
 from sd.cpu import onednn as dnn
@@ -11,12 +11,12 @@ from sd.cpu.onednn import Primitive, empty, engine, plain, strided
 from sd.cpu.operation import ones, take, wanted
 
 
-def linear(x, weight, bias):
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x: [...,C]; weight: [C,O]; bias: [O]. The bias is added, and its gradient summed, by a matrix product."""
     return _Linear.apply(x, weight, bias)
 
 
-def attention(query, key, value, heads, scale):
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, scale: float) -> Tensor:
     """softmax(scale * query @ key^T) @ value for each head (https://arxiv.org/abs/1706.03762, 3.2).
 
     query: [B,N,heads*D]; key, value: [B,M,heads*D]. Returns [B,N,heads*D].

@@ -5,7 +5,14 @@ import numpy as np
 from sd.diffusion.schedule import NUM_TRAIN_TIMESTEPS
 
 
-def draw(rng, *, latent_shape, num_train_timesteps=NUM_TRAIN_TIMESTEPS, noise_offset=0.0, input_perturbation=0.0):
+def draw(
+    rng: np.random.Generator,
+    *,
+    latent_shape: tuple[int, int, int],
+    num_train_timesteps: int = NUM_TRAIN_TIMESTEPS,
+    noise_offset: float = 0.0,
+    input_perturbation: float = 0.0,
+) -> dict[str, np.ndarray]:
     """Draw for one sample.
 
     rng: numpy Generator of this sample alone. latent_shape: (C, h, w). Returns `timestep` (int64, uniform in
@@ -13,8 +20,8 @@ def draw(rng, *, latent_shape, num_train_timesteps=NUM_TRAIN_TIMESTEPS, noise_of
     are not 0, `offset_noise` [C,1,1] and `perturbation_noise` [C,h,w]: standard normal too, the model scales them.
     Turning an option on leaves the other draws as they are.
     """
-    drawn = {
-        "timestep": rng.integers(num_train_timesteps, dtype=np.int64),
+    drawn: dict[str, np.ndarray] = {
+        "timestep": np.asarray(rng.integers(num_train_timesteps, dtype=np.int64)),
         "noise": rng.standard_normal(latent_shape, dtype=np.float32),
         "posterior_noise": rng.standard_normal(latent_shape, dtype=np.float32),
     }

@@ -2,11 +2,13 @@
 
 import functools
 import logging
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 from ppdiffusers.models.vae import DiagonalGaussianDistribution
 
 from sd.diffusion import draws, objective, schedule
@@ -26,7 +28,7 @@ class StableDiffusionModel(nn.Layer):
     what it would compute never does, but pictures and whole pipelines do.
     """
 
-    def __init__(self, unet, vae, text_encoder, tokenizer, model_args):
+    def __init__(self, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, model_args: Any):
         super().__init__()
         self.deferred = {}
         self.unet = unet
@@ -50,7 +52,7 @@ class StableDiffusionModel(nn.Layer):
         self.train()
 
     @classmethod
-    def from_arguments(cls, model_args, resolution, deferred=()):
+    def from_arguments(cls, model_args: Any, resolution: int, deferred: Sequence[str] = ()) -> "StableDiffusionModel":
         """Load what the flags name and check that the parts fit each other and the resolution (pixels).
 
         deferred: those of "vae" and "text_encoder" whose weights are left where they are until they are needed.
@@ -90,14 +92,14 @@ class StableDiffusionModel(nn.Layer):
             parameter.stop_gradient = True
         return layer
 
-    def train(self):
+    def train(self) -> None:
         """Training mode for what is trained; the frozen parts stay in evaluation mode."""
         super().train()
         for name, layer in self.named_children():
             if name not in self.trained_parts:
                 layer.eval()
 
-    def latent_shape(self, resolution):
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of square images. Raises InputError if VAE or UNet cannot halve them so often."""
         factor = 2 ** (len(self.vae_config.block_out_channels) - 1)
         unet_factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
@@ -108,7 +110,7 @@ class StableDiffusionModel(nn.Layer):
             )
         return self.vae_config.latent_channels, resolution // factor, resolution // factor
 
-    def draws(self, resolution):
+    def draws(self, resolution: int) -> Callable:
         """`draw(rng) -> dict`: what the data workers must draw for each sample."""
         return functools.partial(
             draws.draw,
@@ -117,7 +119,7 @@ class StableDiffusionModel(nn.Layer):
             input_perturbation=self.model_args.input_perturbation,
         )
 
-    def tokenize(self, caption):
+    def tokenize(self, caption: str) -> np.ndarray:
         """Token ids of one caption, cut or padded to model_max_length: int64 [L]. NumPy only, for the data workers.
 
         Captions that come again (the empty one, those of a small data set) are looked up.
@@ -129,7 +131,7 @@ class StableDiffusionModel(nn.Layer):
         return self._known_ids[caption]
 
     @paddle.no_grad()
-    def encode_images(self, pixel_values, posterior_noise):
+    def encode_images(self, pixel_values: Tensor, posterior_noise: Tensor) -> Tensor:
         """Draw latents from the VAE's posterior.
 
         pixel_values: [B,3,H,W], uint8 or float32 in [0, 255]. posterior_noise: [B,C,h,w].
@@ -138,7 +140,7 @@ class StableDiffusionModel(nn.Layer):
         return self._draw_latents(encoders.encode_posterior(self.vae, pixel_values), posterior_noise)
 
     @paddle.no_grad()
-    def cached_latents(self, moments, posterior_noise):
+    def cached_latents(self, moments: Tensor, posterior_noise: Tensor) -> Tensor:
         """As `encode_images`, from the VAE's answer in a cache. moments: float16 [B,2C,h,w], mean and log-variance."""
         with paddle.amp.auto_cast(enable=False):
             posterior = DiagonalGaussianDistribution(moments.astype("float32"))
@@ -148,24 +150,24 @@ class StableDiffusionModel(nn.Layer):
         with paddle.amp.auto_cast(enable=False):
             return (posterior.mean + posterior.std * posterior_noise) * self.scaling_factor
 
-    def encode_text(self, input_ids):
+    def encode_text(self, input_ids: Tensor) -> Tensor:
         """Last hidden state of the text encoder: [B,L] -> [B,L,D]."""
         with paddle.set_grad_enabled("text_encoder" in self.trained_parts and paddle.is_grad_enabled()):
             return encoders.encode_text(self.text_encoder, input_ids, self.causal_mask)
 
     def forward(
         self,
-        noise,
-        posterior_noise,
-        timestep,
-        pixel_values=None,
-        moments=None,
-        input_ids=None,
-        text_states=None,
-        offset_noise=None,
-        perturbation_noise=None,
+        noise: Tensor,
+        posterior_noise: Tensor,
+        timestep: Tensor,
+        pixel_values: Tensor | None = None,
+        moments: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        text_states: Tensor | None = None,
+        offset_noise: Tensor | None = None,
+        perturbation_noise: Tensor | None = None,
         **unused,
-    ):
+    ) -> dict[str, Tensor]:
         """A batch's loss; the arguments are the batch's arrays as tensors, see `denoise` for what is returned.
 
         Of a picture come `pixel_values` or `moments`, of a caption `input_ids` or `text_states`.
@@ -177,7 +179,15 @@ class StableDiffusionModel(nn.Layer):
         text_states = self.encode_text(input_ids) if text_states is None else text_states.astype("float32")
         return self.denoise(latents, text_states, noise, timestep, offset_noise, perturbation_noise)
 
-    def denoise(self, latents, text_states, noise, timestep, offset_noise=None, perturbation_noise=None):
+    def denoise(
+        self,
+        latents: Tensor,
+        text_states: Tensor,
+        noise: Tensor,
+        timestep: Tensor,
+        offset_noise: Tensor | None = None,
+        perturbation_noise: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Noise the latents, let the UNet predict, compare.
 
         latents, noise, perturbation_noise: [B,C,h,w]; offset_noise: [B,C,1,1]; timestep: int64 [B].
@@ -200,14 +210,14 @@ class StableDiffusionModel(nn.Layer):
         sample_loss = objective.squared_error(prediction, wanted)
         return {"loss": (weight * sample_loss).mean(), "sample_loss": sample_loss.detach(), "timestep": timestep}
 
-    def set_recompute(self, enabled):
+    def set_recompute(self, enabled: bool) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
         (self.unet.enable_gradient_checkpointing if enabled else self.unet.disable_gradient_checkpointing)()
         if "text_encoder" in self.trained_parts and enabled:
             self.text_encoder.gradient_checkpointing_enable()
 
 
-def check_parts(model):
+def check_parts(model: Any) -> None:
     """Raise InputError unless UNet, VAE, text encoder and tokenizer fit each other."""
     unet, text = model.unet.config, model.text_encoder.config
     if unet.cross_attention_dim != text.hidden_size:

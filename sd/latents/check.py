@@ -5,6 +5,7 @@ shall not hide itself.
 """
 
 import io
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -13,12 +14,13 @@ import paddle
 from tqdm import tqdm
 
 from sd.data.parts import storage
-from sd.data.parts.moments import decode_payload
+from sd.data.parts.moments import Manifest, decode_payload
 from sd.data.parts.part import load_index
 from sd.data.parts.record import RowError, clean_caption, decode_row
 from sd.data.streaming.local_copies import LocalCopies
 from sd.errors import RunError
 from sd.latents.decode import crop_record, part_key
+from sd.latents.models import Encoders
 from sd.sampling.grid import labelled_table
 
 # What rounding to float16 and another device's arithmetic leave is far below these; what a mistake makes is far above.
@@ -40,22 +42,22 @@ class Comparison:
     wrong: str
 
     @property
-    def line(self):
+    def line(self) -> str:
         shown, own = psnr(deviation(self.shown, self.image)), psnr(self.vae_error)
         return f"{self.name}: PSNR {shown:.1f} dB, the VAE's own {own:.1f} dB" + (": wrong" if self.wrong else "")
 
 
-def deviation(one, other):
+def deviation(one: np.ndarray, other: np.ndarray) -> float:
     """Root mean square difference."""
     return float(np.sqrt(np.mean(np.square(one.astype(np.float64) - other))))
 
 
-def psnr(levels):
+def psnr(levels: float) -> float:
     """Peak signal-to-noise ratio in dB of an error in levels of 255; 99 at most."""
     return min(99.0, 20 * np.log10(255 / max(levels, 1e-9)))
 
 
-def check_cache(tasks, manifest, encoders):
+def check_cache(tasks: Sequence, manifest: Manifest, encoders: Encoders) -> None:
     """Compare --check rows spread over the parts, print a line for each, write `check.png`.
 
     Raises RunError, after the picture is written, if a row differs by more than the VAE's own error explains, or the

@@ -18,8 +18,8 @@ class Claims:
     keeps to its own parts.
     """
 
-    def __init__(self, folder):
-        self.shared, self._file = not storage.is_remote(folder), None
+    def __init__(self, folder: str | Path):
+        self.shared, self._file = not storage.is_remote(folder), -1
         if self.shared:
             self._file = os.open(Path(folder) / _NAME, os.O_RDWR | os.O_CREAT, 0o666)
             try:
@@ -27,7 +27,7 @@ class Claims:
             except OSError:
                 self.shared = False
 
-    def take(self, number):
+    def take(self, number: int) -> bool:
         """Whether part `number` is this process's from now on."""
         if not self.shared:
             return True
@@ -39,11 +39,11 @@ class Claims:
             raise
         return True
 
-    def wait_to_finish(self):
+    def wait_to_finish(self) -> None:
         """Let one process at a time write the lists: from here on this one, until `close`."""
         if self.shared:
             fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _FINISH)
 
-    def close(self):
-        if self._file is not None:
+    def close(self) -> None:
+        if self._file >= 0:
             os.close(self._file)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import lru_cache
 from threading import get_ident
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -12,6 +13,7 @@ from sd.data.parts.record import RowError, decode_row
 from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.order import CROP, rng
 from sd.data.streaming.sample import centre_crop, decode_for, random_crop
+from sd.latents.options import CacheOptions
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Decoded:
     bad: dict = field(default_factory=dict)
 
 
-def decode_chunk(chunk, options):
+def decode_chunk(chunk: Chunk, options: CacheOptions) -> Decoded:
     """Read, decode and crop the rows of a Chunk. No row raises: what is wrong with it stands in `bad`."""
     decoded, crops = Decoded(chunk), []
     for row in chunk.rows:
@@ -53,13 +55,13 @@ def decode_chunk(chunk, options):
     return decoded
 
 
-def decode_alone(chunk, options):
+def decode_alone(chunk: Chunk, options: CacheOptions) -> Decoded:
     """`decode_chunk` in a process of its own, one of as many as there are cores."""
     threadpool_limits(1)
     return decode_chunk(chunk, options)
 
 
-def crop_record(record, part_key, row, options):
+def crop_record(record: Any, part_key: int, row: int, options: CacheOptions) -> np.ndarray:
     """The crops of a row, uint8 [num_crops, 3, R, R]: drawn from seed, part and row, whoever cuts them and when.
 
     Raises RowError.
@@ -84,6 +86,6 @@ def _opened(path, checksum, cache_bytes, thread):
         raise RowError(f"part unreadable: {error}") from error
 
 
-def part_key(index):
+def part_key(index: Any) -> int:
     """An integer that stands for a part's bytes, wherever in a list they are named."""
     return index.part_crc << 32 | index.part_bytes % 2**32

@@ -10,11 +10,13 @@ from sd.data.packing.outcomes import BAD
 from sd.data.packing.part import PartResult
 from sd.data.packing.report import Tally
 from sd.data.parts import storage
-from sd.data.parts.moments import encode_empty_state, manifest_path
-from sd.latents.plan import LIST_FOLDER, each, finished, part_folder
+from sd.data.parts.moments import Manifest, encode_empty_state, manifest_path
+from sd.latents.claims import Claims
+from sd.latents.models import Encoders
+from sd.latents.plan import LIST_FOLDER, Plan, each, finished, part_folder
 
 
-def finish(plan, manifest, encoders, claims):
+def finish(plan: Plan, manifest: Manifest, encoders: Encoders, claims: Claims) -> tuple[str, dict] | None:
     """(path of the `.filelist.list`, report); None while parts are missing, which other processes have in hand.
 
     Raises InputError if no row was good, RunError if too many were bad; then there are reports and no lists.

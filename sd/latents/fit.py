@@ -1,19 +1,21 @@
 """Whether a cache of latents fits the run that is to train from it, told before any weights take memory."""
 
-from sd.data.parts.moments import find_manifest
+from typing import Any
+
+from sd.data.parts.moments import Manifest, find_manifest
 from sd.errors import InputError
 from sd.models.hashes import weights_hash
 from sd.models.loading import DeferredPart, part_source
 
 
-def cached_parts(manifest):
+def cached_parts(manifest: Manifest) -> tuple[str, ...]:
     """The parts of the model whose work a cache holds; none for images (None)."""
     if manifest is None:
         return ()
     return ("vae", "text_encoder") if manifest.has_text else ("vae",)
 
 
-def check_fit(file_list, model_args, data_args):
+def check_fit(file_list: str, model_args: Any, data_args: Any) -> None:
     """Raise InputError, with every difference, if `file_list` is a cache that other models or settings made."""
     manifest = find_manifest(file_list)
     if manifest is None:

@@ -1,6 +1,8 @@
 """The frozen encoders of a caching run: loaded once a process, named by their content, applied to batches."""
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import paddle
@@ -8,6 +10,7 @@ import paddle
 from sd import devices
 from sd.data.parts.moments import Manifest
 from sd.errors import InputError
+from sd.latents.options import CacheOptions
 from sd.models import encoders
 from sd.models.attention import use_fastest_attention
 from sd.models.hashes import weights_hash
@@ -18,7 +21,7 @@ from sd.sampling.pipeline import vae_factor
 class Encoders:
     """VAE and, with --cache_text, text encoder and tokenizer, as the options name them. Raises InputError."""
 
-    def __init__(self, options):
+    def __init__(self, options: CacheOptions):
         self.options = options
         self.vae = load_part("vae", *part_source(options, "vae"))
         if devices.current().kind == "gpu":
@@ -34,9 +37,10 @@ class Encoders:
             encoders.check_text(self.tokenizer, self.text_encoder.config, options.model_max_length)
             self._mask = paddle.to_tensor(encoders.causal_mask(options.model_max_length))
 
-    def manifest(self, **source):
+    def manifest(self, **source) -> Manifest:
         """The Manifest of what these encoders and options make. source: its fields on where the rows come from."""
-        options, text = self.options, {}
+        options = self.options
+        text: dict[str, Any] = {}
         parts = ("vae", "text_encoder", "tokenizer") if options.cache_text else ("vae",)
         hashes = {part: weights_hash(part, *part_source(options, part)) for part in parts}
         if options.cache_text:
@@ -57,7 +61,7 @@ class Encoders:
         )
 
     @paddle.no_grad()
-    def start(self, crops, captions):
+    def start(self, crops: np.ndarray, captions: Sequence[Sequence[str]]) -> Any:
         """Begin a batch's work on the device; `finish` waits for it.
 
         crops: uint8 [rows, num_crops, 3, R, R]; captions: for each row a tuple of texts.
@@ -72,7 +76,7 @@ class Encoders:
             states = [self._states(ids[at]) for at in self._batches(len(ids))]
         return moments, states, [len(several) for several in captions]
 
-    def finish(self, started):
+    def finish(self, started: Any) -> list:
         """For each row (moments float16 [K,2C,h,w], text states float16 [captions,L,D] or None)."""
         moments, states, num_captions = started
         moments = np.concatenate([batch.numpy() for batch in moments])
@@ -83,7 +87,7 @@ class Encoders:
         return list(zip(moments, np.split(states, np.cumsum(num_captions)[:-1]), strict=True))
 
     @paddle.no_grad()
-    def text_states(self, captions):
+    def text_states(self, captions: Sequence[str]) -> np.ndarray:
         """The text states of captions, float16 [captions,L,D]."""
         return self._states(self._tokenize(list(captions))).numpy()
 
@@ -103,6 +107,6 @@ class Encoders:
 
 
 @lru_cache(maxsize=1)
-def encoders_for(options):
+def encoders_for(options: CacheOptions) -> Encoders:
     """The process's one set of encoders; a Ray worker keeps it from part to part."""
     return Encoders(options)

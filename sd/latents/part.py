@@ -1,16 +1,20 @@
 """The work on one cached part: a row for each row of the source part, in its order, the same wherever it is made."""
 
+from typing import Any
+
 from sd.data.packing.outcomes import BAD, FILTERED
-from sd.data.parts.moments import KIND, encode_payload
+from sd.data.parts.moments import KIND, Manifest, encode_payload
 from sd.data.parts.part import PartWriter
 from sd.data.parts.record import RowError, encode_captions_row
 from sd.latents.decode import Chunk
-from sd.latents.plan import usable_rows
+from sd.latents.models import Encoders
+from sd.latents.options import CacheOptions
+from sd.latents.plan import Task, usable_rows
 
 _PLACEHOLDER = b"\tNONE\t\n"  # keeps the place of a row of which nothing can be made; its index says so
 
 
-def chunks_of(task, options):
+def chunks_of(task: Task, options: CacheOptions) -> list[Chunk]:
     """The Chunks of a Task's usable rows; one without rows where there are none."""
     _, rows = usable_rows(task, options.resolution)
     step = max(1, options.batch_size // (options.num_crops * (2 if options.flip else 1)))
@@ -18,7 +22,9 @@ def chunks_of(task, options):
     return [Chunk(task.number, task.source, task.checksum, tuple(rows[start : start + step])) for start in starts]
 
 
-def write_part(task, decoded, encoders, manifest, progress):
+def write_part(
+    task: Task, decoded: Any, encoders: Encoders, manifest: Manifest, progress: Any
+) -> tuple[int, int, list]:
     """Write the cached part of a Task from its Decoded chunks.
 
     progress(rows): called as rows are done. Returns (good rows, bad rows, [report of the first bad one]); what is too

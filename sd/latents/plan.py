@@ -1,16 +1,18 @@
 """Which cached part is made of which source part, and which of them are there already."""
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from sd.data.parts import storage
 from sd.data.parts.filelist import read_file_list
-from sd.data.parts.index import SUFFIX, PartError, parse_index
+from sd.data.parts.index import SUFFIX, PartError, PartIndex, parse_index
 from sd.data.parts.moments import KIND, Manifest
 from sd.data.parts.part import load_index
 from sd.data.streaming.captions import sample_captions
 from sd.data.streaming.catalog import Catalog
 from sd.errors import InputError
+from sd.latents.options import CacheOptions
 
 PART_FOLDER, LIST_FOLDER = "latents", "filelist"
 _REMOTE_THREADS = 32
@@ -45,7 +47,7 @@ class Plan:
     captions: list = field(default_factory=list)
 
 
-def make_plan(options):
+def make_plan(options: CacheOptions) -> Plan:
     """The Plan for CacheOptions. Raises InputError if the file list cannot be used, or is a cache itself."""
     catalog = Catalog(options.file_list, options.resolution, max_bad_fraction=options.max_bad_fraction)
     if catalog.kind == KIND:
@@ -68,11 +70,11 @@ def make_plan(options):
     return Plan(sources, list(tasks.values()), unreadable, catalog.fingerprint, captions)
 
 
-def part_folder(options):
+def part_folder(options: CacheOptions) -> str:
     return storage.join(options.output_path, PART_FOLDER)
 
 
-def unfinished(tasks, manifest, options):
+def unfinished(tasks: Sequence, manifest: Manifest, options: CacheOptions) -> list[Task]:
     """The Tasks whose part is not there whole. Raises InputError as `is_finished`."""
     there = set(storage.list_folder(part_folder(options)))
 
@@ -82,7 +84,7 @@ def unfinished(tasks, manifest, options):
     return [task for task, missing in zip(tasks, each(is_missing, tasks), strict=True) if missing]
 
 
-def is_finished(task, manifest, options):
+def is_finished(task: Task, manifest: Manifest, options: CacheOptions) -> bool:
     """Whether a Task's part is there whole. Raises InputError as `finished`, unless --overwrite has it replaced."""
     try:
         return finished(task, manifest) is not None
@@ -92,7 +94,7 @@ def is_finished(task, manifest, options):
         return False
 
 
-def each(function, tasks):
+def each(function: Callable, tasks: Sequence) -> list:
     """`function(task)` of each, in order, many at a time where the parts are far away."""
     if tasks and storage.is_remote(tasks[0].path):
         with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
@@ -100,7 +102,7 @@ def each(function, tasks):
     return list(map(function, tasks))
 
 
-def finished(task, manifest):
+def finished(task: Task, manifest: Manifest) -> PartIndex | None:
     """PartIndex of a Task's cached part; None if it is not there whole. Raises InputError if it is another's."""
     try:
         index = parse_index(storage.read_bytes(task.path + SUFFIX), task.path)
@@ -121,7 +123,7 @@ def _refusal(task, reason):
     return InputError(f"{task.path} {reason}; take another --output_path, or --overwrite to replace such parts")
 
 
-def usable_rows(task, resolution):
+def usable_rows(task: Task, resolution: int) -> tuple[PartIndex, list[int]]:
     """(PartIndex of the source part, numbers of its rows that are large enough)."""
     index = load_index(task.source)
     return index, (index.short_sides >= resolution).nonzero()[0].tolist()

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
@@ -21,8 +22,9 @@ from sd.latents.claims import Claims
 from sd.latents.decode import decode_alone, decode_chunk
 from sd.latents.finish import finish
 from sd.latents.models import encoders_for
+from sd.latents.options import CacheOptions
 from sd.latents.part import chunks_of, write_part
-from sd.latents.plan import LIST_FOLDER, is_finished, make_plan, part_folder, unfinished
+from sd.latents.plan import LIST_FOLDER, Task, is_finished, make_plan, part_folder, unfinished
 from sd.logs import rank
 from sd.processes.pool import run_local, stopped_by_signals
 from sd.processes.ray_engine import run_on_ray
@@ -32,7 +34,7 @@ _HOPELESS_ROWS = 1000  # this many rows and none of them good: the rest will not
 _RAY_THREADS = 4  # that decode beside each GPU
 
 
-def precompute(options):
+def precompute(options: CacheOptions) -> tuple[str, dict] | None:
     """Cache as the CacheOptions say. Returns (path of the `.filelist.list`, report), or None where other processes
     still have parts in hand, the last of which will write it.
 
@@ -83,7 +85,7 @@ def precompute(options):
 class Progress:
     """A bar of images, on rank 0 alone, and the end of a run of which nothing will come."""
 
-    def __init__(self, total):
+    def __init__(self, total: int):
         # In a log file, where each update is a line, one in half a minute is enough.
         interval = 0.5 if sys.stderr.isatty() else 30
         self._bar = tqdm(total=total, desc="caching latents", unit=" images", mininterval=interval, disable=rank() > 0)
@@ -95,14 +97,14 @@ class Progress:
     def __exit__(self, *error):
         self._bar.close()
 
-    def update(self, num_images):
+    def update(self, num_images: int) -> None:
         self._bar.update(num_images)
 
-    def expect(self, num_images):
+    def expect(self, num_images: int) -> None:
         """So many images more than was thought."""
         self._bar.total += num_images
 
-    def judge(self, task, num_good, num_bad, first_bad):
+    def judge(self, task: Task, num_good: int, num_bad: int, first_bad: Any) -> None:
         """Take a part's outcome. Raises RunError when many rows were bad and none good."""
         self._num_good += num_good
         self._num_bad += num_bad

@@ -1,6 +1,7 @@
 """Pictures and texts -> the features that FID and CLIP score compare: FID's Inception, or a CLIP by folder or name."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.2613
 class InceptionFeatures:
     """FID's own features. path: the PyTorch port's weights, its own .pth file or a .safetensors one."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path):
         self.name, self.width = "inception-v3", FEATURES
         self._network = load_inception(path)
 
@@ -30,7 +31,7 @@ class InceptionFeatures:
         return f"{self.name} {content_id(self._network)}"
 
     @paddle.no_grad()
-    def embed_images(self, images):
+    def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """uint8 [N,H,W,3] -> float32 [N, width]."""
         pixels = paddle.to_tensor(np.stack(images).transpose([0, 3, 1, 2])).astype("float32") / 127.5 - 1
         return self._network(pixels).numpy()
@@ -39,7 +40,7 @@ class InceptionFeatures:
 class ClipFeatures:
     """A CLIP in Hugging Face's layout (config.json, safetensors, tokenizer), from a folder or by published name."""
 
-    def __init__(self, source):
+    def __init__(self, source: str):
         from ppdiffusers.transformers import CLIPTokenizer
 
         folder = Path(source)
@@ -64,20 +65,20 @@ class ClipFeatures:
         return f"{self.name} {content_id(self._model)} {self._side} {self._mean.tolist()} {self._std.tolist()}"
 
     @paddle.no_grad()
-    def embed_images(self, images):
+    def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """uint8 [N,H,W,3] -> float32 [N, width], before normalisation to length one."""
         pixels = np.stack([_square(image, self._side) for image in images]).astype(np.float32) / 255
         pixels = ((pixels - self._mean) / self._std).transpose([0, 3, 1, 2])
         return self._model.get_image_features(paddle.to_tensor(pixels)).numpy()
 
     @paddle.no_grad()
-    def embed_texts(self, texts):
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """N strings -> float32 [N, width]; what is too long is cut."""
         ids = tokenize(self._tokenizer, list(texts), self._length)
         return self._model.get_text_features(paddle.to_tensor(ids)).numpy()
 
 
-def load_fid_extractor(source):
+def load_fid_extractor(source: str) -> InceptionFeatures | ClipFeatures:
     """Inception from a file of weights, or a CLIP's picture features. Raises InputError if it is neither."""
     path = Path(source)
     if path.suffix in (".safetensors", ".pth", ".pt"):
@@ -85,7 +86,7 @@ def load_fid_extractor(source):
     return load_clip(source)
 
 
-def load_clip(source):
+def load_clip(source: str) -> ClipFeatures:
     """A CLIP from a folder or by its published name. Raises InputError if it cannot be had."""
     return ClipFeatures(source)
 

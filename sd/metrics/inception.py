@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 from paddle.nn import functional as F
 from safetensors import SafetensorError, safe_open
 
@@ -153,7 +153,7 @@ class Inception(nn.Layer):
         self.Mixed_7a = _block_d()
         self.Mixed_7b, self.Mixed_7c = _block_e(1280, _average), _block_e(2048, _maximum)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         x = F.interpolate(x, [SIDE, SIDE], mode="bilinear", align_corners=False)
         x = _halve(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))))
         x = _halve(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
@@ -162,7 +162,7 @@ class Inception(nn.Layer):
         return x.mean([2, 3])
 
 
-def load_inception(path):
+def load_inception(path: str | Path) -> Inception:
     """Inception with the weights of a file that has the PyTorch port's names: its own .pth, or .safetensors.
 
     Raises InputError if it is no such file.

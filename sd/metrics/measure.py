@@ -3,6 +3,7 @@
 import functools
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -54,7 +55,7 @@ class Task:
     jobs: tuple
 
 
-def apply_preset(flags):
+def apply_preset(flags: Any) -> None:
     """Fill in what the preset fixes and the user left open. Raises InputError for an unknown one."""
     if flags.preset:
         check_choice("preset", flags.preset, PRESETS)
@@ -64,7 +65,7 @@ def apply_preset(flags):
     flags.guidance_scales = flags.guidance_scales or [flags.guidance_scale]
 
 
-def measure(flags, model_flags):
+def measure(flags: Any, model_flags: dict) -> dict:
     """Draw, score and report what the flags of eval.py ask for. Returns the report, a dict.
 
     model_flags: the arguments of `load_models`. The same command goes on where an earlier one was cut off: pictures

@@ -6,6 +6,7 @@ import logging
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -31,7 +32,7 @@ _BATCH = 32
 
 
 def reference_statistics(
-    source: str | Path, extractor, size: int | tuple[int, int], keep: Path
+    source: str | Path, extractor: Any, size: int | tuple[int, int], keep: Path
 ) -> tuple[np.ndarray, np.ndarray]:
     """(mean [D], covariance [D, D]) of the features of real pictures.
 

@@ -2,13 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
 from sd.sampling.files import written
 
 _HEADINGS = ("guidance scale", "FID", "CLIP score")
 
 
-def table(report):
+def table(report: dict) -> str:
     """The scores as lines of text, one guidance scale each."""
     rows = [_HEADINGS]
     for result in report["results"]:
@@ -17,7 +18,7 @@ def table(report):
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def verdict(report):
+def verdict(report: dict) -> str | None:
     """Whether the protocol's targets are met by some guidance scale, as a line, or None if it sets none."""
     targets = report["targets"]
     if not targets:
@@ -31,7 +32,7 @@ def verdict(report):
     return f"target ({wanted}): not met"
 
 
-def write_report(report, output):
+def write_report(report: dict, output: Path) -> None:
     """Print the table and write metrics.json, curve.png and VisualDL's log into the folder `output`."""
     print(f"{report['model']}, {report['pictures']} pictures for each guidance scale")
     print(table(report))  # first of all: a full disk does not take it away

@@ -8,13 +8,13 @@ from sd.errors import InputError
 class Moments:
     """Count, sum and sum of outer products of features seen so far: all that FID needs of them."""
 
-    def __init__(self, width):
+    def __init__(self, width: int):
         self.count = 0
         self._sum = np.zeros(width)
         self._outer = np.zeros([width, width])
-        self._origin = None
+        self._origin: np.ndarray | None = None
 
-    def add(self, features):
+    def add(self, features: np.ndarray) -> None:
         """Take in features [N, D]. They are counted from the first one on, so that large means cost no digits."""
         features = np.asarray(features, np.float64)
         if len(features) == 0:
@@ -25,16 +25,18 @@ class Moments:
         self._sum += features.sum(0)
         self._outer += features.T @ features
 
-    def mean_and_covariance(self):
+    def mean_and_covariance(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean [D] and unbiased covariance [D, D]. Raises InputError for fewer than two features."""
-        if self.count < 2:
+        if self._origin is None or self.count < 2:
             raise InputError(f"{self.count} pictures have no covariance; FID needs at least two")
         mean = self._sum / self.count
         covariance = (self._outer - self.count * np.outer(mean, mean)) / (self.count - 1)
         return mean + self._origin, covariance
 
 
-def frechet_distance(mean_a, covariance_a, mean_b, covariance_b):
+def frechet_distance(
+    mean_a: np.ndarray, covariance_a: np.ndarray, mean_b: np.ndarray, covariance_b: np.ndarray
+) -> float:
     """Squared Frechet distance of two Gaussians (arXiv 1706.08500, eq. 6), the FID of their features.
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2). The last trace is that of (A^1/2 B A^1/2)^1/2, a symmetric matrix
@@ -49,7 +51,7 @@ def frechet_distance(mean_a, covariance_a, mean_b, covariance_b):
     return max(0.0, distance)  # of equal Gaussians the rounding alone is left, which may be below
 
 
-def clip_scores(image_features, text_features):
+def clip_scores(image_features: np.ndarray, text_features: np.ndarray) -> np.ndarray:
     """CLIP score of each picture with its text: their cosine, or 0 if that is negative (arXiv 2104.08718, w = 1).
 
     Features [N, D] each. MLPerf's figures are means of these; torchmetrics' are 100 times as large.

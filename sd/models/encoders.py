@@ -1,14 +1,17 @@
 """The two encoders as functions of a batch; training and the latent cache go through the same lines."""
 
+from typing import Any
+
 import numpy as np
 import paddle
+from paddle import Tensor
 
 from sd.errors import InputError
 
 _LETTERS_A_TOKEN = 64  # a text has 4 or 5 on average
 
 
-def encode_posterior(vae, pixel_values):
+def encode_posterior(vae: Any, pixel_values: Tensor) -> Any:
     """The VAE's posterior of pictures, in float32 whatever the training computes in.
 
     pixel_values: [B,3,H,W], uint8 or float32 in [0, 255]. Returns a distribution with `mean`, `logvar` and `std`,
@@ -18,7 +21,7 @@ def encode_posterior(vae, pixel_values):
         return vae.encode(pixel_values.astype("float32") / 127.5 - 1.0).latent_dist
 
 
-def check_text(tokenizer, config, max_length):
+def check_text(tokenizer: Any, config: Any, max_length: int) -> None:
     """Raise InputError unless a tokenizer's ids, `max_length` of them, fit the text encoder of this configuration."""
     if max_length > config.max_position_embeddings:
         raise InputError(
@@ -32,7 +35,7 @@ def check_text(tokenizer, config, max_length):
         )
 
 
-def tokenize(tokenizer, texts: str | list[str], max_length: int) -> np.ndarray:
+def tokenize(tokenizer: Any, texts: str | list[str], max_length: int) -> np.ndarray:
     """Token ids cut or padded to `max_length`: int64 [L] of one text, [n,L] of a list. NumPy only, for data workers."""
     seen = cut_long(texts, max_length) if isinstance(texts, str) else [cut_long(text, max_length) for text in texts]
     encoded = tokenizer(seen, padding="max_length", truncation=True, max_length=max_length)
@@ -45,12 +48,12 @@ def cut_long(text: str, max_length: int) -> str:
     return text if len(text) <= most else " ".join(text.split())[:most]
 
 
-def causal_mask(length):
+def causal_mask(length: int) -> np.ndarray:
     """What keeps each of `length` tokens from seeing later ones: float32 [1,1,L,L]."""
     return np.triu(np.full((1, 1, length, length), np.finfo(np.float32).min, np.float32), k=1)
 
 
-def encode_text(text_encoder, input_ids, mask):
+def encode_text(text_encoder: Any, input_ids: Tensor, mask: Any) -> Tensor:
     """Last hidden state of the text encoder, [B,L,D]. input_ids: int64 [B,L]; mask: `causal_mask` of L or more.
 
     Calls the encoder's layers one by one: its own forward makes the causal mask with a value read back from the

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -17,7 +18,7 @@ _PIECE_BYTES = 4 << 20
 _DTYPES = {"float32": "F32", "float16": "F16", "float64": "F64", "int64": "I64", "int32": "I32", "uint8": "U8"}
 
 
-def weights_hash(part, name, subfolder=None, loaded=None):
+def weights_hash(part: str, name: str, subfolder: str | None = None, loaded: Any | None = None) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of a model's tensors, ordered by name; of a tokenizer's vocabulary.
 
     part, name, subfolder: as `sd.models.loading.load_part` takes them. A local folder's safetensors is read in pieces;
@@ -36,7 +37,7 @@ def weights_hash(part, name, subfolder=None, loaded=None):
     for key, tensor in sorted(layer.state_dict().items()):
         array = np.ascontiguousarray(tensor.numpy())
         digest.update(_line(key, _DTYPES[str(array.dtype)], array.shape))
-        digest.update(array)
+        digest.update(array.data)
     if loaded is None:
         del layer
         gc.collect()
@@ -53,7 +54,7 @@ def content_id(*layers) -> str:
     return digest.hexdigest()[:12]
 
 
-def tokenizer_hash(tokenizer) -> str:
+def tokenizer_hash(tokenizer: Any) -> str:
     """SHA-256 over a tokenizer's vocabulary and merges."""
     merges = sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.get)
     told = {"tokens": tokenizer.get_vocab(), "merges": merges}

@@ -8,6 +8,7 @@ import logging
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 from sd.errors import InputError, first_line
 from sd.models.hub import fetch_component
@@ -24,13 +25,13 @@ PUBLISHED_TOKENIZERS = {"v1": "CompVis/stable-diffusion-v1-4", "v2": "stabilitya
 logger = logging.getLogger(__name__)
 
 
-def part_source(model_args, part):
+def part_source(model_args: Any, part: str) -> tuple[str, str | None]:
     """(name or path, sub-folder or None) of one part: its own flag wins over the whole repository."""
     own = getattr(model_args, FLAGS[part])
     return (own, None) if own else (model_args.pretrained_model_name_or_path, part)
 
 
-def load_part(part, name, subfolder=None, variant=None):
+def load_part(part: str, name: str, subfolder: str | None = None, variant: str | None = None) -> Any:
     """Load "vae", "text_encoder", "unet" or "tokenizer" from a local folder or by its published name.
 
     A config file given for the UNet makes one with random weights. The layers come in float32 and evaluation mode; one
@@ -72,7 +73,7 @@ class DeferredPart:
     InputError at once if the configuration cannot be had.
     """
 
-    def __init__(self, part, name, subfolder=None):
+    def __init__(self, part: str, name: str, subfolder: str | None = None):
         self._source = part, name, subfolder
         folder = None if is_single_file(name) else local_folder(part, name, subfolder)
         if is_single_file(name):
@@ -86,13 +87,13 @@ class DeferredPart:
         self.num_parameters = sum(math.prod(parameter.shape) for parameter in layer.parameters())
         logger.info("%s: not loaded, the cache holds its output (%s)", part, folder or name)
 
-    def load(self):
+    def load(self) -> Any:
         """The layer with its weights, in evaluation mode."""
         logger.info("loading the %s, which the cache stood in for until now", self._source[0].replace("_", " "))
         return load_part(*self._source)
 
 
-def local_folder(part, name, subfolder=None):
+def local_folder(part: str, name: str, subfolder: str | None = None) -> Path | None:
     """The folder of a part that is named by its path; None for a published name. Raises InputError for neither."""
     if Path(name).is_dir():
         folder = Path(name, subfolder or "")
@@ -104,7 +105,7 @@ def local_folder(part, name, subfolder=None):
     return None
 
 
-def random_unet(config_path):
+def random_unet(config_path: str | Path) -> Any:
     """A UNet from a configuration alone, with the layers that end each residual branch set to zero."""
     import paddle
     from ppdiffusers.models.resnet import ResnetBlock2D
@@ -126,7 +127,7 @@ def random_unet(config_path):
     return unet
 
 
-def in_data_format(unet, data_format):
+def in_data_format(unet: Any, data_format: str) -> Any:
     """A copy of a UNet that convolves in another layout, NHWC or NCHW; weights, their names and the configuration that
     a checkpoint holds stay. Latents go in and come out as [B,C,h,w] in both."""
     kept = unet.config.get("data_format", "NCHW")

@@ -37,7 +37,7 @@ _DTYPES = {
 }
 
 
-def read_torch_file(path):
+def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
     """{name: array} of a state dict saved by `torch.save`, bfloat16 as float32. Raises InputError for anything else.
 
     Of a training checkpoint (.ckpt) the `state_dict` is read; whatever else it holds is passed over, not run.
@@ -141,7 +141,7 @@ def _fill(storage, data, order):
     storage[:] = value
 
 
-def main():
+def main() -> None:
     """Convert the file named first to the safetensors file named second."""
     from safetensors.numpy import save_file
 

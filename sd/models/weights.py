@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ WEIGHT_SUFFIXES = (SAFETENSORS, PADDLE, ".bin")
 NOT_WEIGHTS = ("position_ids",)
 
 
-def read_config(path):
+def read_config(path: str | Path) -> dict[str, Any]:
     """A model's configuration, a JSON object, as a dict."""
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))

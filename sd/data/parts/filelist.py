@@ -2,10 +2,12 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import reduce
 from math import gcd, isfinite
+from pathlib import Path
 
 from sd.data.parts import storage
 from sd.errors import InputError
@@ -25,7 +27,7 @@ class Source:
     name: str = field(default="", compare=False)
 
 
-def read_file_list(path):
+def read_file_list(path: str | Path) -> list[Source]:
     """Read a `.filelist.list` into Sources.
 
     The packer repeats the whole list `num_repeat` times because the reference reads it so; here a pass is each record
@@ -45,7 +47,7 @@ def read_file_list(path):
     return sources
 
 
-def write_file_lists(folder, output_name, parts, num_repeat):
+def write_file_lists(folder: str | Path, output_name: str, parts: Sequence[str], num_repeat: int) -> str:
     """Write `<output_name>.filelist` and `.filelist.list` and return the path of the latter."""
     part_list = storage.join(folder, f"{output_name}.filelist")
     list_of_lists = part_list + ".list"

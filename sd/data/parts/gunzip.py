@@ -1,5 +1,8 @@
 """Unpacking gzip files of many members forward, in pieces of bounded size, as far as they are whole."""
 
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
 from isal import isal_zlib
 
 PIECE_BYTES = 1 << 20
@@ -10,7 +13,7 @@ class DamageError(ValueError):
     """The file is cut or damaged from here on. The message says how."""
 
 
-def unpack(next_chunk):
+def unpack(next_chunk: Callable[[], bytes]) -> Iterator[tuple[bytes, int | None]]:
     """Yield (piece, packed) where `packed` is the member's bytes in the file if it ends with this piece, else None.
 
     `next_chunk()` gives bytes of the file, b"" at its end. Raises DamageError after the last piece that is whole.
@@ -24,7 +27,7 @@ def unpack(next_chunk):
                 num_read += len(chunk)
             try:
                 piece = member.decompress(chunk, PIECE_BYTES)
-            except isal_zlib.error as error:
+            except isal_zlib.error as error:  # type: ignore[misc]
                 raise DamageError(f"damaged gzip data: {error}") from error
             if not (chunk or piece or member.eof):  # with no input left, output may still be held back
                 raise DamageError("cut in the middle of gzip data")
@@ -36,7 +39,7 @@ def unpack(next_chunk):
 class ForwardReader:
     """Reads ranges of the unpacked bytes of a gzip file; cheap when offsets ascend, from the start again otherwise."""
 
-    def __init__(self, file):
+    def __init__(self, file: BinaryIO):
         self._file = file
         self._restart()
 
@@ -45,7 +48,7 @@ class ForwardReader:
         self._pieces = unpack(lambda: self._file.read(PIECE_BYTES))
         self._offset, self._held = 0, b""  # `_held` are the bytes from `_offset` on
 
-    def read(self, offset, num_bytes):
+    def read(self, offset: int, num_bytes: int) -> bytes:
         """Up to `num_bytes` at `offset`; fewer where the file ends. Raises DamageError."""
         if offset < self._offset:
             self._restart()

@@ -3,6 +3,7 @@
 import json
 import struct
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from isal import isal_zlib
@@ -41,11 +42,11 @@ class PartHeader:
     side_counts: np.ndarray  # rows whose short side is at least 8 * k
 
     @property
-    def checksum(self):
+    def checksum(self) -> str:
         """Names the bytes of the part: CRC-32 and size as text."""
         return f"{self.part_crc:08x}-{self.part_bytes}"
 
-    def num_usable(self, resolution):
+    def num_usable(self, resolution: int) -> int | None:
         """Rows with a short side of `resolution` or more; None where only the whole index knows."""
         place, rest = divmod(resolution, _SIDE_STEP)
         return int(self.side_counts[place]) if rest == 0 and 0 < place < _NUM_SIDES else None
@@ -78,26 +79,26 @@ class PartIndex:
         object.__setattr__(self, "offsets", offsets)  # int64[n + 1]
 
     @property
-    def num_rows(self):
+    def num_rows(self) -> int:
         return len(self.lengths)
 
     @property
-    def checksum(self):
+    def checksum(self) -> str:
         return f"{self.part_crc:08x}-{self.part_bytes}"
 
     @property
-    def damage(self):
+    def damage(self) -> str:
         """Why a scan found no further rows, else ""."""
         return self.notes.get("damage", "")
 
     @property
-    def short_sides(self):
+    def short_sides(self) -> np.ndarray:
         return np.minimum(self.widths, self.heights)
 
-    def num_usable(self, resolution):
+    def num_usable(self, resolution: int) -> int:
         return int(np.count_nonzero(self.short_sides >= max(1, resolution)))
 
-    def to_bytes(self):
+    def to_bytes(self) -> bytes:
         """The `.idx` file. Raises ValueError for a kind or layout that is not known."""
         columns = (self.lengths, self.widths, self.heights, self.row_crcs)
         body = b"".join(np.asarray(column).astype("<u4").tobytes() for column in columns)
@@ -118,7 +119,7 @@ class PartIndex:
         return head + struct.pack("<I", isal_zlib.crc32(head)) + body
 
 
-def parse_header(data, path):
+def parse_header(data: bytes, path: str | Path) -> PartHeader:
     """PartHeader from the first HEADER_BYTES of an `.idx` file. Raises PartError."""
     header, _ = _parse_header(data, path)
     return header
@@ -141,7 +142,7 @@ def _parse_header(data, path):
     return PartHeader(str(path), _KINDS[kind], _LAYOUTS[layout], num_rows, part_bytes, part_crc, counts), body_crc
 
 
-def parse_index(data, path):
+def parse_index(data: bytes, path: str | Path) -> PartIndex:
     """PartIndex from the bytes of an `.idx` file. Raises PartError."""
     header, body_crc = _parse_header(data, path)
     body = data[HEADER_BYTES:]

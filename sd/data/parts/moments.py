@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -22,14 +24,14 @@ _EXPONENT = np.uint16(0x7C00)  # all ones in what is infinite or no number
 _NOT_SETTINGS = ("id", "source", "num_rows", "num_bad", "empty_state", "path")
 
 
-def encode_payload(moments, text_states=None):
+def encode_payload(moments: np.ndarray, text_states: np.ndarray | None = None) -> bytes:
     """Bytes for the third field of a row, see `decode_payload`. Raises RowError for what it would not read back."""
     tensors = {"moments": moments} if text_states is None else {"moments": moments, "text_states": text_states}
     _check(tensors)
     return save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
 
 
-def decode_payload(data):
+def decode_payload(data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
     """(moments, text_states or None) of a row's payload.
 
     moments: float16 [K, 2C, h, w], for each of K variants of the picture the mean and the log-variance of the VAE's
@@ -94,19 +96,19 @@ class Manifest:
         object.__setattr__(self, "id", _hash(self.settings()))
 
     @property
-    def has_text(self):
+    def has_text(self) -> bool:
         return self.text_encoder_hash is not None
 
     @property
-    def num_variants(self):
+    def num_variants(self) -> int:
         return self.num_crops * (2 if self.flip else 1)
 
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         """What decides the bytes of a row, as a dict for JSON."""
         kept = {name: value for name, value in asdict(self).items() if name not in _NOT_SETTINGS}
         return kept | {"latent_shape": list(self.latent_shape)}
 
-    def differences(self, **run):
+    def differences(self, **run) -> list[str]:
         """A line `resolution was 256, is 512` for each of the given fields that differs from the cache's."""
         if "latent_shape" in run:
             run["latent_shape"] = tuple(run["latent_shape"])
@@ -116,14 +118,14 @@ class Manifest:
             if getattr(self, name) != value
         ]
 
-    def to_bytes(self):
+    def to_bytes(self) -> bytes:
         """The `.cache.json` file."""
         told = {name: value for name, value in asdict(self).items() if name != "path"}
         return json.dumps(told, indent=2).encode() + b"\n"
 
-    def empty_text_state(self):
+    def empty_text_state(self) -> np.ndarray:
         """The text encoder's states of the empty caption, float16 [L, D]. Raises InputError."""
-        path = storage.join(storage.folder_of(self.path), self.empty_state)
+        path = storage.join(storage.folder_of(self.path), str(self.empty_state))
         try:
             return load(storage.read_bytes(path))["empty"]
         except (OSError, SafetensorError, KeyError) as error:
@@ -135,7 +137,7 @@ def _shown(value):
     return value[:8] if isinstance(value, str) and re.fullmatch("[0-9a-f]{32,}", value) else value
 
 
-def encode_empty_state(state):
+def encode_empty_state(state: np.ndarray) -> bytes:
     """The bytes of the file that `Manifest.empty_text_state` reads. state: float16 [L, D]."""
     return save({"empty": np.ascontiguousarray(state)})
 
@@ -144,12 +146,12 @@ def _hash(settings):
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def manifest_path(filelist):
+def manifest_path(filelist: str) -> str:
     """Where the manifest of a `.filelist` lies."""
     return str(filelist).removesuffix(".filelist") + ".cache.json"
 
 
-def parse_manifest(data, path):
+def parse_manifest(data: bytes, path: str | Path) -> Manifest:
     """Manifest from the bytes of a `.cache.json`. Raises InputError."""
     try:
         told = json.loads(data)
@@ -166,7 +168,7 @@ def parse_manifest(data, path):
     return manifest
 
 
-def find_manifest(file_list):
+def find_manifest(file_list: str) -> Manifest | None:
     """The Manifest of a `.filelist.list` of cached parts, the first one's where several agree; None for images.
 
     Raises InputError where caches of other settings, or caches and images, stand in one list.

@@ -39,7 +39,7 @@ _GZIP = 31  # window bits for reading: a gzip header and trailer
 _not_kept = {}  # name -> bytes of indexes of this process that the cache folder did not take
 
 
-def pack_member(line):
+def pack_member(line: bytes) -> bytes:
     """One gzip member that holds `line`; the same bytes for the same line, whoever packs it and when."""
     trailer = struct.pack("<II", isal_zlib.crc32(line), len(line))
     deflated = igzip_lib.compress(line, _LEVEL, igzip_lib.COMP_DEFLATE, igzip_lib.MEM_LEVEL_DEFAULT, _WINDOW_BITS)
@@ -53,7 +53,7 @@ class PartWriter:
     is at `index` after the block.
     """
 
-    def __init__(self, path, *, save_gzip=True, kind="image"):
+    def __init__(self, path: str | Path, *, save_gzip: bool = True, kind: str = "image"):
         self.path, self._gzip, self._kind = str(path), save_gzip, kind
         self._lengths, self._sizes, self._crcs = [], [], []
         self._num_bytes, self._crc = 0, 0
@@ -64,7 +64,7 @@ class PartWriter:
         self._file.__enter__()
         return self
 
-    def add(self, line, width=0, height=0):
+    def add(self, line: bytes, width: int = 0, height: int = 0) -> None:
         stored = pack_member(line) if self._gzip else line
         self._write(stored)
         self._lengths.append(len(stored))
@@ -105,7 +105,7 @@ class PartWriter:
         storage.write_whole(self.path + SUFFIX, self.index.to_bytes())
 
 
-def load_index(path, cache_dir=None):
+def load_index(path: str | Path, cache_dir: str | Path | None = None) -> PartIndex:
     """PartIndex of a part: from the `.idx` beside it, else from one scan, kept in `cache_dir`.
 
     Raises PartError where there is neither part nor index, or the index is damaged. A part that is missing or cut, but
@@ -116,7 +116,7 @@ def load_index(path, cache_dir=None):
     return parse_index(_scanned(path, cache_dir), path)
 
 
-def load_header(path, cache_dir=None):
+def load_header(path: str | Path, cache_dir: str | Path | None = None) -> PartHeader:
     """PartHeader of a part, without reading the rows' arrays; otherwise as `load_index`."""
     with suppress(FileNotFoundError), storage.open_binary(str(path) + SUFFIX) as file:
         return parse_header(file.read(HEADER_BYTES), path)
@@ -164,7 +164,7 @@ class PartReader:
     Raises PartError on opening if the part is missing, RowError from `read` if a row cannot be had.
     """
 
-    def __init__(self, path, index):
+    def __init__(self, path: str | Path, index: PartIndex):
         self._path, self._index = str(path), index
         self._file = self._stream = None
 
@@ -180,16 +180,16 @@ class PartReader:
     def __exit__(self, *error):
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         if self._file is not None:
             self._file.close()
         self._file = self._stream = None
 
-    def read(self, row):
+    def read(self, row: int) -> bytes:
         """The bytes of row `row` (from 0), without its newline."""
         return self.unpack(row, self.stored(row))
 
-    def stored(self, row):
+    def stored(self, row: int) -> bytes:
         """The bytes of a row as they lie in the part."""
         if not 0 <= row < self._index.num_rows:
             raise RowError(f"row {row} of {self._index.num_rows}")
@@ -198,13 +198,13 @@ class PartReader:
         except (DamageError, OSError) as error:
             raise RowError(f"damaged: {error}") from error
 
-    def unpack(self, row, stored):
+    def unpack(self, row: int, stored: bytes) -> bytes:
         """The row's line, checked, of its stored bytes; without its newline."""
         line = stored
         if self._index.layout == MEMBERS:
             try:
                 line = self._unpack(stored)
-            except isal_zlib.error as error:
+            except isal_zlib.error as error:  # type: ignore[misc]
                 raise RowError(f"damaged: {error}") from error
         if isal_zlib.crc32(line) != self._index.row_crcs[row]:
             raise RowError("damaged: the checksum differs from the index")

@@ -2,6 +2,7 @@
 
 import binascii
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pybase64
@@ -25,17 +26,17 @@ class Record:
     image: bytes
 
 
-def clean_caption(caption):
+def clean_caption(caption: str) -> str:
     """The caption with tabs, line breaks, NULs and byte order marks as spaces, and `?` for what UTF-8 cannot hold."""
     return caption.translate(_BREAKS).encode("utf-8", "replace").decode("utf-8")
 
 
-def encode_row(caption, image):
+def encode_row(caption: str, image: bytes) -> bytes:
     """`caption TAB NONE TAB base64(image) NEWLINE`, the row that the packer writes."""
     return b"%b\tNONE\t%b\n" % (clean_caption(caption).encode(), pybase64.b64encode(image))
 
 
-def encode_captions_row(captions, data):
+def encode_captions_row(captions: Sequence[str], data: bytes) -> bytes:
     """As `encode_row`; several captions, none of which holds a `|`, go into the row of six fields."""
     if len(captions) == 1:
         return encode_row(captions[0], data)
@@ -43,7 +44,7 @@ def encode_captions_row(captions, data):
     return b"NONE\t%b\tNONE\tNONE\tNONE\t%b\n" % (joined, pybase64.b64encode(data))
 
 
-def decode_row(line):
+def decode_row(line: bytes) -> Record:
     """Read one row of any known format into a Record.
 
     - 3 fields: caption, anything, base64 of the image (what the packer writes).

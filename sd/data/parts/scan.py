@@ -1,6 +1,7 @@
 """One walk through a part without an index: where its rows lie, how large the images are, where it is damaged."""
 
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 from isal import isal_zlib
@@ -83,7 +84,7 @@ class _Source:
             pass
 
 
-def scan_part(path):
+def scan_part(path: str | Path) -> PartIndex:
     """PartIndex of a part of any origin. Damage does not raise: rows before it count. Raises OSError if unreadable."""
     with storage.open_binary(path) as file:
         source, rows, members = _Source(file), _Rows(), _Members()

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from sd.errors import InputError, first_line
 
@@ -20,7 +20,7 @@ _TEMPORARY = ".tmp"
 _VERSION_KEYS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")  # of the stores that fsspec knows
 
 
-def failures():
+def failures() -> tuple[type[BaseException], ...]:
     """OSError, and what the S3 client raises without being one: no credentials, no connection."""
     try:
         from botocore.exceptions import BotoCoreError
@@ -46,11 +46,11 @@ def _as_os_errors(function: Callable[..., T]) -> Callable[..., T]:
     return wrapped
 
 
-def is_remote(path):
+def is_remote(path: str | Path) -> bool:
     return "://" in str(path)
 
 
-def filesystem(address):
+def filesystem(address: str | Path) -> tuple[Any, str]:
     """The fsspec file system of an address, and the address without its protocol."""
     import fsspec  # a fifth of a second that a local run does not need
 
@@ -63,7 +63,7 @@ def filesystem(address):
 
 
 @_as_os_errors
-def open_binary(path):
+def open_binary(path: str | Path) -> BinaryIO:
     """A seekable binary file, open for reading."""
     if is_remote(path):
         fs, name = filesystem(path)
@@ -71,29 +71,29 @@ def open_binary(path):
     return Path(path).open("rb")
 
 
-def read_bytes(path):
+def read_bytes(path: str | Path) -> bytes:
     with open_binary(path) as file:
         return file.read()
 
 
-def join(folder, name):
+def join(folder: str | Path, name: str) -> str:
     """`folder/name`, with the folder exactly as the user wrote it (no `./` dropped, no `..` resolved)."""
     folder = str(folder)
     return folder + name if folder.endswith("/") else f"{folder}/{name}"
 
 
-def base_name(path):
+def base_name(path: str | Path) -> str:
     return str(path).rstrip("/").rsplit("/", 1)[-1]
 
 
-def folder_of(path):
+def folder_of(path: str | Path) -> str:
     """The folder that holds `path`, `.` for a bare name."""
     head, slash, _ = str(path).rstrip("/").rpartition("/")
     return head or slash or "."
 
 
 @_as_os_errors
-def exists(path):
+def exists(path: str | Path) -> bool:
     if is_remote(path):
         fs, name = filesystem(path)
         return fs.exists(name)
@@ -101,7 +101,7 @@ def exists(path):
 
 
 @_as_os_errors
-def size_of(path):
+def size_of(path: str | Path) -> int:
     """Bytes of a file. Raises FileNotFoundError (or another OSError)."""
     if is_remote(path):
         fs, name = filesystem(path)
@@ -110,7 +110,7 @@ def size_of(path):
 
 
 @_as_os_errors
-def version_of(path):
+def version_of(path: str | Path) -> str:
     """Something that changes when the file does: size and time of a local file, size and tag of a remote one."""
     if is_remote(path):
         fs, name = filesystem(path)
@@ -121,7 +121,7 @@ def version_of(path):
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
-def versions_below(path) -> str:
+def versions_below(path: str | Path) -> str:
     """Names, sizes and times of change of a local file or of all files below a folder; "" where there is neither."""
     path = Path(path)
     if path.is_file():
@@ -130,7 +130,7 @@ def versions_below(path) -> str:
     return " ".join(f"{file.relative_to(path)} {version_or_error(file)}" for file in files)
 
 
-def version_or_error(path):
+def version_or_error(path: str | Path) -> str:
     """As `version_of`; the error's name where there is no such file: what a signature needs."""
     try:
         return version_of(path)
@@ -149,7 +149,7 @@ def cache_folder(name: str) -> Path:
 
 
 @_as_os_errors
-def make_folder(path):
+def make_folder(path: str | Path) -> None:
     if is_remote(path):
         fs, name = filesystem(path)
         fs.makedirs(name, exist_ok=True)
@@ -158,7 +158,7 @@ def make_folder(path):
 
 
 @_as_os_errors
-def list_folder(path):
+def list_folder(path: str | Path) -> list[str]:
     """Names (not paths) in a folder; nothing if the folder is missing."""
     if is_remote(path):
         fs, name = filesystem(path)
@@ -171,7 +171,7 @@ def list_folder(path):
 
 
 @_as_os_errors
-def remove(path):
+def remove(path: str | Path) -> None:
     if is_remote(path):
         fs, name = filesystem(path)
         fs.rm_file(name)
@@ -179,7 +179,7 @@ def remove(path):
         Path(path).unlink(missing_ok=True)
 
 
-def is_unfinished(name):
+def is_unfinished(name: str) -> bool:
     """Whether a file name is one that NewFile gives while it writes."""
     return re.search(r"\.[0-9a-f]{8}\.tmp$", name) is not None
 
@@ -191,7 +191,7 @@ class NewFile:
     together locally first.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path):
         self._path = str(path)
 
     def __enter__(self):
@@ -229,6 +229,6 @@ class NewFile:
             os.close(folder)
 
 
-def write_whole(path, data):
+def write_whole(path: str | Path, data: bytes) -> None:
     with NewFile(path) as file:
         file.write(data)
