@@ -1,5 +1,6 @@
 """Convolution with its gradients by oneDNN."""
 
+import ctypes
 import functools
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ from paddle.autograd import PyLayer
 
 from sd.cpu import onednn as dnn
 from sd.cpu.onednn import Primitive, any_layout, empty, engine, integers, plain
-from sd.cpu.operation import take, wanted
+from sd.cpu.operation import apply, take, wanted
 
 
 def convolution(
@@ -23,7 +24,35 @@ def convolution(
 
     padding: ((top, left), (bottom, right)).
     """
-    return _Convolution.apply(x, weight, bias, tuple(stride), tuple(dilation), padding)
+    return apply(_Convolution, x, weight, bias, tuple(stride), tuple(dilation), padding)
+
+
+def of_packed(packed, x, weight, bias, stride, dilation, padding):
+    """As `convolution`, without gradients, for weights that seldom change.
+
+    packed: an empty dict at first, which keeps them in oneDNN's layout for the last shape of x. Paddle does not count
+    the changes of a weight, so they are packed again once some of its numbers are others.
+    """
+    x = x.contiguous()
+    y_shape, forward, *_ = _convolution_calls(
+        tuple(x.shape), tuple(weight.shape), bias is not None, tuple(stride), tuple(dilation), padding
+    )
+    state = forward, _some_of(weight)
+    if packed.get("state") != state:
+        packed.update(state=state, weight=forward.pack(dnn.WEIGHTS, weight))
+    y = empty(y_shape)
+    tensors = {dnn.SRC: x, dnn.WEIGHTS: weight, dnn.DST: y} | _given(dnn.BIAS, bias)
+    if packed["weight"] is None:
+        forward(tensors)
+    else:
+        forward(tensors | {dnn.WEIGHTS: packed["weight"]}, packed={dnn.WEIGHTS})
+    return y
+
+
+def _some_of(weight):
+    """Seventeen numbers spread over a tensor, and its address."""
+    numbers = (ctypes.c_float * weight.size).from_address(weight.data_ptr())
+    return numbers[:: max(1, weight.size // 16)][:16], numbers[-1], weight.data_ptr()
 
 
 def _given(argument, value):

@@ -9,12 +9,12 @@ from paddle.autograd import PyLayer
 
 from sd.cpu import onednn as dnn
 from sd.cpu.onednn import Primitive, empty, engine, plain, reorder, strided
-from sd.cpu.operation import take
+from sd.cpu.operation import apply, take
 
 
 def gated_gelu(x: Tensor) -> Tensor:
     """GEGLU's gate (https://arxiv.org/abs/2002.05202): x: [...,2C], halves h and g; returns h * gelu(g), [...,C]."""
-    return _GatedGELU.apply(x)
+    return apply(_GatedGELU, x)
 
 
 @functools.cache

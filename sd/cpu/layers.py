@@ -16,12 +16,14 @@ from sd.cpu import convolution, gates, norms, onednn, products
 from sd.runtime import is_off
 
 
-def speed_up(layer: Any) -> None:
+def speed_up(layer: Any, frozen: bool = False) -> None:
     """Let the layers in `layer` compute by sd.cpu, transposed tensors be copied at once (Paddle's views of them,
     made for GPUs, are copied by every operation that follows), and Paddle's own loops use as many threads as MKL.
 
     Weights, their names and, to rounding, the results stay. Only for what stays out of a static graph, which holds
-    Paddle's operators alone. Measured by bench/training.py. `SD_RUNTIME=off` leaves the layers as they are.
+    Paddle's operators alone. Measured by bench/training.py and bench/sampling.py.
+    frozen: the weights seldom change, so convolutions keep a copy in oneDNN's layout.
+    `SD_RUNTIME=off` leaves the layers as they are.
     """
     if is_off(os.environ):
         return
@@ -31,6 +33,8 @@ def speed_up(layer: Any) -> None:
         for layer_class, fits, faster in _FASTER:
             if isinstance(sublayer, layer_class) and fits(sublayer) and getattr(sublayer, "lora_layer", None) is None:
                 sublayer.__class__ = _with(faster, type(sublayer))  # type: ignore[arg-type]
+                if frozen and faster is _FastConvolution:
+                    sublayer.__dict__["_packed"] = {}
 
 
 def use_threads_of_mkl() -> None:
@@ -87,7 +91,10 @@ class _FastLinear:
 class _FastConvolution:
     def forward(self, x, scale=None):
         sides = _padding(self)
-        return convolution.convolution(x, self.weight, self.bias, self._stride, self._dilation, (sides, sides))
+        geometry = self._stride, self._dilation, (sides, sides)
+        if "_packed" in self.__dict__ and not paddle.is_grad_enabled():
+            return convolution.of_packed(self._packed, x, self.weight, self.bias, *geometry)
+        return convolution.convolution(x, self.weight, self.bias, *geometry)
 
 
 def _pads_one_side(layer):

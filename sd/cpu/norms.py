@@ -9,19 +9,19 @@ from paddle.autograd import PyLayer
 
 from sd.cpu import onednn as dnn
 from sd.cpu.onednn import Primitive, empty, engine, plain
-from sd.cpu.operation import ones, take, wanted, zeros
+from sd.cpu.operation import apply, ones, take, wanted, zeros
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
     """Normalise over the last axis. x: [...,C]; weight, bias: [C]."""
-    return _LayerNorm.apply(x, weight, bias, epsilon)
+    return apply(_LayerNorm, x, weight, bias, epsilon)
 
 
 def group_norm(
     x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, epsilon: float, silu: bool = False
 ) -> Tensor:
     """Normalise over groups of channels, and apply SiLU if told so. x: [B,C,...]; weight, bias: [C]."""
-    return _GroupNorm.apply(x, weight, bias, groups, epsilon, silu)
+    return apply(_GroupNorm, x, weight, bias, groups, epsilon, silu)
 
 
 @functools.cache

@@ -149,16 +149,31 @@ class Primitive:
             copies.append((argument, _Call(_reorder_descriptor(source, target), {SRC: source, DST: target})))
         self._call = _Call(descriptor, layouts)
 
-    def __call__(self, tensors):
-        """tensors: {argument: Tensor, or the address of its numbers}, with those to be written among them."""
+    def pack(self, argument, tensor):
+        """A copy of what is read as `argument` in the primitive's own layout; None if that is the tensor's."""
+        for copied, copy in self._copies_in:
+            if copied == argument:
+                packed = empty([-(-self._sizes[argument] // 4)])
+                copy({SRC: tensor.data_ptr(), DST: packed.data_ptr()})
+                return packed
+        return None
+
+    def __call__(self, tensors, packed=()):
+        """tensors: {argument: Tensor, or the address of its numbers}, with those to be written among them.
+
+        packed: arguments whose tensors are of `pack`.
+        """
         pointers = {
             argument: tensor if isinstance(tensor, int) else tensor.data_ptr() for argument, tensor in tensors.items()
         }
         if not self._sizes:
             self._call(pointers)
             return
-        inner = pointers | {argument: _room(argument, size) for argument, size in self._sizes.items()}
+        sizes = self._sizes.items()
+        inner = pointers | {argument: _room(argument, size) for argument, size in sizes if argument not in packed}
         for argument, copy in self._copies_in:
+            if argument in packed:
+                continue
             copy({SRC: pointers[argument], DST: inner[argument]})
         self._call(inner)
         for argument, copy in self._copies_out:

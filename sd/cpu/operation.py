@@ -4,10 +4,18 @@ float32, contiguous tensors. Most are primitives of oneDNN; a primitive is made 
 
 import functools
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import paddle
 from paddle import Tensor
+
+
+def apply(operation: Any, *arguments: Any) -> Tensor:
+    """Call a PyLayer; without gradients its forward alone, which saves making a node of the graph."""
+    if paddle.is_grad_enabled():
+        return operation.apply(*arguments)
+    return operation.forward(SimpleNamespace(), *arguments)
 
 
 def take(ctx: Any) -> Any:

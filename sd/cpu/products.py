@@ -8,12 +8,12 @@ from paddle.autograd import PyLayer
 
 from sd.cpu import onednn as dnn
 from sd.cpu.onednn import Primitive, empty, engine, plain, strided
-from sd.cpu.operation import ones, take, wanted
+from sd.cpu.operation import apply, ones, take, wanted
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x: [...,C]; weight: [C,O]; bias: [O]. The bias is added, and its gradient summed, by a matrix product."""
-    return _Linear.apply(x, weight, bias)
+    return apply(_Linear, x, weight, bias)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, scale: float) -> Tensor:
@@ -21,7 +21,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, scale: floa
 
     query: [B,N,heads*D]; key, value: [B,M,heads*D]. Returns [B,N,heads*D].
     """
-    return _Attention.apply(query, key, value, heads, scale)
+    return apply(_Attention, query, key, value, heads, scale)
 
 
 class _Linear(PyLayer):

@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 
 from sd import devices
+from sd.cpu.layers import speed_up
 from sd.data.parts.moments import Manifest
 from sd.errors import InputError
 from sd.latents.options import CacheOptions
@@ -26,6 +27,8 @@ class Encoders:
         self.vae = load_part("vae", *part_source(options, "vae"))
         if devices.current().kind == "gpu":
             use_fastest_attention(self.vae, ["float32"])
+        else:
+            speed_up(self.vae, frozen=True)
         factor = vae_factor(self.vae)
         if options.resolution % factor:
             raise InputError(f"--resolution {options.resolution}: the VAE divides it by {factor}; use a multiple of it")
@@ -33,6 +36,8 @@ class Encoders:
         self.latent_shape = (self.vae.config.latent_channels, side, side)
         if options.cache_text:
             self.text_encoder = load_part("text_encoder", *part_source(options, "text_encoder"))
+            if devices.current().kind == "cpu":
+                speed_up(self.text_encoder, frozen=True)
             self.tokenizer = load_part("tokenizer", *part_source(options, "tokenizer"))
             encoders.check_text(self.tokenizer, self.text_encoder.config, options.model_max_length)
             self._mask = paddle.to_tensor(encoders.causal_mask(options.model_max_length))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sd import devices
+from sd.cpu.layers import speed_up
 from sd.data.parts import storage
 from sd.diffusion.model import check_parts
 from sd.diffusion.schedule import sampler_config
@@ -110,6 +111,9 @@ def load_models(
         for part in ("unet", "vae"):
             chosen = use_fastest_attention(parts[part], [DTYPES[dtype]])
             logger.info("attention of the %s: %s", part, ", ".join(f"{name} for {of}" for of, name in chosen.items()))
+    else:
+        for part in ("unet", "vae", "text_encoder"):
+            speed_up(parts[part], frozen=True)
     schedule, sampler = _schedule(place, repository, run)
     return Models(
         **parts,

@@ -17,6 +17,7 @@ from sd.diffusion.schedule import sampler_config
 from sd.errors import ArgumentError
 from sd.models.attention import KernelAttnProcessor
 from sd.models.encoders import cut_long, tokenize
+from sd.sampling.constants import computed_once
 
 # Only samplers that draw no noise on their way: all chance in a picture then comes from its seed.
 SCHEDULERS = {
@@ -71,6 +72,11 @@ def default_batch_size(unet, vae, height, width):
     device = devices.current()
     if device.kind == "gpu":
         return batch_in_memory(unet, height // vae_factor(vae), width // vae_factor(vae), devices.memory_bytes(device))
+    return decode_batch_size(unet, vae, height, width)
+
+
+def decode_batch_size(unet, vae, height, width):
+    """Pictures in one call of the VAE's decoder: 8 where the work is small, for whose calls a picture is too little."""
     weights = sum(int(np.prod(parameter.shape)) for parameter in unet.parameters())
     return 8 if weights * height * width // vae_factor(vae) ** 2 < 10**10 else 1
 
@@ -139,6 +145,7 @@ def stream_images(
         raise ArgumentError("num_inference_steps", num_inference_steps, f"; expected 1 to {most}")
     shape = (unet.config.in_channels, height // vae_factor(vae), width // vae_factor(vae))
     batch_size = batch_size or default_batch_size(unet, vae, height, width)
+    step = math.gcd(batch_size, decode_batch_size(unet, vae, height, width))
     states = functools.lru_cache(maxsize=256)(functools.partial(encode_prompt, text_encoder, tokenizer))
     jobs = list(zip(prompts, seeds, strict=True))
     for start in range(0, len(jobs), batch_size):
@@ -151,9 +158,10 @@ def stream_images(
             scheduler.set_timesteps(num_inference_steps)
             share = len(batch) / len(scheduler.timesteps)
             on_step = (lambda share=share: progress(share)) if progress else None
-            latents = denoise(unet, scheduler, noise, with_text, without, guidance_scale, on_step)
-            images = [decode(vae, latents[i : i + 1])[0] for i in range(len(batch))]
-        yield from images
+            with computed_once(unet):
+                latents = denoise(unet, scheduler, noise, with_text, without, guidance_scale, on_step)
+            parts = [decode(vae, latents[at : at + step]) for at in range(0, len(batch), step)]
+        yield from np.concatenate(parts)[: len(batch)]
 
 
 def denoise(unet, scheduler, noise, with_text, without, guidance_scale, on_step=None):
@@ -169,7 +177,8 @@ def denoise(unet, scheduler, noise, with_text, without, guidance_scale, on_step=
         if without is None:
             output = unet(inputs, timestep, encoder_hidden_states=states).sample.cast("float32")
         else:
-            both = unet(paddle.concat([inputs, inputs]), timestep, encoder_hidden_states=states).sample.cast("float32")
+            inputs = paddle.concat([inputs, inputs])
+            both = unet(inputs, timestep, encoder_hidden_states=states).sample.cast("float32")
             base, towards = both.chunk(2)
             output = base + guidance_scale * (towards - base)
         latents = scheduler.step(output, timestep, latents).prev_sample
