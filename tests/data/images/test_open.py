@@ -1,6 +1,7 @@
 """Image files of every kind of pixels and with every kind of metadata: the same picture on every path, or a refusal."""
 
 import io
+import re
 import struct
 
 import numpy as np
@@ -33,7 +34,12 @@ def test_every_kind_of_pixels_is_shown_alike_on_every_path_or_refused(name):
             with pytest.raises(RowError, match=r"pixels of no known range: mode [IF] of 32 bits; convert"):
                 path(data)
         return
-    expected = shown_by_pillow(data)
+    try:
+        expected = shown_by_pillow(data)
+    except OSError as error:  # Pillow 12 does not read the YCbCr TIFF that it has written
+        with pytest.raises(RowError, match=re.escape(str(error))):
+            decode_image(data)
+        return
     pixels = decode_image(data)
     assert pixels.dtype == np.uint8 and image_size(data) == pixels.shape[1::-1]
     assert np.abs(pixels.astype(int) - expected).max() <= (1 if "A" in name or "a" in name else 0)
