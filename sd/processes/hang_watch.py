@@ -50,8 +50,11 @@ class HangWatch:
 
     def __enter__(self) -> "HangWatch":
         if self._timeout > 0:
-            self._keep_earlier()
-            self._file = self._early.open("wb", buffering=0)
+            try:
+                self._keep_earlier()
+                self._file = self._early.open("wb", buffering=0)
+            except OSError as error:  # a full disk does not keep a run from starting
+                logger.warning("%s cannot be written (%s): a hang may end without stacks", self._early, error.strerror)
             self._last = time.monotonic()
             self._thread.start()
             self._arm()
@@ -59,9 +62,10 @@ class HangWatch:
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
         if self._file is not None:
             faulthandler.cancel_dump_traceback_later()
-            self._thread.join()
             self._file.close()
             self._early.unlink(missing_ok=True)
 
@@ -102,7 +106,8 @@ class HangWatch:
 
     def _arm(self) -> None:
         if self._file is not None:
-            os.pwrite(self._file.fileno(), _HEADER % (self._rank, os.getpid(), self._step), 0)
+            with contextlib.suppress(OSError):  # a full disk
+                os.pwrite(self._file.fileno(), _HEADER % (self._rank, os.getpid(), self._step), 0)
             self._file.seek(_HEADER_BYTES)
             faulthandler.dump_traceback_later(self.limit() + _BACKSTOP_SECONDS, exit=True, file=self._file)
 

@@ -3,6 +3,7 @@
 The environment variable names a file beside which nothing else is needed; without it nothing is written.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -25,22 +26,20 @@ class Progress:
 def report_step(step: int, environ: Mapping[str, str] = os.environ) -> None:
     """Note the number of the last optimizer step. Called by rank 0 after each step: one small write."""
     if path := environ.get(VARIABLE):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-        try:
-            os.pwrite(file, b"%20d" % step, 0)
-        finally:
-            os.close(file)
+        with contextlib.suppress(OSError):  # a full disk costs the note, not the run
+            file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                os.pwrite(file, b"%20d" % step, 0)
+            finally:
+                os.close(file)
 
 
 def report_end(error: BaseException | None, message: str = "", environ: Mapping[str, str] = os.environ) -> None:
     """Note how the process ends: with an error (of all ranks the first one counts), or stopped on request (None)."""
     if path := environ.get(VARIABLE):
         note = {"stopped": True} if error is None else {"error": [type(error).__name__, message]}
-        try:
-            with Path(path + ".end").open("x") as file:
-                json.dump(note, file)
-        except FileExistsError:
-            pass
+        with contextlib.suppress(OSError), Path(path + ".end").open("x") as file:
+            json.dump(note, file)
 
 
 def read_progress(path: Path) -> Progress:

@@ -93,3 +93,10 @@ def test_no_watch_and_no_timer_is_left_behind(tmp_path):
 def test_an_error_within_passes_through(tmp_path, error):
     with pytest.raises(ValueError, match="boom"), HangWatch(tmp_path, rank=0, timeout=100):
         raise error
+
+
+def test_a_folder_that_takes_no_file_does_not_keep_a_run_from_starting(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    with HangWatch(tmp_path / "file", rank=0, timeout=100) as watch:
+        watch.beat(1)
+    assert "cannot be written (Not a directory): a hang may end without stacks" in caplog.text
