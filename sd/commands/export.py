@@ -4,7 +4,7 @@ import argparse
 
 from sd import devices, runtime
 from sd.flags.models import add_model_flags
-from sd.logs import import_quietly
+from sd.logs import import_quietly, set_up_logging
 
 FORMATS = ("ppdiffusers", "diffusers", "single_file")
 
@@ -41,6 +41,7 @@ def main():
     """Load the parts, write the folder."""
     flags = parse_arguments()
     runtime.prepare("cpu")
+    set_up_logging()
     import_quietly()
     from sd.runs.locate import find_unet
     from sd.sampling.card import write_card

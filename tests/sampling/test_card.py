@@ -33,6 +33,7 @@ def test_the_script_writes_a_card_beside_one_file(output_dir, tmp_path, monkeypa
     words = ["--checkpoint", output_dir, "--variant", "ema", "--format", "single_file", "--output", target, "--card"]
     words += ["--scores", tmp_path / "metrics.json", "--picture", tmp_path / "grid.png"]
     monkeypatch.setattr(export.runtime, "prepare", lambda device: None)
+    monkeypatch.setattr(export, "set_up_logging", lambda: None)  # which would write to this test's captured stderr
     monkeypatch.setattr("sys.argv", ["export.py", *map(str, words)])
     export.main()
     assert f"model card: {target.with_suffix('.md')}" in capsys.readouterr().out
