@@ -25,6 +25,11 @@ def check_fit(file_list: str, model_args: Any, data_args: Any) -> None:
             f"{file_list}: train_text_encoder=True, but the cache holds what the text encoder said before; make a "
             "cache without --cache_text, or leave the text encoder as it is"
         )
+    if data_args.enlarge:
+        raise InputError(
+            f"{file_list}: enlarge=True, but the cache left out the images that are smaller than its resolution; leave "
+            "the flag out, or train from the images"
+        )
     run = _vae_values(model_args, data_args.resolution)
     if data_args.interpolation != type(data_args).interpolation:
         run["interpolation"] = data_args.interpolation
