@@ -11,7 +11,7 @@ from sd.data.streaming.dataset import LEAST_WINDOW_ROWS, WINDOW_ROWS, default_wi
 from sd.data.streaming.order import Order
 from sd.errors import RunError
 from tests.data.packing.test_pack_s3 import bucket
-from tests.data.streaming.test_cache import dataset
+from tests.data.streaming.test_cache import bytes_below, dataset
 from tests.data_maker import make_data, write_lists
 
 assert bucket  # the fixture: imported, since it starts the server
@@ -73,8 +73,7 @@ def test_a_pass_over_s3_fetches_each_part_once_and_stays_within_the_cache(bucket
             if "error" in sample:
                 raise RunError(bytes(sample["error"]).decode())
             seen.add(tuple(sample["place"].tolist()))
-        held = sum(path.stat().st_size for path in (tmp_path / "cache/sd_parts").glob("*.part"))
-        largest = max(largest, held)
+        largest = max(largest, bytes_below(tmp_path / "cache/sd_parts"))
     assert len(seen) > 0.9 * sum(rows)
     assert largest <= limit
     assert len(fetched) <= 1.2 * len(rows), len(fetched)
