@@ -52,10 +52,13 @@ class LocalCopies:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _locked(copy.with_suffix(".lock")):
-                reader = _reader_of(copy, index) or self._fetch(path, copy, index, write)
-            with suppress(FileNotFoundError):  # another process may have made room already; the reader stays good
-                os.utime(copy)
-            self._make_room(keep=copy)
+                if (reader := _reader_of(copy, index)) is None:
+                    reader = self._fetch(path, copy, index, write)
+                else:
+                    with suppress(FileNotFoundError):  # another may be making room; the reader stays good
+                        os.utime(copy)
+                    with self._room_locked():
+                        self._make_room(keep=copy)
         except OSError as error:
             raise RunError(
                 f"{self.folder}: cannot keep a copy of {path}: {error.strerror or error}; free some space, "
@@ -83,10 +86,18 @@ class LocalCopies:
                             raise PartError(f"{path}: cannot be read: {error}") from error
                 time.sleep(_PAUSE_SECONDS * 2**attempt)
             reader = PartReader(str(temporary), index).__enter__()
-            temporary.replace(copy)
+            with (
+                self._room_locked()
+            ):  # room first, of which `temporary` is counted, then the name: never over the limit
+                self._make_room(keep=copy)
+                temporary.replace(copy)
             return reader
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _room_locked(self):
+        """Context in which no other process makes room or names a copy."""
+        return _locked(self.folder / "room.lock")
 
     def _make_room(self, keep):
         copies = []
