@@ -6,8 +6,11 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
+
+_LAUNCHER_SECONDS = 15  # Paddle's launcher looks at its processes every few seconds
 
 
 class InputError(ValueError):
@@ -137,7 +140,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def training_told_plainly():
-    """Make one clear line of what Paddle raises, wherever the trainer stands, for lost data workers and full memory."""
+    """Make one clear line of what Paddle raises in training: for lost data workers, lost ranks and full memory."""
     try:
         yield
     except (SystemError, RuntimeError, MemoryError) as error:
@@ -148,6 +151,12 @@ def training_told_plainly():
             raise RunError(
                 "a data worker was killed, most often because memory ran out; fewer --dataloader_num_workers or a "
                 "smaller --buffer_size need less, and the same command goes on from the last checkpoint"
+            ) from error
+        if "gloo/transport" in text or "NCCL" in text:
+            time.sleep(_LAUNCHER_SECONDS)  # the launcher finds the rank that ended, names it and ends this one
+            raise RunError(
+                f"the connection to another rank broke ({first_line(error)}); the log of the rank that ended says why, "
+                "and the same command goes on from the last checkpoint"
             ) from error
         if is_out_of_memory(error):
             raise RunError(

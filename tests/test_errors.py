@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from sd import errors
+from sd.errors import RunError
+
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
 from sd.errors import InputError, RunError, run_script
@@ -133,3 +136,18 @@ def test_a_script_that_ignores_ctrl_c_goes_on_ignoring_it():
         "run_script(lambda: os.kill(os.getpid(), signal.SIGINT))"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+
+
+def test_a_lost_rank_is_explained_after_the_launcher_had_time_to_name_it(monkeypatch):
+    """The text is gloo's, as a rank gets it whose sibling was killed while both save."""
+    waited = []
+    monkeypatch.setattr(errors.time, "sleep", waited.append)
+    broken = RuntimeError(
+        "[/paddle/third_party/gloo/gloo/transport/tcp/pair.cc:525] Read error: Connection reset by peer"
+    )
+    message = r"the connection to another rank broke .*Connection reset.*the same command"
+    with pytest.raises(RunError, match=message), errors.training_told_plainly():
+        raise broken
+    assert sum(waited) > 0
+    with pytest.raises(RuntimeError, match=r"^something else$"), errors.training_told_plainly():
+        raise RuntimeError("something else")
