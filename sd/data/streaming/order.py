@@ -13,7 +13,7 @@ from numpy.random.bit_generator import ISeedSequence
 from sd.errors import InputError
 
 # The first key word of a random stream: what is drawn. The values are part of the order, do not renumber them.
-PARTS, WINDOW, MIX, REPLACE, CROP, CAPTION, DRAW, EVAL = range(1, 9)
+PARTS, WINDOW, MIX, REPLACE, CROP, CAPTION, DRAW, EVAL, BUCKET = range(1, 10)
 
 MIX_BLOCK = 4096  # weights of several sources are honoured to one part in this many
 KEPT_WINDOWS = 2048
@@ -84,11 +84,11 @@ class Order:
         # Which source each slot of an unshuffled block takes.
         self._block = np.repeat(np.arange(len(self.quotas), dtype=np.int16), self.quotas)
         self._mixed = int((self.quotas > 0).sum()) > 1
-        self._passes = _Kept(KEPT_PASSES * len(kept), self._make_pass)
+        self._passes = Kept(KEPT_PASSES * len(kept), self._make_pass)
         # One of each source is in use on a lane; a worker may serve several lanes.
         windows = max(2 * len(kept), min(KEPT_WINDOWS, KEPT_ROWS // buffer_size))
-        self._windows = _Kept(windows, self._make_window)
-        self._blocks = _Kept(KEPT_WINDOWS, self._make_block)
+        self._windows = Kept(windows, self._make_window)
+        self._blocks = Kept(KEPT_WINDOWS, self._make_block)
 
     def _check_size(self):
         need = self.lanes * self.deal_size
@@ -134,8 +134,12 @@ class Order:
             index = number * int(self.quotas[source]) + int(earlier[slot])
         start, stop = self.lane_range(source, lane)
         pass_number, offset = divmod(index, stop - start)
-        window, slot = divmod(offset, self.buffer_size)
+        window, slot = divmod(offset, self.window_rows(source))
         return source, lane, pass_number, window, slot
+
+    def window_rows(self, source):
+        """Rows in a window of a source."""
+        return self.buffer_size
 
     def place(self, sample):
         """(part, ordinal among the usable rows of the part) of a sample."""
@@ -151,7 +155,11 @@ class Order:
     def window_parts(self, source, lane, pass_number, window):
         """The parts of a window and of the next one on its lane, as two sets."""
         start, stop = self.lane_range(source, lane)
-        after = (pass_number, window + 1) if (window + 1) * self.buffer_size < stop - start else (pass_number + 1, 0)
+        after = (
+            (pass_number, window + 1)
+            if (window + 1) * self.window_rows(source) < stop - start
+            else (pass_number + 1, 0)
+        )
         both = [(source, lane, *at) for at in ((pass_number, window), after)]
         return tuple(set(np.unique(self._windows[key][0]).tolist()) for key in both)
 
@@ -181,8 +189,9 @@ class Order:
 
     def _make_window(self, source, lane, pass_number, window):
         start, stop = self.lane_range(source, lane)
-        first = start + window * self.buffer_size
-        rows = np.arange(first, min(first + self.buffer_size, stop))
+        size = self.window_rows(source)
+        first = start + window * size
+        rows = np.arange(first, min(first + size, stop))
         # Philox takes three coordinates, so lane and source share one word: both stay far below 2**32.
         shuffle = rng(self.seed, WINDOW, source * 2**32 + lane, pass_number, window)
         return self._locate(source, pass_number, shuffle.permutation(rows))
@@ -204,7 +213,7 @@ class Order:
         return parts[at] + self.first_part[source], ordinals
 
 
-class _Kept(OrderedDict):
+class Kept(OrderedDict):
     """A mapping that works out missing values and keeps the latest few."""
 
     def __init__(self, size, make):
