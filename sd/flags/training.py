@@ -67,6 +67,14 @@ class SDTrainingArguments(TrainingArguments):
     max_bad_steps: int = flag(
         10, "Steps in a row that may be skipped for a NaN or infinite loss or gradient; one more ends the run."
     )
+    rollback_on_nonfinite: int = flag(
+        0,
+        "Whole checkpoints to go back where max_bad_steps or rollback_loss_factor would end the run, leaving out the "
+        "samples in between for good (skipped.json); 0: end it.",
+    )
+    rollback_loss_factor: float = flag(
+        10.0, "With rollback_on_nonfinite: a loss of so many times the median of the last 100 steps goes back too."
+    )
     allow_changed_resume: bool = flag(False, "Resume although flags that change the result differ.")
 
     def __post_init__(self):
@@ -99,6 +107,8 @@ class SDTrainingArguments(TrainingArguments):
             check_range(name, getattr(self, name), low=1)
         for name in ("warmup_steps", "dataloader_num_workers", "ema_start_step"):
             check_range(name, getattr(self, name), low=0)
+        check_range("rollback_on_nonfinite", self.rollback_on_nonfinite, low=0)
+        check_range("rollback_loss_factor", self.rollback_loss_factor, above=1)
         check_range("learning_rate", self.learning_rate, low=0)
         check_range("seed", self.seed, low=0, high=2**63 - 1)
         check_range("ema_decay", self.ema_decay, low=0, high=1)

@@ -7,6 +7,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from sd.data.parts import storage
 from sd.diffusion.schedule import ZERO_SNR_FLOOR
 from sd.errors import InputError
 from sd.runs.checkpoint import read_json
+from sd.runs.skipped import SkippedSamples
 
 # What decides the numbers, given the same data. Ranks do not, since the order is counted in samples.
 _MODEL = [
@@ -130,8 +133,9 @@ def _file_list_of(run_json: Path) -> str | None:
         return None
 
 
-def write_run_json(output_dir, arguments, fingerprint, resumed_from=None):
-    """Keep arguments, versions, commit and data fingerprint in output_dir/run.json; earlier starts stay listed."""
+def write_run_json(output_dir, arguments, fingerprint, resumed_from=None, skipped=()):
+    """Keep arguments, versions, commit, data fingerprint and skipped samples (SkippedSamples) in output_dir/run.json;
+    earlier starts stay listed."""
     path = Path(output_dir) / "run.json"
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -148,14 +152,25 @@ def write_run_json(output_dir, arguments, fingerprint, resumed_from=None):
             type(group).__name__: {field.name: _plain(getattr(group, field.name)) for field in _fields(group)}
             for group in arguments
         },
+        "skipped_samples": [entry.plain() for entry in skipped],
     }
-    text = json.dumps({**start, "earlier_starts": _earlier_starts(path)}, indent=2) + "\n"
     try:
-        storage.write_whole(path, text.encode())
+        _write(path, {**start, "earlier_starts": _earlier_starts(path)})
     except OSError as error:
         raise InputError(
             f"{path} cannot be written: {error.strerror}; free some space or choose another folder"
         ) from None
+
+
+def note_skipped(output_dir: str | Path, entries: Iterable[SkippedSamples]) -> None:
+    """Show in run.json what the run leaves out by now. What decides is skipped.json: a failure here costs nothing."""
+    path = Path(output_dir) / "run.json"
+    with suppress(OSError, ValueError):
+        _write(path, json.loads(path.read_text()) | {"skipped_samples": [entry.plain() for entry in entries]})
+
+
+def _write(path, run):
+    storage.write_whole(path, (json.dumps(run, indent=2) + "\n").encode())
 
 
 def _earlier_starts(path):

@@ -32,6 +32,7 @@ from sd.runs.checkpoint import (
     remove_leftovers,
 )
 from sd.runs.settings import check_same_run, checkpoint_settings, result_settings, write_run_json
+from sd.runs.skipped import SKIPPED, gaps_of, mark_abandoned, skipped_samples
 from sd.training.previews import COUNT as PREVIEW_COUNT
 from sd.training.previews import Previews, read_prompts
 from sd.training.trainer import StableDiffusionTrainer
@@ -58,7 +59,8 @@ def train(model_args, data_args, training_args):
         return None
     paddle.seed(training_args.seed)
     model = StableDiffusionModel.from_arguments(model_args, data_args.resolution, cached_parts(manifests[0]))
-    dataset = make_dataset(model, data_args, training_args, checkpoint)
+    skipped = skipped_samples(training_args.output_dir, checkpoint)
+    dataset = make_dataset(model, data_args, training_args, checkpoint, skipped)
     if training_args.process_index == 0:
         warn_of_cut_captions(model, dataset.catalog)
     if training_args.max_steps <= 0:
@@ -77,7 +79,8 @@ def train(model_args, data_args, training_args):
         logger.info("going on from %s, whose weights replace those above%s", checkpoint, changed)
     arguments = (model_args, data_args, training_args)
     on_rank_0(
-        training_args, lambda: write_run_json(training_args.output_dir, arguments, dataset.fingerprint, checkpoint)
+        training_args,
+        lambda: write_run_json(training_args.output_dir, arguments, dataset.fingerprint, checkpoint, skipped),
     )
     trainer = StableDiffusionTrainer(
         model,
@@ -87,6 +90,7 @@ def train(model_args, data_args, training_args):
         eval_dataset=make_eval_dataset(model, data_args, training_args),
         run_settings=settings,
         previews=make_previews(model, model_args, data_args, training_args, dataset.catalog),
+        skipped=skipped,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     for lock in locks:
@@ -126,6 +130,7 @@ def prepare(model_args, data_args, training_args, locks):
         check_fit(file_list, model_args, data_args)
     locks.append(lock_output_dir(training_args.output_dir))
     remove_leftovers(training_args.output_dir)
+    mark_abandoned(training_args.output_dir)
     checkpoint = find_start(training_args)
     return str(checkpoint) if checkpoint else None
 
@@ -147,6 +152,7 @@ def find_start(training_args):
         for folder in list_checkpoints(output_dir):
             logger.info("removing %s (overwrite_output_dir)", folder)
             remove_checkpoint(folder)
+        (Path(output_dir) / SKIPPED).unlink(missing_ok=True)
         return None
     return newest_whole_checkpoint(output_dir, mark=True)
 
@@ -172,8 +178,8 @@ def num_machines(training_args):
     )
 
 
-def make_dataset(model, data_args, training_args, checkpoint):
-    """The endless stream of samples, from where the checkpoint stands."""
+def make_dataset(model, data_args, training_args, checkpoint, skipped=()):
+    """The endless stream of samples, from where the checkpoint stands, without the skipped ones."""
     state = read_json(checkpoint, "data_state.json") if checkpoint else {}
     if data_args.data_lanes and state and data_args.data_lanes != state["lanes"]:
         raise InputError(
@@ -193,6 +199,7 @@ def make_dataset(model, data_args, training_args, checkpoint):
         world_size=training_args.dataset_world_size,
         seed=training_args.seed,
         start_sample=state.get("samples_seen", 0),
+        skipped=gaps_of(skipped).intervals,
         lanes=state.get("lanes", data_args.data_lanes or machines),
         deal_size=state.get("deal_size", deal_size),
         buffer_size=data_args.buffer_size or state.get("buffer_size"),

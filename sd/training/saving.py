@@ -17,6 +17,7 @@ from sd.runs.checkpoint import (
     read_json,
     read_tensors,
 )
+from sd.runs.skipped import SKIPPED
 from sd.training.optimizer import held_parameters, innermost, named_state, needs_master, paddle_state
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 UNET_WEIGHTS = "unet/diffusion_paddle_model.safetensors"
 EMA_WEIGHTS = "unet/diffusion_paddle_model.ema.safetensors"
 TEXT_WEIGHTS = "text_encoder/model.safetensors"
+RECENT_LOSSES = "recent_losses.json"
 
 
 def save_checkpoint(trainer) -> bool:
@@ -147,6 +149,10 @@ def _write_states(trainer, writer):
         writer.write_json("scaler.json", {key: _number(value) for key, value in scaler.items()})
     writer.write_json("data_state.json", trainer.train_dataset.state(trainer.samples_seen))
     writer.write_json("settings.json", trainer.run_settings)
+    if trainer.skipped:
+        writer.write_json(SKIPPED, [entry.plain() for entry in trainer.skipped])
+    if trainer.args.rollback_on_nonfinite:
+        writer.write_json(RECENT_LOSSES, list(trainer.records.recent))
 
 
 def _number(value):
@@ -165,6 +171,12 @@ def _write_optimizer(trainer, writer, sharded):
 def _weight_names(model):
     """Paddle's name of each trained weight -> its name in the model."""
     return {parameter.name: name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+
+
+def load_recent_losses(checkpoint: str | Path | None) -> list[float]:
+    """Losses of the last steps before a checkpoint, none where it does not say."""
+    there = checkpoint is not None and (Path(checkpoint) / RECENT_LOSSES).exists()
+    return read_json(checkpoint, RECENT_LOSSES) if there else []
 
 
 def load_models(trainer, checkpoint):

@@ -1,8 +1,10 @@
 """What the steps since the last log did: losses, times, skipped steps."""
 
 import logging
+import statistics
 import time
 from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 import paddle
@@ -15,13 +17,22 @@ from sd.training.step import StepOutcome
 logger = logging.getLogger(__name__)
 
 _KEPT_BATCHES = 2000
+MEDIAN_STEPS, LEAST_STEPS = 100, 20  # whose median loss bounds the next one; fewer say too little
+
+
+class BadStepsError(RunError):
+    """Steps that the run cannot go on from: too many skipped ones in a row, or a loss far above the last ones."""
 
 
 class StepRecords:
-    """Collects the outcomes of steps for the log, and ends the run after too many skipped ones in a row."""
+    """Collects the outcomes of steps for the log, and ends the run after too many skipped ones in a row.
 
-    def __init__(self, args, dataset):
+    recent: losses of the applied steps before, the newest last.
+    """
+
+    def __init__(self, args, dataset, recent: Iterable[float] = ()):
         self.args, self.dataset = args, dataset
+        self.recent = deque(recent, maxlen=MEDIAN_STEPS)
         self._skipped_in_a_row = 0
         self._timestep_losses = deque(maxlen=_KEPT_BATCHES)
         self._all_losses = [0.0, 0]
@@ -34,7 +45,8 @@ class StepRecords:
         self._interval_begin = time.perf_counter()
 
     def add(self, step: int, outcome: StepOutcome) -> None:
-        """Take in step number `step`. Raises RunError after more than max_bad_steps skipped ones in a row."""
+        """Take in step number `step`. Raises BadStepsError after more than max_bad_steps skipped ones in a row, and, if
+        the run is to step back, for a loss above its bound."""
         self._timestep_losses.extend((timestep, loss) for loss, timestep, _ in outcome.micro_batches)
         self._steps += 1
         self._busy_seconds += outcome.busy_seconds
@@ -43,9 +55,27 @@ class StepRecords:
             self._skipped_in_a_row = 0
             self._losses.append(outcome.loss)
             self._gradient_norms.append(outcome.gradient_norm)
+            self._check_loss(step, outcome.loss)
         else:
             self._skipped_in_a_row += 1
             self._report_skipped(step, outcome)
+
+    def forget(self, recent: Iterable[float]) -> None:
+        """Go on from the losses of an earlier step, after a step back."""
+        self._skipped_in_a_row = 0
+        self.recent = deque(recent, maxlen=MEDIAN_STEPS)
+        self._timestep_losses.clear()
+        self._start_interval()
+
+    def _check_loss(self, step, loss):
+        if self.args.rollback_on_nonfinite and len(self.recent) >= LEAST_STEPS:
+            bound = self.args.rollback_loss_factor * statistics.median(self.recent)
+            if loss > bound:
+                raise BadStepsError(
+                    f"step {step}: loss {loss:.6g}, above {bound:.6g}, {self.args.rollback_loss_factor:g} times the "
+                    f"median of the {len(self.recent)} steps before (--rollback_loss_factor)"
+                )
+        self.recent.append(loss)
 
     def _report_skipped(self, step, outcome):
         rows = []
@@ -61,7 +91,7 @@ class StepRecords:
         logger.warning("step %d skipped: %s; samples: %s", step, outcome.non_finite, named)
         if self._skipped_in_a_row > self.args.max_bad_steps:
             last = next(reversed(list_checkpoints(self.args.output_dir)), None)
-            raise RunError(
+            raise BadStepsError(
                 f"step {step}: {self._skipped_in_a_row} steps in a row were skipped for a loss or gradient that is not "
                 f"finite (--max_bad_steps {self.args.max_bad_steps}); the latest: {outcome.non_finite}; last "
                 f"checkpoint: {last.name if last else 'none'}; samples: {named}"

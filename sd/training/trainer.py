@@ -19,7 +19,8 @@ from sd.training import callbacks as sd_callbacks
 from sd.training.ema import EMA
 from sd.training.memory import choose_recompute
 from sd.training.optimizer import FusedAdamW
-from sd.training.saving import load_models, load_optimizer, save_checkpoint
+from sd.training.rollback import step_back
+from sd.training.saving import load_models, load_optimizer, load_recent_losses, save_checkpoint
 from sd.training.setup import (
     end_workers,
     learning_rates,
@@ -29,7 +30,7 @@ from sd.training.setup import (
     set_learning_rates,
 )
 from sd.training.step import StepRunner
-from sd.training.step_record import StepRecords
+from sd.training.step_record import BadStepsError, StepRecords
 from sd.training.validation import describe_metrics, evaluate_loss
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class StableDiffusionTrainer(Trainer):
     """Trains a StableDiffusionModel on the batches of a TextImagePair, see `train`.
 
     run_settings: what decides the result, kept in each checkpoint (sd.runs.settings.result_settings). previews: what
-    is drawn for the log (sd.training.previews.Previews), or None.
+    is drawn for the log (sd.training.previews.Previews), or None. skipped: the samples that the order leaves out
+    (sd.runs.skipped.SkippedSamples).
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class StableDiffusionTrainer(Trainer):
         eval_dataset=None,
         run_settings=None,
         previews=None,
+        skipped=(),
     ):
         static, args.to_static = args.to_static, False  # the UNet alone gains by it, and takes plain tensors
         recompute, args.recompute = args.recompute, False
@@ -62,6 +65,7 @@ class StableDiffusionTrainer(Trainer):
         args.to_static, args.recompute, args.report_to = static, recompute, report_to
         self.run_settings = run_settings or {}
         self.previews = previews
+        self.skipped = list(skipped)
         self.samples_seen = 0
         self.ema = None
         self.stop_signal = None
@@ -155,7 +159,18 @@ class StableDiffusionTrainer(Trainer):
     ):
         self._begin(max_steps, train_dataloader, resume_from_checkpoint)
         runner = StepRunner(self, model)
-        batches = iter(train_dataloader)  # before the signals: workers are not to inherit their handlers
+        while True:
+            batches = iter(train_dataloader)  # before the signals: workers are not to inherit their handlers
+            try:
+                self._take_steps(runner, batches, max_steps)
+                return self._end()
+            except BadStepsError as error:
+                if not args.rollback_on_nonfinite:
+                    raise
+                step_back(self, error)
+
+    def _take_steps(self, runner, batches, max_steps):
+        args = self.args
         self.hang_watch = HangWatch(args.output_dir, args.process_index, args.hang_timeout, self.state.global_step)
         with end_workers(batches), StopSignals() as signals, self.hang_watch, training_told_plainly():
             while self.state.global_step < max_steps:
@@ -170,23 +185,27 @@ class StableDiffusionTrainer(Trainer):
                 if stop or self.control.should_training_stop:
                     self.stop_signal = signals.received or (signal.SIGTERM if stop else None)
                     break
-        return self._end()
 
     def _begin(self, max_steps, train_dataloader, checkpoint):
         self.model.train()
+        self.take_state(checkpoint, max_steps)
+        self._first_step, self.steps_undone = self.state.global_step, 0
+        self.records = StepRecords(self.args, self.train_dataset, load_recent_losses(checkpoint))
+        self.callback_handler.model = self.model
+        self.callback_handler.optimizer = self.optimizer
+        self.callback_handler.lr_scheduler = self.lr_scheduler
+        self.callback_handler.train_dataloader = train_dataloader
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+
+    def take_state(self, checkpoint, max_steps):
+        """Stand at the step of a checkpoint, None for the beginning."""
         self.state = TrainerState()
         if checkpoint:
             self.state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
         self.state.max_steps = int(max_steps)
         self.state.is_local_process_zero = self.is_local_process_zero()
         self.state.is_world_process_zero = self.is_world_process_zero()
-        self._first_step = self.saved_step = self.state.global_step
-        self.records = StepRecords(self.args, self.train_dataset)
-        self.callback_handler.model = self.model
-        self.callback_handler.optimizer = self.optimizer
-        self.callback_handler.lr_scheduler = self.lr_scheduler
-        self.callback_handler.train_dataloader = train_dataloader
-        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        self.saved_step = self.state.global_step
 
     def _count(self, outcome):
         """Count a step and its samples, applied or not."""
@@ -231,7 +250,7 @@ class StableDiffusionTrainer(Trainer):
         return {part: rate * scale for part, rate in self.learning_rates.items()}
 
     def _end(self):
-        logs = self.records.totals(self.state.global_step - self._first_step)
+        logs = self.records.totals(self.state.global_step - self._first_step + self.steps_undone)
         self.is_in_train = False
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         return TrainOutput(self.state.global_step, logs["train_loss"], logs)

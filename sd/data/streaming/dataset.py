@@ -4,6 +4,7 @@ import ctypes
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterable
 
 import numpy as np
 from paddle.io import Dataset, IterableDataset, get_worker_info
@@ -15,6 +16,7 @@ from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.local_copies import DEFAULT_BYTES, LocalCopies
 from sd.data.streaming.order import EVAL, Order, rng, worker_samples
 from sd.data.streaming.sample import SampleMaker
+from sd.data.streaming.skipped import Gaps, Interval
 from sd.data.streaming.stream import RowReader, SampleSource, collate, failure, raise_if_failed
 from sd.errors import InputError, RunError
 from sd.processes.pool import die_with_parent
@@ -41,7 +43,8 @@ class TextImagePair(IterableDataset):
     rounds the state is `state(start_sample + k * world_size * batch_size)`, a dict of samples_seen, lanes, deal_size,
     seed, buffer_size, resolution and fingerprint. To resume pass `start_sample=samples_seen` with the lanes, deal_size
     and seed of the state; ranks, batch size and workers may have changed. The stream is the same only if buffer_size,
-    resolution and fingerprint are.
+    resolution and fingerprint are. skipped: intervals [first, stop) of the order's numbers that the run leaves out;
+    `start_sample` does not count them, the batches' `sample` does.
 
     Attributes: fingerprint (str), num_usable, num_rows, lanes, deal_size (int). Raises InputError at once if the file
     list is unusable or there are fewer usable records than one batch for each lane.
@@ -59,6 +62,7 @@ class TextImagePair(IterableDataset):
         world_size=1,
         seed=23,
         start_sample=0,
+        skipped=(),
         lanes=None,
         deal_size=None,
         buffer_size=None,
@@ -85,7 +89,8 @@ class TextImagePair(IterableDataset):
             buffer_size=buffer_size or default_window(self.catalog, cache_bytes),
         )
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
-        self._start_sample, self._max_bad_fraction, self._cache_bytes = start_sample, max_bad_fraction, cache_bytes
+        self._max_bad_fraction, self._cache_bytes = max_bad_fraction, cache_bytes
+        self.move(start_sample, skipped)
         self._maker = _sample_maker(
             self.catalog,
             tokenize,
@@ -94,6 +99,10 @@ class TextImagePair(IterableDataset):
             seed=seed,
             draw=draw,
         )
+
+    def move(self, start_sample: int, skipped: Iterable[Interval]) -> None:
+        """Have the iterators made from now on begin at another sample and leave out other intervals."""
+        self._start_sample, self._gaps = start_sample, Gaps(skipped)
 
     def state(self, samples_seen):
         """What a checkpoint keeps of the data: plain numbers and strings."""
@@ -131,7 +140,7 @@ class TextImagePair(IterableDataset):
         )
         try:
             for sample in samples:
-                yield source.train(sample)
+                yield source.train(self._gaps.number(sample))
         except Exception as error:
             # Endless, since a DataLoader drops what is less than a batch.
             while True:
