@@ -4,8 +4,10 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
+from sd.data.parts.columns import from_arrow
 from sd.data.parts.part import PartWriter
 from sd.data.parts.record import encode_row
 
@@ -37,10 +39,13 @@ def draw(rng):
     return {"noise": rng.standard_normal((2, 2, 2)).astype(np.float32), "timestep": rng.integers(1000)}
 
 
-def write_part(path, number, num_rows, save_gzip=True, image=jpeg):
+def write_part(path, number, rows, save_gzip=True, image=jpeg, columns=None):
+    """A part of so many rows, or of the given ones. columns: name -> values, None where one is missing, of these."""
+    rows = range(rows) if isinstance(rows, int) else rows
     with PartWriter(path, save_gzip=save_gzip) as part:
-        for row in range(num_rows):
+        for row in rows:
             part.add(encode_row(caption(number, row), image(1000 * number + row)), SIDE, SIDE)
+        part.columns = {name: from_arrow(pa.array(values)) for name, values in (columns or {}).items()}
 
 
 def write_lists(folder, *sources):

@@ -95,6 +95,9 @@ class SDDataArguments:
     file_list: str = flag("./data/filelist/train.filelist.list", "List of filelists, one `path [weight]` a line.")
     resolution: int = flag(512, "Side of the training images in pixels.")
     interpolation: str = flag("lanczos", f"How images are resized: {', '.join(INTERPOLATIONS)}.")
+    data_filter: Optional[str] = flag(
+        None, 'Rows to train on, by their columns, as "aesthetic > 5 and pwatermark < 0.5" (docs/data.md).'
+    )
     enlarge: bool = flag(False, "Take images that are smaller than the resolution too, enlarged.")
     num_records: int = flag(10_000_000, "Records that make an epoch when max_steps is not given.")
     buffer_size: Optional[int] = flag(

@@ -62,7 +62,7 @@ _ENVIRONMENT = ("FLAG_", "FLAGS_", "PADDLE_TRAINERS_NUM", "MKL_", "OMP_", "CUDA_
 
 
 # What checkpoints of earlier versions, which do not say it, were made with.
-_EARLIER = {"snr_weight_floor": 0.0, "resizer": "matrix products", "enlarge": False}
+_EARLIER = {"snr_weight_floor": 0.0, "resizer": "matrix products", "enlarge": False, "data_filter": None}
 _HASH_DIGITS = 16
 
 
@@ -74,13 +74,14 @@ def result_settings(
     buffer_size: int,
     hashes: dict[str, str],
     resizer: str | None,
+    data_filter: str | None = None,
 ) -> dict[str, Any]:
     """The settings that decide the result of a run, as plain JSON values.
 
     buffer_size: the rows of a shuffle window as they came out. hashes: component that is not trained -> hash of it.
-    resizer: name of what resizes the images; None for training from a cache.
+    resizer: name of what resizes the images; None for training from a cache. data_filter: all filters in normal form.
     """
-    settings = {"file_list_fingerprint": fingerprint, "buffer_size": buffer_size}
+    settings = {"file_list_fingerprint": fingerprint, "buffer_size": buffer_size, "data_filter": data_filter}
     if resizer:
         settings["resizer"] = resizer
     settings.update({part: f"sha256 {value[:_HASH_DIGITS]}" for part, value in hashes.items()})

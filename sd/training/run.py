@@ -70,7 +70,14 @@ def train(model_args, data_args, training_args):
     hashes = on_rank_0(training_args, lambda: component_hashes(model, model_args, manifests[0]))
     resizer = RESIZER if manifests[0] is None else None
     settings = result_settings(
-        model_args, data_args, training_args, dataset.fingerprint, dataset.order.buffer_size, hashes, resizer
+        model_args,
+        data_args,
+        training_args,
+        dataset.fingerprint,
+        dataset.order.buffer_size,
+        hashes,
+        resizer,
+        dataset.catalog.data_filter,
     )
     if checkpoint:
         before = checkpoint_settings(checkpoint)
@@ -209,6 +216,7 @@ def make_dataset(model, data_args, training_args, checkpoint, skipped=()):
         cache_bytes=data_args.data_cache_bytes,
         draw=model.draws(data_args.resolution),
         enlarge=data_args.enlarge,
+        data_filter=data_args.data_filter,
     )
 
 

@@ -48,6 +48,8 @@ class Column:
 
     @property
     def num_missing(self) -> int:
+        if self.type == TEXT:
+            return self.values.null_count
         return 0 if self.present is None else int(np.count_nonzero(~self.present))
 
     def to_arrow(self) -> Any:
@@ -87,6 +89,11 @@ class ColumnsFile:
     def types(self) -> dict[str, str]:
         """Name -> type, in the order in which the columns were written."""
         return {name: entry["type"] for name, entry in self._entries.items()}
+
+    @property
+    def num_missing(self) -> dict[str, int]:
+        """Name -> rows without a value."""
+        return {name: entry["missing"] for name, entry in self._entries.items()}
 
     def read(self, name: str) -> Column:
         """The column of a name that stands in `types`. Raises PartError."""

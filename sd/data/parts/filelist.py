@@ -1,6 +1,7 @@
-"""File lists: `.filelist` names parts, `.filelist.list` names those lists, each with an optional weight."""
+"""File lists: `.filelist` names parts, `.filelist.list` names those lists, each with an optional weight and filter."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,16 +16,18 @@ from sd.text import TextError, text_lines
 
 _MAX_LIST_BYTES = 1 << 30
 _DEMO_LIST = "data/filelist/train.filelist.list"  # the default of --file_list, as in PaddleMIX
+_WHERE = re.compile(r"\s+where(?=\s|$)")
 _PROBED = 3  # paths of a list that are looked for: one missing part is no moved folder
 
 
 @dataclass(frozen=True)
 class Source:
-    """The parts of one `.filelist` (`name`, as the list of lists has it), in its order, and its weight."""
+    """The parts of one `.filelist` (`name`, as the list of lists has it), in its order, its weight and its filter."""
 
     weight: float
     parts: list[str]
     name: str = field(default="", compare=False)
+    filter: str | None = None
 
 
 def read_file_list(path: str | Path) -> list[Source]:
@@ -33,17 +36,18 @@ def read_file_list(path: str | Path) -> list[Source]:
     The packer repeats the whole list `num_repeat` times because the reference reads it so; here a pass is each record
     once, so repeats that all parts share are divided out. Paths are taken from the current folder, as they stand; where
     nothing is there, by the list's own place, so that a folder that was moved, or is used from elsewhere, is read.
+    A line is `path`, `path weight`, `path where EXPRESSION` or `path weight where EXPRESSION`.
     Raises InputError for a list that is missing, empty, or names an empty list.
     """
-    entries = [_split_weight(line, path) for line in _lines(path)]
+    entries = [_split_entry(line, path) for line in _lines(path)]
     if not entries:
         raise InputError(f"{path}: the file list is empty; it needs one .filelist path a line")
     sources = []
-    for name, (_, weight) in zip(_placed([name for name, _ in entries], path), entries, strict=True):
+    for name, (_, weight, chosen) in zip(_placed([entry[0] for entry in entries], path), entries, strict=True):
         parts = _placed(_divide_repeats(_lines(name, path)), name)
         if not parts:
             raise InputError(f"{name}: names no part; pack again or take it out of {path}")
-        sources.append(Source(weight, parts, name))
+        sources.append(Source(weight, parts, name, chosen))
     return sources
 
 
@@ -109,6 +113,19 @@ def _remedy(path, named_in, error):
     if not isinstance(error, FileNotFoundError):
         return "make it readable, or name another --file_list"
     return "create_pretraining_data.py and precompute_latents.py end with the name of the list that they wrote"
+
+
+def list_entry(path: str, weight: float = 1.0, chosen: str | None = None) -> str:
+    """A line of a `.filelist.list`, without its newline."""
+    return path + ("" if weight == 1 else f" {weight!r}") + (f" where {chosen}" if chosen else "")
+
+
+def _split_entry(line, path):
+    """(path, weight, filter or None) of a line of a `.filelist.list`."""
+    found = _WHERE.search(line)
+    if found is None or storage.exists(line) or storage.exists(_split_weight(line, path)[0]):
+        return *_split_weight(line, path), None
+    return *_split_weight(line[: found.start()].strip(), path), line[found.end() :].strip()
 
 
 def _split_weight(line, path):

@@ -10,6 +10,7 @@ import numpy as np
 from isal import igzip_lib, isal_zlib
 
 from sd.data.parts import storage
+from sd.data.parts.columns import Column, merge_columns
 from sd.data.parts.gunzip import DamageError, ForwardReader
 from sd.data.parts.index import (
     HEADER_BYTES,
@@ -47,10 +48,11 @@ def pack_member(line: bytes) -> bytes:
 
 
 class PartWriter:
-    """Writes a part and its index; both appear under their names only when the `with` block ends without an error.
+    """Writes a part, its index and columns; they get their names only when the `with` block ends without an error.
 
     `add(line, width, height)` takes whole rows with their newline. `notes`, a dict for JSON, goes into the index, which
-    is at `index` after the block.
+    is at `index` after the block. `columns`, name -> Column of all rows, go beside it; where there are columns of just
+    this part already, those of other names stay.
     """
 
     def __init__(self, path: str | Path, *, save_gzip: bool = True, kind: str = "image"):
@@ -59,6 +61,7 @@ class PartWriter:
         self._num_bytes, self._crc = 0, 0
         self._file = storage.NewFile(path)
         self.notes, self.index = {}, None
+        self.columns: dict[str, Column] = {}
 
     def __enter__(self):
         self._file.__enter__()
@@ -102,6 +105,7 @@ class PartWriter:
             kind=self._kind,
             notes=self.notes,
         )
+        merge_columns(self.index, self.columns)
         storage.write_whole(self.path + SUFFIX, self.index.to_bytes())
 
 

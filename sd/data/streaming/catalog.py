@@ -1,17 +1,21 @@
 """What a file list holds: parts, usable rows of each, what is missing or damaged, and a fingerprint of it all."""
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
 
 import numpy as np
 
+from sd.data.filters.rows import RowFilter, RowRule
 from sd.data.parts import storage
 from sd.data.parts.filelist import read_file_list
 from sd.data.parts.index import STREAM, SUFFIX, PartError
 from sd.data.parts.moments import KIND, find_manifest, manifest_path
 from sd.data.parts.part import load_header, load_index
+from sd.data.streaming.filtering import describe_filters, sum_up
 from sd.data.streaming.local_copies import needs_copy
 from sd.errors import InputError
 
@@ -35,50 +39,86 @@ class PartSummary:
     layout: str = ""
     damage: str = ""
     lost_unknown: bool = False  # rows are missing, nobody knows how many
+    large: int = 0  # rows whose picture is large enough
+    passing: int = 0  # rows of any size that pass the filters
+    removed: tuple[int, ...] = ()  # large rows that each clause of the filters removes
+    digest: str = ""  # of which rows pass
+    types: Mapping[str, str] = field(default_factory=dict)  # of the columns, with a filter
 
 
 class Catalog:
     """The parts of a file list in order, numbered through all its sources.
 
-    - paths: list of str; usable: int64 [parts], rows with a short side of `resolution` or more, with `enlarge` of
-      any; checksums: names of the
-      parts' bytes, "missing" where the index cannot be had.
+    - paths: list of str; usable: int64 [parts], the rows that are used: those with a short side of `resolution` or
+      more, with `enlarge` of any, that pass `data_filter` and their source's own filter; checksums: names of the
+      parts' bytes, "missing" where the index cannot be had. A part of which no row passes is not among them.
     - num_rows, num_usable: totals. num_lost: rows of missing or damaged parts, guessed from the size of the others.
-      num_bad: these and the rows without a readable image.
+      num_bad: these and the rows without a readable image. filtering: what the filters leave out, see Filtering.
     - copied: numbers of the parts that are read from local copies, copied_rows and copied_bytes: their rows, and about
       the bytes of the copies; damage: {part number: reason}.
     - kind: "image" or "moments"; manifest: the Manifest of the latter, else None.
-    - fingerprint: a hash of weights, names and checksums, the same wherever the parts lie.
+    - fingerprint: a hash of weights, names, checksums and which rows pass, the same wherever the parts lie.
 
     Raises InputError where nothing is usable (unless `may_be_unusable`), more than `max_bad_fraction` of the rows is
-    bad, or images and cached moments stand in one list.
+    bad, images and cached moments stand in one list, or a filter cannot be read or names a column that no part has.
     """
 
     def __init__(
-        self, file_list, resolution, *, max_bad_fraction=0.05, cache_dir=None, may_be_unusable=False, enlarge=False
+        self,
+        file_list,
+        resolution,
+        *,
+        max_bad_fraction=0.05,
+        cache_dir=None,
+        may_be_unusable=False,
+        enlarge=False,
+        data_filter=None,
     ):
         self.file_list, self.resolution = str(file_list), resolution
         self.min_side = 1 if enlarge else resolution
+        whole = [RowFilter(data_filter)] if data_filter is not None else []  # read before any file is
         self.manifest = find_manifest(file_list)
         sources = read_file_list(file_list)
+        self.names = [source.name for source in sources]
         self.weights = [source.weight for source in sources]
+        self.rules = [self._rule(source, whole) for source in sources]
         self.paths = [part for source in sources for part in source.parts]
         self.first_part = np.cumsum([0] + [len(source.parts) for source in sources])
         parts = self._load(cache_dir)
+        self.filtering = sum_up(self, parts)
+        self.num_rows = sum(part.num_rows for part in parts)
+        self.num_lost = _count_lost(parts)
+        self.num_bad = sum(part.num_bad for part in parts) + self.num_lost
+        self.kind = self._kind(parts)
+        parts = self._without_emptied(parts)
         self.usable = np.array([part.usable for part in parts], np.int64)
         self.checksums = [part.checksum for part in parts]
         self.num_usable = int(self.usable.sum())
-        self.num_rows = sum(part.num_rows for part in parts)
         self.copied = {number for number, part in enumerate(parts) if needs_copy(self.paths[number], part.layout)}
         copied = [parts[number] for number in self.copied]
         self.copied_rows = sum(part.num_rows for part in copied)
         self.copied_bytes = sum(part.num_bytes * (_UNPACKED if part.layout == STREAM else 1) for part in copied)
         self.damage = {number: part.damage for number, part in enumerate(parts) if part.damage}
-        self.num_lost = _count_lost(parts)
-        self.num_bad = sum(part.num_bad for part in parts) + self.num_lost
-        self.kind = self._kind(parts, [source.name for source in sources])
         self.fingerprint = self._fingerprint(parts)
         self._report(max_bad_fraction, may_be_unusable)
+
+    def _rule(self, source, whole):
+        """The RowRule of a Source: the filter of all, then its own."""
+        own = [RowFilter(source.filter, f"{self.file_list}: {source.name}")] if source.filter is not None else []
+        return RowRule(self.min_side, (*whole, *own))
+
+    def source_of(self, part: int) -> int:
+        """The number of the source that a part belongs to."""
+        return int(np.searchsorted(self.first_part, part, side="right")) - 1
+
+    def rule(self, part: int) -> RowRule:
+        """Which rows of a part are used."""
+        return self.rules[self.source_of(part)]
+
+    @property
+    def data_filter(self) -> str | None:
+        """All filters in normal form, those of single sources with their names; None where there is none."""
+        return describe_filters(self.rules, self.names)
 
     @property
     def sources(self):
@@ -91,21 +131,35 @@ class Catalog:
         return f"{storage.base_name(self.paths[part])} row {row + 1}"
 
     def _load(self, cache_dir):
-        def load(path):
-            return summarise(path, self.min_side, cache_dir)
+        def load(number):
+            return summarise(self.paths[number], self.rule(number), cache_dir)
 
+        numbers = range(len(self.paths))
         if any(storage.is_remote(path) for path in self.paths):
             with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
-                return list(pool.map(load, self.paths))
-        return [load(path) for path in self.paths]
+                return list(pool.map(load, numbers))
+        return list(map(load, numbers))
 
-    def _kind(self, parts, names):
-        """The kind that all parts have, by the manifests beside the filelists `names` and by their own indexes."""
+    def _without_emptied(self, parts):
+        """The parts without those of which no row passes, as if they had been packed from the rows that pass.
+
+        A source is not left without any part.
+        """
+        left = [number for number, part in enumerate(parts) if part.passing or part.damage or not part.num_rows]
+        sizes = np.bincount([self.source_of(number) for number in left], minlength=len(self.rules))
+        if len(left) == len(parts) or not sizes.all():
+            return parts
+        self.paths = [self.paths[number] for number in left]
+        self.first_part = np.cumsum([0, *sizes])
+        return [parts[number] for number in left]
+
+    def _kind(self, parts):
+        """The kind that all parts have, by the manifests beside the filelists and by their own indexes."""
         kind = "image" if self.manifest is None else KIND
         for number, part in enumerate(parts):
             if part.kind in ("", kind):
                 continue
-            name = names[int(np.searchsorted(self.first_part, number, side="right")) - 1]
+            name = self.names[self.source_of(number)]
             where = f"{name}: {storage.base_name(self.paths[number])}"
             if part.kind == KIND:
                 raise InputError(
@@ -120,7 +174,8 @@ class Catalog:
         for number, weight in enumerate(self.weights):
             digest.update(f"source {weight!r}\n".encode())
             for part in range(self.first_part[number], self.first_part[number + 1]):
-                digest.update(f"{storage.base_name(self.paths[part])} {parts[part].checksum}\n".encode())
+                chosen = f" {parts[part].digest}" if parts[part].digest else ""
+                digest.update(f"{storage.base_name(self.paths[part])} {parts[part].checksum}{chosen}\n".encode())
         return digest.hexdigest()[:32]
 
     def _report(self, max_bad_fraction, may_be_unusable):
@@ -133,7 +188,9 @@ class Catalog:
             f"{self.file_list}: {len(self.paths)} parts, {self.num_rows} rows, {self.num_usable} of them usable at "
             f"{self.resolution} px, {self.num_bad} bad, {len(reasons)} parts damaged"
         )
-        smaller = self.num_rows + self.num_lost - self.num_bad - self.num_usable
+        for line in self.filtering.lines():
+            logger.info("%s: %s", self.file_list, line)
+        smaller = self.num_rows + self.num_lost - self.num_bad - self.filtering.num_large
         if smaller > 0 and self.kind != KIND:
             logger.warning(
                 f"{smaller} of {self.num_rows} images are smaller than {self.resolution} px and left out; "
@@ -146,24 +203,31 @@ class Catalog:
                 f"{self.file_list}: about {self.num_bad} of {total} rows are bad, more than --max_bad_fraction "
                 f"{max_bad_fraction} allows; the first: {first}"
             )
-        if not (self.num_usable or may_be_unusable):
+        if may_be_unusable:
+            return
+        self.filtering.check()
+        if not self.num_usable:
             raise InputError(
                 f"{self.file_list}: none of {self.num_rows} rows has a short side of {self.resolution} px or more; "
                 "lower the resolution or pack larger images"
             )
 
 
-def summarise(path, resolution, cache_dir=None):
+def summarise(path, rule, cache_dir=None):
     """PartSummary of a part, from the header of its index where that is enough. Damage does not raise."""
+
+    @cache
+    def whole_index():
+        return load_index(path, cache_dir)
+
     try:
         header = load_header(path, cache_dir)
         num_bytes = header.part_bytes if storage.is_remote(path) else storage.size_of(path)
-        usable = header.num_usable(resolution)
+        usable = None if rule.filters else header.num_usable(rule.min_side)
         scanned = not storage.exists(str(path) + SUFFIX)
         index = None
-        if usable is None or scanned or num_bytes != header.part_bytes:
-            index = load_index(path, cache_dir)
-            usable = index.num_usable(resolution)
+        if scanned or num_bytes != header.part_bytes or (usable is None and not rule.filters):
+            index = whole_index()
     except (PartError, OSError) as error:
         reason = str(error) if isinstance(error, PartError) else f"{path}: {error.strerror or error}"
         return PartSummary(damage=reason, lost_unknown=True)
@@ -173,6 +237,11 @@ def summarise(path, resolution, cache_dir=None):
         damage = f"{path}: {num_bytes} bytes where its index says {header.part_bytes}; copy or pack it again"
     elif index is not None and index.damage:
         damage = f"{path}: {index.damage}"
+    judged = {}
+    if usable is None:
+        usable, judged, reason = _judge(header, rule, whole_index)
+        if reason:
+            num_bad, damage = header.num_rows, damage or reason
     return PartSummary(
         usable=usable,
         num_rows=header.num_rows,
@@ -183,7 +252,19 @@ def summarise(path, resolution, cache_dir=None):
         layout=header.layout,
         damage=damage,
         lost_unknown=scanned and bool(damage),
+        **({"large": usable, "passing": header.num_rows} | judged),
     )
+
+
+def _judge(header, rule, whole_index):
+    """(usable rows, further fields of PartSummary, why the rows cannot be judged or "")."""
+    try:
+        judged = rule.judge(header, whole_index)
+    except PartError as error:  # of columns, or of the index behind its header
+        return 0, {"large": 0, "passing": 0}, f"{storage.folder_of(header.path)}: {error}"
+    fields = ("removed", "digest", "types")
+    told = {name: getattr(judged, name) for name in fields} | {"large": judged.num_large, "passing": judged.num_passing}
+    return int(np.count_nonzero(judged.mask)), told, ""
 
 
 def _count_lost(parts):

@@ -43,8 +43,9 @@ class TextImagePair(IterableDataset):
     rounds the state is `state(start_sample + k * world_size * batch_size)`, a dict of samples_seen, lanes, deal_size,
     seed, buffer_size, resolution and fingerprint. To resume pass `start_sample=samples_seen` with the lanes, deal_size
     and seed of the state; ranks, batch size and workers may have changed. The stream is the same only if buffer_size,
-    resolution and fingerprint are. skipped: intervals [first, stop) of the order's numbers that the run leaves out;
-    `start_sample` does not count them, the batches' `sample` does.
+    resolution and fingerprint are. With `data_filter`, an expression on columns, the rows that pass are all there is.
+    skipped: intervals [first, stop) of the order's numbers that the run leaves out; `start_sample` does not count them,
+    the batches' `sample` does.
 
     Attributes: fingerprint (str), num_usable, num_rows, lanes, deal_size (int). Raises InputError at once if the file
     list is unusable or there are fewer usable records than one batch for each lane.
@@ -72,11 +73,14 @@ class TextImagePair(IterableDataset):
         cache_bytes=DEFAULT_BYTES,
         draw=None,
         enlarge=False,
+        data_filter=None,
     ):
         super().__init__()
         if not 0 <= rank < world_size:
             raise InputError(f"rank={rank} of world_size={world_size}; expected 0 <= rank < world_size")
-        self.catalog = Catalog(file_list, resolution, max_bad_fraction=max_bad_fraction, enlarge=enlarge)
+        self.catalog = Catalog(
+            file_list, resolution, max_bad_fraction=max_bad_fraction, enlarge=enlarge, data_filter=data_filter
+        )
         self.fingerprint = self.catalog.fingerprint
         self.num_usable, self.num_rows = self.catalog.num_usable, self.catalog.num_rows
         self.lanes = lanes or world_size * max(1, num_workers)

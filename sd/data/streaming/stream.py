@@ -95,9 +95,13 @@ class RowReader:
         manifest = self._catalog.manifest
         if manifest is not None and index.notes.get("cache") != manifest.id:
             raise RunError(f"{path}: cached by other settings than {manifest.path} says; make the cache again")
-        rows = np.flatnonzero(index.short_sides >= self._catalog.min_side)
+        try:
+            rows = self._catalog.rule(part).rows(index)
+        except PartError as error:
+            reader.close()
+            return None, error
         if len(rows) != self._catalog.usable[part]:
-            raise RunError(f"{path}: its index has changed since the start; start again")
+            raise RunError(f"{path}: its index or its columns have changed since the start; start again")
         return reader, rows
 
 

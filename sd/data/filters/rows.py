@@ -1,0 +1,142 @@
+"""Which rows of a part are used: those whose picture is large enough and that pass the filters."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import xxhash
+
+from sd.data.filters.evaluate import TypeMismatchError, evaluate
+from sd.data.filters.parse import FilterError, parse
+from sd.data.filters.tree import And, Node, names_in
+from sd.data.parts import storage
+from sd.data.parts.columns import INT, Column, ColumnsFile
+from sd.data.parts.index import PartError, PartHeader, PartIndex
+from sd.data.parts.moments import KIND
+
+NO_VALUE = "missing"  # the type of a column that has no value in a part
+SIZES = ("width", "height")  # of the stored picture: known of every row, from the index
+
+
+@dataclass(frozen=True)
+class RowFilter:
+    """An expression on columns, and where its text comes from, for messages. Raises FilterError."""
+
+    text: str
+    label: str = "--data_filter"
+    tree: Node = field(init=False, compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "tree", parse(self.text, self.label))
+
+    def __str__(self):
+        return str(self.tree)
+
+    @property
+    def clauses(self) -> tuple[Node, ...]:
+        """What the outermost `and` joins, or the whole."""
+        return self.tree.children if isinstance(self.tree, And) else (self.tree,)
+
+    def error(self, at: int, reason: str, types: Mapping[str, str]) -> FilterError:
+        """A FilterError at a place of the text, with the columns that there are."""
+        return FilterError(self.label, self.text, at, reason, listed(types))
+
+
+def add_types(types: dict[str, str], more: Mapping[str, str]) -> None:
+    """Take a part's columns in; a type that other parts have stands for one without values here."""
+    for name, kind in more.items():
+        if kind != NO_VALUE or name not in types:
+            types[name] = kind
+
+
+def listed(types: Mapping[str, str]) -> str:
+    """The line of an error that lists columns, name -> type."""
+    named = ", ".join(f"{name} ({kind})" for name, kind in types.items()) or "none; pack with --keep_columns"
+    return f"columns: {named}; of every picture: width, height"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a RowRule says of the rows of a part.
+
+    mask: bool [rows], those to use. num_large: rows whose picture is large enough. num_passing: rows of any size that
+    pass the filters. removed: of the large rows, how many each clause removes. digest: of which rows pass, "" without
+    filters. types: the part's columns, name -> type.
+    """
+
+    mask: np.ndarray
+    num_large: int
+    num_passing: int
+    removed: tuple[int, ...] = ()
+    digest: str = ""
+    types: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RowRule:
+    """Rows with a short side of `min_side` pixels or more that pass all of `filters` are used."""
+
+    min_side: int
+    filters: tuple[RowFilter, ...] = ()
+
+    @cached_property
+    def clauses(self) -> tuple[tuple[RowFilter, Node], ...]:
+        return tuple((one, clause) for one in self.filters for clause in one.clauses)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The columns that the filters speak of, width and height among them."""
+        return frozenset(name.name for _, clause in self.clauses for name in names_in(clause))
+
+    def rows(self, index: PartIndex) -> np.ndarray:
+        """The numbers of the rows to use, int64, ascending. Raises PartError for columns that cannot be read."""
+        return np.flatnonzero(self.judge(index, lambda: index).mask)
+
+    def judge(self, header: PartHeader | PartIndex, load_index: Callable[[], PartIndex]) -> Judgement:
+        """The Judgement of a part. load_index: called where header and columns are not enough.
+
+        Raises PartError where the columns are damaged or of other rows, FilterError for a comparison of unlike types.
+        """
+        num_rows = header.num_rows
+        if header.num_usable(self.min_side) == num_rows:
+            large, num_large = np.ones(num_rows, bool), num_rows
+        else:
+            large = load_index().short_sides >= max(1, self.min_side)
+            num_large = int(np.count_nonzero(large))
+        if not self.filters:
+            return Judgement(large, num_large, num_rows)
+        columns, types = self._columns(header, load_index)
+        passing, removed = np.ones(num_rows, bool), []
+        for one, clause in self.clauses:
+            try:
+                true, _ = evaluate(clause, columns, num_rows)
+            except TypeMismatchError as error:
+                raise one.error(error.at, f"{storage.base_name(header.path)}: {error.reason}", types) from None
+            removed.append(num_large - int(np.count_nonzero(true & large)))
+            passing &= true
+        digest = f"{xxhash.xxh3_64_intdigest(np.packbits(passing).tobytes()):016x}"
+        return Judgement(passing & large, num_large, int(np.count_nonzero(passing)), tuple(removed), digest, types)
+
+    def _columns(self, header, load_index):
+        """(name -> Column of the names that the part has, name -> type of all its columns)."""
+        try:
+            with ColumnsFile(header) as file:
+                types = dict(file.types)
+                for name, missing in file.num_missing.items():
+                    if missing == header.num_rows:  # of no type that a comparison could contradict
+                        types[name] = NO_VALUE
+                columns = {name: file.read(name) for name in self.names if types.get(name, NO_VALUE) != NO_VALUE}
+        except FileNotFoundError:
+            types, columns = {}, {}
+        except OSError as error:
+            raise PartError(f"{header.path}: its columns cannot be read: {error.strerror or error}") from error
+        if header.kind != KIND and not self.names.isdisjoint(SIZES):  # a cache keeps them as columns
+            index = load_index()
+            columns |= {"width": _size(index.widths), "height": _size(index.heights)}
+        return columns, types
+
+
+def _size(values):
+    known = values > 0
+    return Column(INT, values.astype(np.int64), None if known.all() else known)
