@@ -10,6 +10,7 @@ import paddle
 from paddlenlp.trainer.trainer_utils import IntervalStrategy
 
 from sd import devices
+from sd.data.filters.rows import RowFilter
 from sd.data.images.resize import RESIZER
 from sd.data.parts.moments import find_manifest
 from sd.data.streaming.captions import describe_cut, sample_captions
@@ -48,6 +49,8 @@ def train(model_args, data_args, training_args):
     ranks = f"{training_args.world_size} rank(s)"
     logger.info("device: %s; precision %s; %s", devices.describe(devices.current()), precision, ranks)
     # Whatever is wrong with the data is told before gigabytes of models are loaded.
+    if data_args.data_filter is not None:
+        RowFilter(data_args.data_filter)
     manifests = [find_manifest(file_list) for file_list in file_lists(data_args)]
     locks = []
     checkpoint = on_rank_0(training_args, lambda: prepare(model_args, data_args, training_args, locks))

@@ -50,6 +50,7 @@ DEFAULTS = {
     "profiler_options": None,
     "report_to": ["visualdl"],
     # Ours
+    "data_filter": None,
     "enlarge": False,
     "caption_dropout": 0.1,
     "data_lanes": None,
