@@ -1,32 +1,25 @@
 """An exported pipeline in Hugging Face diffusers on PyTorch against the same in Paddle: texts, UNet, pictures.
 
-    python bench/export_diffusers.py write FOLDER          with this toolkit: export, and keep what Paddle computes
-    sh bench/torch_env.sh bench/export_diffusers.py check FOLDER      with PyTorch: load it and compare
+    python -m bench export_diffusers write FOLDER          with this toolkit: export, and keep what Paddle computes
+    sh bench/torch_env.sh -m bench.export_diffusers check FOLDER      with PyTorch: load it and compare
 
 Models: demo/tiny_sd with a random UNet of demo/unet_config.json; `write FOLDER CHECKPOINT` takes a trained one.
 Fails if a UNet output differs by over 1e-4 or a picture of 20 DDIM steps by over 2 of 255.
 """
 
 import argparse
-import sys
 from pathlib import Path
-
-if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from sd.entry import check
-
-    check()
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+from bench.results import ROOT, Results
+
 PROMPTS = ["a red circle on a black background", "a blue square on a white background", ""]
 STEPS, GUIDANCE = 20, 7.5
 
 
 def write(folder, checkpoint):
     """Export in both layouts and record Paddle's results beside them."""
-    sys.path.insert(0, str(ROOT))
     from sd import runtime
 
     runtime.prepare()
@@ -77,21 +70,21 @@ def write(folder, checkpoint):
 def check(folder):
     """Load the export with diffusers, compute the same, print the largest differences and fail if one is too large."""
     import diffusers
-    import torch
 
     whole = {"folder": diffusers.StableDiffusionPipeline.from_pretrained(folder / "diffusers", safety_checker=None)}
     # The configurations are given, since diffusers knows those of the published sizes alone.
     whole["one file"] = diffusers.StableDiffusionPipeline.from_single_file(
         str(folder / "model.safetensors"), config=str(folder / "diffusers"), safety_checker=None
     )
-    print(f"diffusers {diffusers.__version__}, PyTorch {torch.__version__}, {len(PROMPTS)} prompts, {STEPS} DDIM steps")
-    agree = [compare(name, pipeline, folder) for name, pipeline in whole.items()]
+    counted = f"largest difference over {len(PROMPTS)} prompts, {STEPS} DDIM steps, guidance {GUIDANCE}"
+    table = Results("export_diffusers", ["export", "what", "difference", "limit"], counted)
+    agree = [compare(table, name, pipeline, folder) for name, pipeline in whole.items()]
     if not all(agree):
         raise SystemExit("the export does not agree")
 
 
-def compare(name, pipeline, folder):
-    """Print the largest differences between a pipeline of diffusers and Paddle's results; whether all are small."""
+def compare(table, name, pipeline, folder):
+    """Record the largest differences between a pipeline of diffusers and Paddle's results; whether all are small."""
     import torch
 
     pipeline.set_progress_bar_config(disable=True)
@@ -109,14 +102,18 @@ def compare(name, pipeline, folder):
         "picture, of 255": (np.abs((images * 255).round() - ours["images"].astype(float)).max(), 2),
     }
     for what, (difference, limit) in differences.items():
-        print(f"{name}: largest difference, {what}: {difference:.3g} (at most {limit:g})")
+        table.add(export=name, what=what, difference=float(difference), limit=limit)
     return all(difference <= limit for difference, limit in differences.values())
 
 
-if __name__ == "__main__":
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["write", "check"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("checkpoint", nargs="?")
     arguments = parser.parse_args()
     write(arguments.folder, arguments.checkpoint) if arguments.action == "write" else check(arguments.folder)
+
+
+if __name__ == "__main__":
+    main()

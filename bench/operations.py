@@ -1,32 +1,30 @@
-"""Multiply-adds of a training step, counted from the layers' real shapes: what share of it a cache saves.
+"""Multiply-adds of a training step, counted from the layers' real shapes, and the days of the v1 recipe by them.
 
-    python bench/operations.py
+    python -m bench operations
+    python -m bench operations --gpus 256 --peak_tflops 989
 
 builds the published v1-4 shapes (VAE encoder, CLIP text encoder, UNet) as programs that are never run, so it needs
 neither a GPU nor the memory of the weights, and adds up every convolution and matrix product in them, those of the
 attention too. Element-wise work is not counted. The backward pass of a layer counts as twice its forward pass.
 """
 
+import argparse
 import functools
 import json
 import math
-import sys
 from pathlib import Path
 from unittest import mock
 
-if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from sd.entry import check
-
-    check()
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from bench.real_size import TEXT_CONFIG, VAE_CONFIG  # noqa: E402
+from bench.full_size import TEXT_CONFIG, VAE_CONFIG
+from bench.results import ROOT, Results
+from sd.flags.arguments import check_range
 
 UNET_CONFIG = ROOT / "sd" / "unet_config.json"
 TEXT_LENGTH = 77
+BATCH = 2048
+# The steps of the v1-1 to v1-4 checkpoints, from their model cards: name, side in pixels, steps.
+STAGES = [("v1-1, first part", 256, 237_000), ("v1-1, second part", 512, 194_000), ("v1-2", 512, 515_000)]
+STAGES += [("v1-4 (from v1-2)", 512, 225_000)]
 # What the name of an operation that multiplies matrices has in it; one that is not counted must not go unseen.
 MULTIPLYING = ("conv", "matmul", "linear", "gemm", "attn", "attention", "addmm", "bmm", "einsum")
 BACKWARD = 2  # times the forward pass: gradients with respect to the weights, and to the inputs
@@ -66,41 +64,41 @@ def _count_operation(operation, attention):
         if factor != "builtin.parameter" and not attention:
             return 0
         first, second = (list(operand.source().shape) for operand in operation.operands()[:2])
-        wanted = list(operation.results()[0].shape)
-        if min(first + second + wanted) < 0:
+        shape = list(operation.results()[0].shape)
+        if min(first + second + shape) < 0:
             raise ValueError(f"{name} of shapes {first} and {second}: give every input its whole shape")
         if name == "conv2d":  # second: [channels out, channels in of a group, height, width]
-            return math.prod(wanted) * math.prod(second[1:])
+            return math.prod(shape) * math.prod(second[1:])
         if name == "linear_v2":
-            return math.prod(wanted) * first[-1]
-        return math.prod(wanted) * first[-2 if operation.attrs()["transpose_x"] else -1]
+            return math.prod(shape) * first[-1]
+        return math.prod(shape) * first[-2 if operation.attrs()["transpose_x"] else -1]
     if any(word in name for word in MULTIPLYING) and "interp" not in name:  # bilinear_interp multiplies no matrices
         raise ValueError(f"operation {name} multiplies matrices and is not counted")
     return 0
 
 
 @functools.lru_cache(maxsize=64)
-def part_macs(part, resolution, length=TEXT_LENGTH, unet_config=str(UNET_CONFIG), attention=True):
-    """Multiply-adds of one forward call for one image: part is "vae" (its encoder), "text_encoder" or "unet".
+def component_macs(component, resolution, length=TEXT_LENGTH, unet_config=str(UNET_CONFIG), attention=True):
+    """Multiply-adds of one forward call for one image: component is "vae" (its encoder), "text_encoder" or "unet".
 
     resolution: pixels a side; length: tokens of a caption; unet_config: a JSON file; attention: as in `count_program`.
     """
-    return count_program(functools.partial(_build_part, part, resolution, length, unet_config), attention)
+    return count_program(functools.partial(_build_component, component, resolution, length, unet_config), attention)
 
 
-def _build_part(part, resolution, length, unet_config):
+def _build_component(component, resolution, length, unet_config):
     import paddle
     import ppdiffusers
     from ppdiffusers.models.attention_processor import AttnProcessor
     from ppdiffusers.transformers.clip.configuration import CLIPTextConfig
     from ppdiffusers.transformers.clip.modeling import CLIPEncoder
 
-    if part == "vae":
+    if component == "vae":
         images = paddle.static.data("images", [1, 3, resolution, resolution])
         vae = ppdiffusers.AutoencoderKL(**VAE_CONFIG)
         vae.set_attn_processor(AttnProcessor())  # on a GPU a fused operation might stand in its place
         vae.quant_conv(vae.encoder(images))
-    elif part == "text_encoder":
+    elif component == "text_encoder":
         embeddings = paddle.static.data("embeddings", [1, length, TEXT_CONFIG["hidden_size"]])
         CLIPEncoder(CLIPTextConfig(**TEXT_CONFIG))(inputs_embeds=embeddings)  # what comes before is looked up
     else:
@@ -117,41 +115,46 @@ def _build_part(part, resolution, length, unet_config):
 
 
 def step_flops(resolution, batch_size=1, *, vae=True, text_encoder=True, train_text_encoder=False, **shapes):
-    """Floating-point operations (two a multiply-add) of one training step: forward passes of all parts, backward of
-    those that are trained. vae=False: latents from a cache; text_encoder=False: text states from it too.
+    """Floating-point operations (two a multiply-add) of one training step: forward passes of all components, backward
+    of those that are trained. vae=False: latents from a cache; text_encoder=False: text states from it too.
 
-    shapes: `length` and `unet_config` as in `part_macs`. Recomputed activations do not count.
+    shapes: `length` and `unet_config` as in `component_macs`. Recomputed activations do not count.
     """
-    macs = (1 + BACKWARD) * part_macs("unet", resolution, **shapes)
+    macs = (1 + BACKWARD) * component_macs("unet", resolution, **shapes)
     if vae:
-        macs += part_macs("vae", resolution)
+        macs += component_macs("vae", resolution)
     if text_encoder:
         times = 1 + BACKWARD if train_text_encoder else 1
-        macs += times * part_macs("text_encoder", 0, length=shapes.get("length", TEXT_LENGTH))
+        macs += times * component_macs("text_encoder", 0, length=shapes.get("length", TEXT_LENGTH))
     return 2 * macs * batch_size
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--peak_tflops", type=float, default=312, help="TFLOP/s of a GPU in bf16 (default: A100)")
+    parser.add_argument("--share", type=float, default=0.25, help="of the peak that training reaches")
+    args = parser.parse_args()
+    check_range("peak_tflops", args.peak_tflops, low=1, high=100_000)  # a card of today; 312e12 is in FLOP/s
+    check_range("share", args.share, above=0, high=1)
+    check_range("gpus", args.gpus, low=1)
     from sd.logs import import_quietly
 
     import_quietly()
-    print(
-        "1e9 multiply-adds of one image, batch 1; UNet forward and backward together are three times its forward pass"
-    )
-    print(f"{'px':>4} {'VAE encoder':>12} {'text encoder':>13} {'UNet forward':>13} {'step':>9}   saved by caching")
+    columns = ["px", "VAE encoder", "text encoder", "UNet forward", "step", "from latents", "and text"]
+    table = Results("operations", columns, "1e9 multiply-adds of one image; the last two: shares of the step")
     for resolution in (256, 512):
-        vae, text, unet = (part_macs(part, resolution) / 1e9 for part in ("vae", "text_encoder", "unet"))
-        whole = step_flops(resolution) / 2e9
-        latents = 1 - step_flops(resolution, vae=False) / 2e9 / whole
-        both = 1 - step_flops(resolution, vae=False, text_encoder=False) / 2e9 / whole
-        print(
-            f"{resolution:>4} {vae:>12.1f} {text:>13.2f} {unet:>13.1f} {whole:>9.1f}   "
-            f"latents {latents:.1%} ({1 / (1 - latents):.2f} x), with text {both:.1%} ({1 / (1 - both):.2f} x)"
-        )
-    print("as published for 512 px, the attention's own products left out:")
-    for part, published in PUBLISHED.items():
-        print(f"{part:>20} {part_macs(part, 512, attention=False) / 1e9:.1f}, published {published}")
-
-
-if __name__ == "__main__":
-    main()
+        row = {"px": resolution, "step": step_flops(resolution) / 2e9}
+        for column, component in (("VAE encoder", "vae"), ("text encoder", "text_encoder"), ("UNet forward", "unet")):
+            row[column] = component_macs(component, resolution) / 1e9
+        row["from latents"] = step_flops(resolution, vae=False) / step_flops(resolution)
+        row["and text"] = step_flops(resolution, vae=False, text_encoder=False) / step_flops(resolution)
+        table.add(**row)
+    counted = f"days on {args.gpus} GPUs at {args.share:.0%} of {args.peak_tflops:g} TFLOP/s, batch {BATCH}: arithmetic"
+    table = Results("recipe", ["stage", "px", "steps", "M images", "from images", "from latents"], counted)
+    rate = args.peak_tflops * 1e12 * args.share * args.gpus * 86400
+    for stage, resolution, steps in STAGES:
+        images = steps * BATCH
+        days = {"from images": images * step_flops(resolution) / rate}
+        days["from latents"] = images * step_flops(resolution, vae=False) / rate
+        table.add(stage=stage, px=resolution, steps=steps, **{"M images": images / 1e6}, **days)

@@ -1,7 +1,7 @@
-"""Images/s per core and bytes of the packer against a plain form of the reference's method; memory on long input.
+"""Packing: images/s a core and bytes, beside the reference's method in our words; memory on long input.
 
-python bench/packing.py                      10,000 JPEGs of about 80 KB, both ways, twice
-python bench/packing.py --memory 10000000    peak memory of the parent on a JSONL of ten million lines
+python -m bench packing                      10,000 JPEGs of about 80 KB, both ways, twice
+python -m bench packing --memory 10000000    peak memory of the parent on a JSONL of ten million lines
 """
 
 import argparse
@@ -18,21 +18,14 @@ import tempfile
 import time
 from pathlib import Path
 
-if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from sd.entry import check
-
-    check()
-
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from sd.data.packing import packer  # noqa: E402
-from sd.data.packing.options import PackOptions  # noqa: E402
-from sd.data.packing.part import PartResult  # noqa: E402
+from bench import results
+from bench.results import ROOT
+from sd.data.packing import packer
+from sd.data.packing.options import PackOptions
+from sd.data.packing.part import PartResult
 
 
 def make_photo(rng):
@@ -108,7 +101,6 @@ def compare(num_images, rounds, part_rows):
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         mean_bytes = write_input(folder, num_images)
-        print(f"{num_images} JPEGs of {mean_bytes / 1000:.0f} KB, {part_rows} a part, {rounds} rounds")
         work = {
             "reference's method": lambda output: pack_plainly(folder, output, part_rows),
             "ours, --num_workers 1": lambda output: pack_ours(folder, output, part_rows, "--num_workers", 1),
@@ -122,14 +114,18 @@ def compare(num_images, rounds, part_rows):
                 figures[name].append(measure(lambda: pack(output)))  # noqa: B023 - called at once
                 sizes[name] = size_of_parts(output)
                 subprocess.run(["rm", "-r", str(output)], check=True)
-    print(f"{'':24}{'images/s per core':>18}{'images/s':>10}{'bytes':>14}")
-    rates = {}
+    counted = (
+        f"{num_images} JPEGs of {mean_bytes / 1000:.0f} KB, {part_rows} a part, median of {rounds} rounds in turns; "
+        "a core: processor seconds of the workers"
+    )
+    table = results.Results(
+        "packing", ["contender", "images/s a core", "images/s", "bytes", "x the reference"], counted
+    )
+    plain = statistics.median(processor for _, processor in figures["reference's method"])
     for name, seconds in figures.items():
-        rates[name] = num_images / statistics.median(processor for _, processor in seconds)
-        wall = num_images / statistics.median(wall for wall, _ in seconds)
-        print(f"{name:24}{rates[name]:18.0f}{wall:10.0f}{sizes[name]:14}")
-    plain, ours, _ = rates
-    print(f"per core {rates[ours] / rates[plain]:.1f}x, size {sizes[ours] / sizes[plain] - 1:+.2%}")
+        processor = statistics.median(processor for _, processor in seconds)
+        row = {"images/s a core": num_images / processor, "bytes": sizes[name], "x the reference": plain / processor}
+        table.add(contender=name, **row, **{"images/s": num_images / statistics.median(wall for wall, _ in seconds)})
 
 
 def count_only(task, source, options):
@@ -151,7 +147,10 @@ def memory(num_lines):
         _, report = packer.pack(options)
         seconds = time.perf_counter() - start
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    print(f"{report['rows']} lines, {report['parts']} parts: {seconds:.0f} s, parent at most {peak_mb:.0f} MB")
+    table = results.Results(
+        "packing_memory", ["lines", "parts", "s", "MB"], "peak of the parent, the workers' work left out"
+    )
+    table.add(lines=report["rows"], parts=report["parts"], s=seconds, MB=peak_mb)
 
 
 def main():
@@ -165,7 +164,3 @@ def main():
         memory(arguments.memory)
     else:
         compare(arguments.num_images, arguments.rounds, arguments.part_rows)
-
-
-if __name__ == "__main__":
-    main()

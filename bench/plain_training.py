@@ -16,12 +16,6 @@ import sys
 import time
 from pathlib import Path
 
-if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from sd.entry import check
-
-    check()
-
 import numpy as np
 import paddle
 import paddle.nn.functional as F

@@ -1,55 +1,59 @@
-"""What it costs that a picture has the same bits alone and in a batch: one picture, and many, by UNet batch size.
+"""Sampling: what it costs that a picture has the same bits alone and in a batch, by batch size of the UNet.
 
-    python bench/sampling.py                 the demo's models with a random UNet
-    python bench/sampling.py CHECKPOINT      a trained one
+    python -m bench sampling                 the demo's models with a random UNet
+    python -m bench sampling CHECKPOINT      a trained one
 
-Side by side in one process, the best of three each: seconds for one picture and for 16 when the UNet sees batches of
-1, 2, 4, 8 and 16, the last batch filled up; and whether the bits of a picture change from one batch size to another.
+Seconds for one picture and for 16 when the UNet sees batches of 1, 2, 4, 8 and 16, the last batch filled up; and
+whether the bits of a picture change from one batch size to another.
 """
 
 import argparse
-import sys
 import time
-from pathlib import Path
 
-if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from sd.entry import check
+import numpy as np
 
-    check()
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from bench.results import ROOT, Results
 from sd import devices, runtime
 
-runtime.prepare(devices.requested(sys.argv[1:]))
-
-from sd.logs import import_quietly  # noqa: E402
-
-import_quietly()
-
-import numpy as np  # noqa: E402
-
-from sd.models.loading import random_unet  # noqa: E402
-from sd.sampling.models import load_models  # noqa: E402
-from sd.sampling.pipeline import default_batch_size, draw_images, make_scheduler, vae_factor  # noqa: E402
-
-DEMO = Path(__file__).resolve().parent.parent / "demo"
+DEMO = ROOT / "demo"
 COUNT, STEPS, REPEATS = 16, 10, 3
 
 
 def load(checkpoint):
     """(UNet, VAE, text encoder, tokenizer, side in pixels)."""
+    from sd.models.loading import load_part, random_unet
+    from sd.sampling.models import load_models
+    from sd.sampling.pipeline import vae_factor
+
     if checkpoint:
         models = load_models(checkpoint)
         return models.unet, models.vae, models.text_encoder, models.tokenizer, models.side
-    from sd.models.loading import load_part
-
     unet = random_unet(DEMO / "unet_config.json")
     for parameter in unet.conv_out.parameters():  # zero to begin with, and would hide every difference
         parameter.set_value(np.random.default_rng(0).standard_normal(parameter.shape).astype("float32") * 0.05)
-    parts = [load_part(part, str(DEMO / "tiny_sd"), part) for part in ("vae", "text_encoder", "tokenizer")]
-    return unet, *parts, unet.config.sample_size * vae_factor(parts[0])
+    components = [load_part(name, str(DEMO / "tiny_sd"), name) for name in ("vae", "text_encoder", "tokenizer")]
+    return unet, *components, unet.config.sample_size * vae_factor(components[0])
+
+
+def draw(components, side, count, batch_size):
+    """(seconds, pictures) of the quickest of three drawings of `count` pictures."""
+    from sd.sampling.pipeline import draw_images, make_scheduler
+
+    best = float("inf")
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        images = draw_images(
+            *components,
+            ["a red circle on a black background"] * count,
+            seeds=range(count),
+            height=side,
+            width=side,
+            num_inference_steps=STEPS,
+            scheduler=make_scheduler("ddim"),
+            batch_size=batch_size,
+        )
+        best = min(best, time.perf_counter() - begin)
+    return best, images
 
 
 def main():
@@ -57,34 +61,20 @@ def main():
     parser.add_argument("checkpoint", nargs="?")
     parser.add_argument("--device", help="cpu, gpu or gpu:N (default: a GPU if there is one)")
     args = parser.parse_args()
-    print(devices.describe(devices.select(args.device)))
-    *parts, side = load(args.checkpoint)
-    print(f"{side} x {side} pixels, {STEPS} DDIM steps, guidance 7.5, best of {REPEATS}")
-    print(f"chosen by itself: batches of {default_batch_size(parts[0], parts[1], side, side)}")
-    print("UNet batch  one picture  16 pictures  a picture's bits as with batches of 1")
-    first = None
+    runtime.prepare(args.device)
+    from sd.logs import import_quietly
+
+    import_quietly()
+    from sd.sampling.pipeline import default_batch_size
+
+    device = devices.describe(devices.select(args.device))
+    *components, side = load(args.checkpoint)
+    chosen = default_batch_size(components[0], components[1], side, side)
+    counted = f"wall clock, the least of {REPEATS}; {side} x {side} px, {STEPS} DDIM steps, guidance 7.5"
+    columns = ["UNet batch", "s, one picture", f"s, {COUNT} pictures", "values unlike batch 1"]
+    table, first = Results("sampling", columns, counted, {"device": device, "batch by default": chosen}), None
     for batch_size in (1, 2, 4, 8, 16):
-        seconds = {}
-        for count in (1, COUNT):
-            best = float("inf")
-            for _ in range(REPEATS):
-                begin = time.perf_counter()
-                images = draw_images(
-                    *parts,
-                    ["a red circle on a black background"] * count,
-                    seeds=range(count),
-                    height=side,
-                    width=side,
-                    num_inference_steps=STEPS,
-                    scheduler=make_scheduler("ddim"),
-                    batch_size=batch_size,
-                )
-                best = min(best, time.perf_counter() - begin)
-            seconds[count] = best
+        (one, _), (many, images) = (draw(components, side, count, batch_size) for count in (1, COUNT))
         first = images if first is None else first
-        same = "same" if (images == first).all() else f"{(images != first).mean():.3%} of the values differ"
-        print(f"{batch_size:10}  {seconds[1]:9.3f} s  {seconds[COUNT]:9.3f} s  {same}")
-
-
-if __name__ == "__main__":
-    main()
+        row = {"UNet batch": batch_size, "s, one picture": one, f"s, {COUNT} pictures": many}
+        table.add(**row, **{"values unlike batch 1": float((images != first).mean())})

@@ -1,7 +1,7 @@
 """Streaming of image-text pairs, samples a second and core: this toolkit beside other ways, for pictures of five sizes.
 
-    KEEP=/tmp/torch_env python bench/streaming.py            all ways
-    python bench/streaming.py --ways reference               this toolkit and the reference's method alone
+    KEEP=/tmp/torch_env python -m bench streaming            all ways
+    python -m bench streaming --ways reference               this toolkit and the reference's method alone
 
 JPEGs of quality 90, to crops of 256 and 512 px. Processor time of reading, decoding, resizing, cutting and stacking,
 the tokenizer stood in for; the least of several passes in which the ways take turns, each other way in a process of its
@@ -23,24 +23,16 @@ import tempfile
 import time
 from pathlib import Path
 
-if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from sd.entry import check
-
-    check()
-
 import numpy as np
 import simplejpeg
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # in place of bench/, where this file would hide the package `streaming`
-
-from bench import results, stream_ways  # noqa: E402
-from sd.data.parts.part import PartWriter  # noqa: E402
-from sd.data.parts.record import encode_row  # noqa: E402
-from sd.data.streaming.dataset import TextImagePair, collate  # noqa: E402
+from bench import results, stream_ways
+from bench.results import ROOT
+from sd.data.parts.part import PartWriter
+from sd.data.parts.record import encode_row
+from sd.data.streaming.dataset import TextImagePair, collate
 
 SIZES = [(500, 400), (800, 600), (1024, 768), (1600, 1200), (3000, 2000)]
 RESOLUTIONS = (256, 512)
@@ -137,25 +129,14 @@ def main():
     threadpool_limits(1)
     logging.getLogger("sd.data").setLevel(logging.WARNING)
     stream_ways.keep_freed_memory()
-    rows = []
-    print("| picture | samples/s a core | reference | ratio | of decoding alone | others |")
-    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    columns = ["picture", OURS, *arguments.ways, DECODE, "x the reference"]
+    counted = f"samples a second and core: processor seconds of a pass, the least of {arguments.rounds} rounds in turns"
+    table = results.Results("streaming", columns, counted)
     for resolution, size in itertools.product(RESOLUTIONS, SIZES):
         if min(size) < resolution:
             continue
         seconds = compare(size, resolution, arguments.ways, arguments.images, arguments.rounds)
         rates = {name: 1 / value for name, value in seconds.items()}
-        picture = f"{size[0]} x {size[1]} -> {resolution}"
-        rows.append({"picture": picture, "samples/s": {name: round(rate, 1) for name, rate in rates.items()}})
-        plain = rates.get("reference", float("nan"))
-        others = ", ".join(f"{way} {rates[OURS] / rates[way]:.2f} x" for way in TORCH_WAYS if way in rates)
-        print(
-            f"| {picture} | {rates[OURS]:.0f} | {plain:.0f} | {rates[OURS] / plain:.2f} | "
-            f"{rates[OURS] / rates[DECODE]:.0%} | {others} |",
-            flush=True,
-        )
-    print(results.write("streaming", rows, "processor seconds of a pass, the least of the rounds"))
-
-
-if __name__ == "__main__":
-    main()
+        if "reference" in rates:
+            rates["x the reference"] = rates[OURS] / rates["reference"]
+        table.add(picture=f"{size[0]} x {size[1]} -> {resolution}", **rates)

@@ -1,42 +1,30 @@
 """The training step under a table of settings: images/s, model FLOP utilisation, peak memory. One command fills it:
 
-    python bench/train_step.py --device gpu                           256 px, the table of docs/gpu.md
-    python bench/train_step.py --device gpu --resolution 512 --batch 16
-    python bench/train_step.py --device cpu --size tiny               whichever settings a CPU has
+    python -m bench train_step --device gpu                           256 px, the table of docs/gpu.md
+    python -m bench train_step --device gpu --resolution 512 --batch 16
+    python -m bench train_step --device cpu --size tiny               whichever settings a CPU has
 
 The real trainer takes the steps, on one batch of random numbers that is on the device before (so no data workers), and
 weights are random. Each setting has a process of its own: one that runs out of memory is a row that says so.
 Utilisation is what bench/operations.py counts, without recomputed work, over the card's published half-precision rate
 (`--peak_tflops` names it; a card that is not known, and a CPU, is measured by a matrix product of 4096 x 4096 x 4096).
-Rows, card, driver, versions and settings are kept in bench/results/DATE_CARD_COMMIT.json, written after each row.
+Rows, card, driver, versions and settings are in bench/results/DATE_train-step-CARD.json.
 """
 
 import argparse
-import contextlib
 import json
 import platform
-import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
-from pathlib import Path
-
-if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from sd.entry import check
-
-    check()
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from sd import devices  # noqa: E402
-from sd.errors import InputError, run_script  # noqa: E402
+from bench.results import ROOT, Results, installed_versions
+from sd import devices
+from sd.errors import InputError
 
 BF16_O2 = {"bf16": True, "fp16_opt_level": "O2"}
 # What is shown in the table -> flags of the training command; `attention`, `source` and `batch_times` are ours.
@@ -76,7 +64,7 @@ def model_of(size, setting):
     import ppdiffusers
     from ppdiffusers.transformers import CLIPTextConfig, CLIPTextModel
 
-    from bench.real_size import TEXT_CONFIG, VAE_CONFIG
+    from bench.full_size import TEXT_CONFIG, VAE_CONFIG
     from sd.diffusion.model import StableDiffusionModel
     from sd.flags.arguments import SDModelArguments
     from sd.models.loading import random_unet
@@ -122,7 +110,7 @@ def random_batch(model, source, resolution, batch, length):
 
 
 def measure(args, setting):
-    """Take the steps of one setting in this process. Returns images/s, peak bytes and the mean loss."""
+    """Take the steps of one setting in this process. Returns its figures, a row of the table without `setting`."""
     from sd import runtime
     from sd.logs import import_quietly
 
@@ -172,7 +160,7 @@ def measure(args, setting):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     last = trainer.logged[-1]
     rate = last["samples_per_second"]
-    found = {"images_per_second": rate, "peak_bytes": peak, "loss": last["loss"], "batch": batch}
+    found = {"images/s": rate, "peak GiB": peak / 2**30, "loss": last["loss"], "batch": batch}
     found["data_wait_percent"] = last["data_wait_percent"]
     if args.size == "full":
         from bench.operations import step_flops
@@ -211,10 +199,7 @@ def describe(device):
 
     selected = devices.select(device)
     card = paddle.device.cuda.get_device_name(selected.index) if selected.kind == "gpu" else "cpu"
-    versions = {"python": platform.python_version(), "driver": devices.driver_version()}
-    for package in ("paddlepaddle", "paddlepaddle-gpu", "paddlenlp", "ppdiffusers"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
+    versions = {"python": platform.python_version(), "driver": devices.driver_version(), **installed_versions()}
     if selected.kind == "gpu":
         versions |= {"cuda": paddle.version.cuda(), "cudnn": paddle.version.cudnn()}
     return {"card": card, "device": devices.describe(selected), "versions": versions}
@@ -223,7 +208,8 @@ def describe(device):
 def run_alone(words, argv):
     """This script with other words in a process of its own. Returns (the JSON object that it prints or None, the
     finished process)."""
-    done = subprocess.run([sys.executable, __file__, *argv, *words], capture_output=True, text=True)
+    command = [sys.executable, "-m", "bench", "train_step", *argv, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     line = next((line for line in done.stdout.splitlines() if line.startswith("{")), None)
     return (json.loads(line) if line else None), done
 
@@ -240,13 +226,6 @@ def why(done, most=110):
     if done.returncode < 0 or any(word in done.stderr for word in full):
         return "out of memory"
     return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1].removeprefix("error: ")[:most]
-
-
-def result_path(card, folder=ROOT / "bench/results"):
-    """bench/results/DATE_CARD_COMMIT.json"""
-    git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    name = "_".join([time.strftime("%Y-%m-%d"), re.sub(r"\W+", "-", card), git.stdout.strip() or "unknown"])
-    return folder / f"{name}.json"
 
 
 def main():
@@ -277,24 +256,11 @@ def main():
     if machine is None:
         raise InputError(why(done, most=1000))
     settings = {name: getattr(args, name) for name in ("size", "resolution", "batch", "warm", "steps", "peak_tflops")}
-    path = result_path(machine["card"])
-    path.parent.mkdir(parents=True, exist_ok=True)
     chosen = [name for name in SETTINGS if not args.only or any(word in name for word in args.only)]
-    print(f"{machine['device']}\n{args.size} model, {args.resolution} px, {args.steps} steps after {args.warm}\n")
-    print("| setting | batch | images/s | utilisation | peak memory, GiB |\n| --- | --- | --- | --- | --- |")
-    rows = {}
+    counted = f"{args.size} model, {args.resolution} px, the trainer's clock of {args.steps} steps after {args.warm}"
+    columns = ["setting", "batch", "images/s", "utilisation", "peak GiB", "failure"]
+    table = Results(f"train_step_{machine['card']}", columns, counted, {**machine, "settings": settings})
     for name in chosen:
-        found, failure = run_setting(name, sys.argv[1:])
-        rows[name] = found or {"failure": failure}
-        path.write_text(json.dumps(machine | {"settings": settings, "rows": rows}, indent=2) + "\n")
-        if failure:
-            print(f"| {name} | | {failure} | | |", flush=True)
-            continue
-        share = f"{found['utilisation']:.0%}" if "utilisation" in found else ""
-        rate, peak = found["images_per_second"], found["peak_bytes"] / 2**30
-        print(f"| {name} | {found['batch']} | {rate:.4g} | {share} | {peak:.1f} |", flush=True)
-    print(f"\nkept in {path}")
-
-
-if __name__ == "__main__":
-    run_script(main)
+        figures, failure = run_setting(name, sys.argv[1:])
+        table.add(setting=name, **(figures or {"failure": failure}))
+    print(f"\nwritten: {table.path}")

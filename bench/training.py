@@ -1,7 +1,7 @@
 """Whole training, data and all, in images/s and GiB: our train.sh, the reference's method, diffusers on PyTorch.
 
-    KEEP=/tmp/torch_env python bench/training.py             the demo's model at 32 px, batch 32
-    KEEP=/tmp/torch_env python bench/training.py --size full the UNet of Stable Diffusion at 256 px, batch 1
+    KEEP=/tmp/torch_env python -m bench training             the demo's model at 32 px, batch 32
+    KEEP=/tmp/torch_env python -m bench training --size full the UNet of Stable Diffusion at 256 px, batch 1
 
 Same model configurations, records, batch, number of data workers, min-SNR weight and AdamW; float32, no moving
 average, no recompute. The contenders take turns, each in a process of its own, which is ended after its last step. The
@@ -22,19 +22,12 @@ import tempfile
 import time
 from pathlib import Path
 
-if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from sd.entry import check
-
-    check()
-
 import numpy as np
 import psutil
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from bench.real_size import make_input  # noqa: E402
+from bench import results
+from bench.full_size import make_input
+from bench.results import ROOT
 
 SIZES = {
     "tiny": {"resolution": 32, "batch": 32, "length": 16, "workers": 1, "warm": 20, "steps": 200},
@@ -57,7 +50,7 @@ def prepare(folder, size, cached):
         jsonl = folder / "input/shapes.jsonl"
     else:
         models, unet = folder / "models", ROOT / "sd/unet_config.json"
-        run("bench/real_size.py", "--folder", models, "--make_only")
+        run("-m", "bench.full_size", models)
         jsonl = make_input(folder / "input", count=8)
     run("create_pretraining_data.py", "--input_path", jsonl, "--output_path", folder / "packed", "--save_gzip_file")
     paths = {"models": models, "unet": unet, "jsonl": jsonl}
@@ -139,8 +132,8 @@ def measure(command, changes, shape, log):
     return shape["batch"] * (shape["steps"] - first) / (times[shape["steps"]] - times[first]), peak
 
 
-def compare(folder, size, cached, rounds, shape, paths):
-    """Let the contenders take turns and print one table row for each."""
+def compare(table, folder, size, cached, rounds, shape, paths):
+    """Let the contenders take turns, a table row for each."""
     rates, peaks = {}, {}
     for number in range(rounds):
         for name, (command, changes) in commands(paths, shape, cached, folder / "output").items():
@@ -149,10 +142,13 @@ def compare(folder, size, cached, rounds, shape, paths):
             print(f"  round {number + 1}, {name}: {rate:.4g} images/s", file=sys.stderr, flush=True)
     middle = {name: statistics.median(found) for name, found in rates.items()}
     for name, rate in middle.items():
-        spread = "" if rounds == 1 else f" ({min(rates[name]):.4g} to {max(rates[name]):.4g})"
-        source = "cached latents" if cached else "images"
-        times = middle[OURS] / rate
-        print(f"| {size} | {source} | {name} | {rate:.4g}{spread} | {times:.2f} | {peaks[name]:.1f} |", flush=True)
+        table.add(
+            size=size,
+            source="cached latents" if cached else "images",
+            contender=name,
+            **{"images/s": rate, "least": min(rates[name]), "most": max(rates[name])},
+            **{"ours / this": middle[OURS] / rate, "peak GiB": peaks[name]},
+        )
 
 
 def main():
@@ -167,11 +163,8 @@ def main():
         shape["steps"] = args.steps
     with tempfile.TemporaryDirectory() as temporary:
         paths = prepare(Path(temporary), args.size, args.source != "images")
-        print("| size | from | contender | images/s | ours is so many times as fast | peak, GiB |")
-        print("| --- | --- | --- | --- | --- | --- |", flush=True)
+        columns = ["size", "source", "contender", "images/s", "least", "most", "ours / this", "peak GiB"]
+        counted = f"wall clock between log lines, median of {args.rounds} rounds in turns; peak of the largest process"
+        table = results.Results("training", columns, counted)
         for cached in {"images": (False,), "cached": (True,), "both": (False, True)}[args.source]:
-            compare(Path(temporary), args.size, cached, args.rounds, shape, paths)
-
-
-if __name__ == "__main__":
-    main()
+            compare(table, Path(temporary), args.size, cached, args.rounds, shape, paths)

@@ -8,19 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from bench.__main__ import BENCHMARKS
 from sd import entry, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 MODULES = ["sd.doctor", "sd.data.inspect", "sd.models.torch_file", "demo.shapes", "demo.classify", "demo.folder"]
-# These run in the environment of bench/torch_env.sh.
-ELSEWHERE = re.compile("torch_.*|stream_ways")
-BENCHES = sorted(
-    f"bench/{path.name}"
-    for path in ROOT.glob("bench/*.py")
-    if "__main__" in path.read_text() and not ELSEWHERE.fullmatch(path.stem)
-)
-COMMANDS = [[name] for name in SCRIPTS + BENCHES] + [["-m", name] for name in MODULES]
+COMMANDS = [[name] for name in SCRIPTS] + [["-m", name] for name in MODULES]
+COMMANDS += [["-m", "bench", name] for name in BENCHMARKS]
 
 
 def bare_python(folder):
@@ -52,7 +47,14 @@ def answer(python, command, folder, **environ):
 
 
 def test_the_programs_are_all_here():
-    assert len(SCRIPTS) == 6 and len(BENCHES) > 3
+    assert len(SCRIPTS) == 6
+    assert {f"{name}.py" for name in BENCHMARKS} <= {path.name for path in ROOT.glob("bench/*.py")}
+
+
+def test_an_unknown_benchmark_is_refused_with_the_names_of_all():
+    done = subprocess.run([sys.executable, "-m", "bench", "latents"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"error: python -m bench latents; expected one of {', '.join(BENCHMARKS)}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -6,9 +6,9 @@ import paddle
 import pytest
 
 from bench import operations
-from bench.operations import PUBLISHED, count_program, part_macs, step_flops
+from bench.operations import PUBLISHED, component_macs, count_program, step_flops
 
-CONV = 2 * 8 * 8 * 6 * (3 // 1) * 3 * 3  # batch, places, channels out, channels in, kernel
+CONV = 2 * 8 * 8 * 6 * (3 // 1) * 3 * 3  # batch, positions, channels out, channels in, kernel
 LINEAR = 2 * 5 * 7 * 11
 ATTENTION = 2 * 4 * 5 * 5 * 3  # heads x lengths x length x numbers of a head
 
@@ -48,16 +48,16 @@ def test_what_it_cannot_count_is_refused():
 def gpu_build(monkeypatch):
     """Programs as the GPU build of Paddle writes them: F.linear is one operation, `linear_v2`, there."""
     monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
-    part_macs.cache_clear()
+    component_macs.cache_clear()
     yield
-    part_macs.cache_clear()
+    component_macs.cache_clear()
 
 
 def test_the_gpu_build_is_counted_alike(gpu_build):
     assert count_program(build) == CONV + LINEAR + ATTENTION
     assert count_program(build, attention=False) == CONV + LINEAR
-    for part, published in PUBLISHED.items():
-        assert part_macs(part, 512, attention=False) / 1e9 == pytest.approx(published, rel=0.01)
+    for component, published in PUBLISHED.items():
+        assert component_macs(component, 512, attention=False) / 1e9 == pytest.approx(published, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["fused_linear_param_grad_add", "fused_gemm_epilogue", "conv3d", "fc_matmul"])
@@ -68,14 +68,14 @@ def test_an_unknown_operation_that_multiplies_is_refused(name):
     assert operations._count_operation(SimpleNamespace(name=lambda: "pd_op.bilinear_interp"), True) == 0
 
 
-@pytest.mark.parametrize("part", PUBLISHED)
-def test_the_published_shapes_have_the_published_counts(part):
-    assert part_macs(part, 512, attention=False) / 1e9 == pytest.approx(PUBLISHED[part], rel=0.01)
+@pytest.mark.parametrize("component", PUBLISHED)
+def test_the_published_shapes_have_the_published_counts(component):
+    assert component_macs(component, 512, attention=False) / 1e9 == pytest.approx(PUBLISHED[component], rel=0.01)
 
 
-def test_a_step_is_three_unet_passes_and_one_of_each_frozen_part():
+def test_a_step_is_three_unet_passes_and_one_of_each_frozen_component():
     unet, vae, text = (
-        part_macs(part, 256 if part != "text_encoder" else 0) for part in ("unet", "vae", "text_encoder")
+        component_macs(name, 256 if name != "text_encoder" else 0) for name in ("unet", "vae", "text_encoder")
     )
     assert step_flops(256, 4) == 2 * 4 * (3 * unet + vae + text)
     assert step_flops(256, vae=False, text_encoder=False) == 2 * 3 * unet

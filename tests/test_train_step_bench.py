@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import paddle
 import pytest
 
-from bench import train_step
+from bench import results, train_step
 from bench.operations import step_flops
 from sd.diffusion.model import StableDiffusionModel
 from sd.errors import InputError, RunError
@@ -32,7 +32,7 @@ def prepared(monkeypatch):
 @pytest.mark.parametrize("name", ["fp32", "fp32, plain attention", "fp32, NHWC", "fp32, cached latents and text"])
 def test_what_a_cpu_has_is_measured(tmp_path, name):
     found = measure(tmp_path, name)
-    assert found["images_per_second"] > 0 and found["peak_bytes"] > 0 and found["batch"] == 2
+    assert found["images/s"] > 0 and found["peak GiB"] > 0 and found["batch"] == 2
     assert 0 <= found["data_wait_percent"] <= 100
 
 
@@ -83,22 +83,26 @@ def test_a_gpu_that_is_not_there_is_said_at_once(monkeypatch):
 
 def test_rows_are_kept_with_the_machine(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("sys.argv", ["train_step.py", "--device", "cpu", "--size", "tiny", "--only", "fp32"])
-    monkeypatch.setattr(train_step, "result_path", lambda card: tmp_path / f"{card}.json")
-    figures = {"images_per_second": 3.0, "peak_bytes": 2**30, "batch": 8, "loss": 1.0, "data_wait_percent": 0.0}
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    figures = {"images/s": 3.0, "peak GiB": 1.0, "batch": 8, "loss": 1.0, "data_wait_percent": 0.0}
     monkeypatch.setattr(
         train_step, "run_setting", lambda name, argv: (None, "out of memory") if "NHWC" in name else (figures, "")
     )
     train_step.main()
-    kept = json.loads((tmp_path / "cpu.json").read_text())
+    [path] = tmp_path.iterdir()
+    kept = json.loads(path.read_text())
     assert kept["card"] == "cpu" and kept["versions"]["paddlenlp"] and kept["settings"]["batch"] == 8
-    assert kept["rows"]["fp32"] == figures and kept["rows"]["fp32, NHWC"] == {"failure": "out of memory"}
-    assert "| fp32, NHWC | | out of memory | | |" in capsys.readouterr().out
+    rows = {row.pop("setting"): row for row in kept["rows"]}
+    assert rows["fp32"] == figures and rows["fp32, NHWC"] == {"failure": "out of memory"}
+    assert "| fp32, NHWC |  |  |  |  | out of memory |" in capsys.readouterr().out
 
 
-def test_a_result_is_named_by_date_card_and_commit(tmp_path):
+def test_a_result_file_is_named_by_date_and_card_and_names_the_commit(tmp_path):
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    day, card, of = train_step.result_path("NVIDIA A100-SXM4-80GB", tmp_path).stem.split("_")
-    assert len(day) == 10 and card == "NVIDIA-A100-SXM4-80GB" and of == (commit.stdout.strip() or "unknown")
+    table = results.Results("train_step_NVIDIA A100-SXM4-80GB", ["setting"], "nothing", folder=tmp_path)
+    day, name = table.path.stem.split("_")
+    assert len(day) == 10 and name == "train-step-NVIDIA-A100-SXM4-80GB"
+    assert table.content["revision"] == (commit.stdout.strip() or "unknown")
 
 
 def test_utilisation_is_work_over_the_peak():
@@ -110,6 +114,6 @@ def test_utilisation_is_work_over_the_peak():
 @pytest.mark.parametrize("peak", ["312e12", "0", "-1", "nan"])
 def test_the_recipe_refuses_a_peak_in_another_unit(peak):
     done = subprocess.run(
-        [sys.executable, "bench/recipe.py", "--peak_tflops", peak], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "bench", "operations", "--peak_tflops", peak], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2 and "--peak_tflops " in done.stderr and "expected at least 1" in done.stderr

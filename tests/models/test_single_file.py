@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from bench.real_size import TEXT_CONFIG, VAE_CONFIG
+from bench.full_size import TEXT_CONFIG, VAE_CONFIG
 from sd.errors import InputError
 from sd.models import compvis
 from sd.models.loading import _build_empty, load_part
