@@ -1,4 +1,4 @@
-"""Pack captioned images into parts for training: JSONL, webdataset or parquet in, parts and file lists out."""
+"""Pack captioned images into parts for training: folders, tables, JSONL, shards in, parts and file lists out."""
 
 from sd.entry import pack
 

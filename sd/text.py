@@ -46,6 +46,11 @@ def text_lines(data: bytes) -> list[str]:
     return _LINE_BREAK.split(decode_text(data))
 
 
+def unquoted(field: str) -> str:
+    """A field of a TSV: one wholly in quotation marks loses them; a bare one, common in captions, stays."""
+    return field[1:-1].replace('""', '"') if len(field) > 1 and field[0] == field[-1] == '"' else field
+
+
 def _decode_gb18030(data, not_utf8):
     try:
         text = data.decode("gb18030")

@@ -1,4 +1,4 @@
-"""Pack captioned images into parts for training: JSONL, webdataset or parquet in, parts and file lists out."""
+"""Pack captioned images into parts for training: folders, tables, JSONL, shards in, parts and file lists out."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from sd.data.packing.options import ENGINES, INPUT_FORMATS, VERIFY, PackOptions
 from sd.data.packing.packer import pack
+from sd.data.packing.sources.pairs import looks_like_kohya
 from sd.data.parts import storage
 from sd.data.parts.part import load_header
 from sd.data.streaming.captions import describe_cut, sample_captions
@@ -19,16 +20,26 @@ TEXT_LENGTH = SDModelArguments.model_max_length
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--input_path", required=True, help="JSONL, one object a line; or shards, see --input_format")
+    add("--input_path", required=True, help="JSONL, one object a line; or a folder, tables, shards: see --input_format")
     add("--output_path", required=True, help="folder for parts, file lists and report")
     add("--output_name", default="custom_dataset", help="name of the file list")
     add("--caption_key", default="caption", help="key of the caption")
-    add("--image_key", default="image", help="key of the image's path, relative to the JSONL's folder")
+    add("--image_key", default="image", help="key of the image's path, relative to the folder of the JSONL or table")
     add("--per_part_file_num", type=int, default=1000, help="input rows a part")
     add("--save_gzip_file", action="store_true", help="gzip the parts")
     add("--num_repeat", type=int, default=1, help="how often the file list names every part")
     add("--num_workers", type=int, help="processes on this machine (default: the cores)")
-    add("--input_format", choices=INPUT_FORMATS, default="jsonl", help="what --input_path holds")
+    add(
+        "--input_format",
+        choices=INPUT_FORMATS,
+        default="jsonl",
+        help="what --input_path holds; folder: cat.jpg and cat.txt",
+    )
+    add(
+        "--kohya_folders",
+        action="store_true",
+        help="of --input_format folder: list the parts of a folder NN_name NN times",
+    )
     add("--verify", choices=VERIFY, default="header", help="open each image, decode it whole, or neither")
     add("--min_size", type=int, default=0, help="leave out images with a shorter short side")
     add("--max_aspect_ratio", type=float, help="leave out images that are longer than this times their short side")
@@ -45,9 +56,13 @@ def parse_arguments(argv=None):
 
 
 def main():
-    file_list, report = pack(parse_arguments())
+    options = parse_arguments()
+    file_list, report = pack(options)
     outcomes = ", ".join(f"{count} {name}" for name, count in report["outcomes"].items())
     print(f"{report['rows']} rows into {report['parts']} parts: {outcomes}")
+    is_folder = options.input_format == "folder" and not options.kohya_folders
+    if is_folder and (names := looks_like_kohya(options.input_path)):
+        print(f"{names[0]}: if its number is a repeat of kohya's scripts, --kohya_folders takes it; now all count once")
     for line in () if storage.is_remote(file_list) else outlook(file_list):
         print(line)
     print(f"train with --file_list {file_list}")

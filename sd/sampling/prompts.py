@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from sd.errors import ArgumentError, InputError
-from sd.text import TextError, text_lines
+from sd.text import TextError, text_lines, unquoted
 
 COLUMNS = ("prompt", "caption_en", "caption", "text")
 
@@ -62,17 +62,13 @@ def _tsv_rows(path, lines):
     """Rows of a TSV. A field wholly in quotation marks loses them; a bare one, common in captions, stays."""
     header = None
     for number, line in lines:
-        fields = [_unquoted(field) for field in line.split("\t")]
+        fields = [unquoted(field) for field in line.split("\t")]
         if header is None:
             header = fields
         else:
             if len(fields) > len(header):
                 raise _too_many(path, number, len(fields), len(header), "take tabs out of its fields")
             yield number, dict(zip(header, fields, strict=False))
-
-
-def _unquoted(field):
-    return field[1:-1].replace('""', '"') if len(field) > 1 and field[0] == field[-1] == '"' else field
 
 
 def _csv_rows(path, lines):

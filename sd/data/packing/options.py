@@ -8,7 +8,7 @@ from sd.errors import InputError
 from sd.runtime import usable_cores
 
 VERIFY = ("header", "decode", "none")
-INPUT_FORMATS = ("jsonl", "webdataset", "parquet")
+INPUT_FORMATS = ("jsonl", "webdataset", "parquet", "folder", "imagefolder", "csv", "tsv")
 ENGINES = ("local", "ray")
 
 # What decides the bytes of a part. The rest may differ when a stopped run goes on.
@@ -55,6 +55,7 @@ class PackOptions:
     overwrite: bool = False
     engine: str = "local"
     ray_address: str | None = None
+    kohya_folders: bool = False
 
     def __post_init__(self):
         if self.num_workers is None:
@@ -78,6 +79,8 @@ class PackOptions:
                 f"--max_pixels {self.max_pixels} without --resize: training reads at most {MAX_PIXELS} pixels; add "
                 "--resize to shrink larger images"
             )
+        if self.kohya_folders and self.input_format != "folder":
+            raise InputError(f"--kohya_folders needs --input_format folder, not {self.input_format}")
         if self.ray_address and self.engine != "ray":
             raise InputError(f"--ray_address {self.ray_address} needs --engine ray")
 

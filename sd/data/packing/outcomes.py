@@ -2,7 +2,7 @@
 
 from sd.errors import one_line
 
-BAD, FILTERED, NOT_DOWNLOADED = "bad", "filtered", "not downloaded"
+BAD, FILTERED, NOT_DOWNLOADED, UNPAIRED = "bad", "filtered", "not downloaded", "unpaired"
 
 
 class BadRow(Exception):  # noqa: N818 - an outcome that is counted, not a failure
@@ -25,3 +25,9 @@ class NotDownloaded(BadRow):
     """A row whose image whoever made the data set could not get; it does not count as bad."""
 
     outcome = NOT_DOWNLOADED
+
+
+class Unpaired(BadRow):
+    """A text that no image belongs to, such as a folder's notes.txt; it does not count as bad."""
+
+    outcome = UNPAIRED

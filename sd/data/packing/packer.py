@@ -5,11 +5,11 @@ import json
 import re
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 
 from sd.data.packing.part import Task, holds_nothing, pack_part
 from sd.data.packing.report import Progress, Tally
-from sd.data.packing.sources.jsonl import open_source
+from sd.data.packing.sources.choose import open_source, other_format
 from sd.data.parts import storage
 from sd.data.parts.filelist import write_file_lists
 from sd.data.parts.index import SUFFIX, PartError, parse_index
@@ -32,9 +32,10 @@ def pack(options):
         with stopped_by_signals() as raise_if_stopped:
             source = open_source(options)
             tasks = _tasks(source.items(), options, raise_if_stopped)
-            first = next(tasks, None)
-            if first is None:
-                raise InputError(f"--input_path {options.input_path}: no rows in it")
+            with _other_format_named(options):
+                first = next(tasks, None)
+                if first is None:
+                    raise InputError(f"--input_path {options.input_path}: no rows in it")
             with _own(options):
                 tally = _pack_parts(chain([first], tasks), source, options)
                 raise_if_stopped()
@@ -51,14 +52,25 @@ def _part_folder(options):
     return storage.join(options.output_path, PART_FOLDER)
 
 
+@contextmanager
+def _other_format_named(options):
+    """An error of the input ends with the format that it looks like, where that is another one."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error}{other_format(options)}") from error
+
+
 def _tasks(items, options, raise_if_stopped):
+    """Tasks of rows that follow each other and have one repeat."""
     suffix = ".gz" if options.save_gzip_file else ""
     number = 0
-    while chunk := list(islice(items, options.per_part_file_num)):
-        raise_if_stopped()
-        number += 1
-        path = storage.join(_part_folder(options), f"part-{number:06d}{suffix}")
-        yield Task(path, [item for item, _ in chunk], done_fraction=chunk[-1][1])
+    for repeat, run in groupby(items, lambda pair: getattr(pair[0], "repeat", 1)):
+        while chunk := list(islice(run, options.per_part_file_num)):
+            raise_if_stopped()
+            number += 1
+            path = storage.join(_part_folder(options), f"part-{number:06d}{suffix}")
+            yield Task(path, [item for item, _ in chunk], done_fraction=chunk[-1][1], repeat=repeat)
 
 
 @contextmanager
@@ -157,10 +169,11 @@ def _pack_parts(tasks, source, options):
 def _finish(tally, options):
     report = tally.report(options.part_settings())
     storage.write_whole(storage.join(options.output_path, "report.json"), json.dumps(report, indent=2).encode() + b"\n")
-    tally.check(options.input_path, options)
+    with _other_format_named(options):
+        tally.check(options.input_path, options)
     folder = _part_folder(options)
     extra = set(_parts_in(folder)) - {storage.base_name(path) for path in tally.all_parts}
     if extra := _without_empty(folder, sorted(extra)):
         raise _refusal(storage.join(folder, extra[0]), "it is left from longer input")
     lists = storage.join(options.output_path, LIST_FOLDER)
-    return write_file_lists(lists, options.output_name, tally.parts, options.num_repeat), report
+    return write_file_lists(lists, options.output_name, tally.listed, options.num_repeat), report

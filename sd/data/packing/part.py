@@ -20,6 +20,7 @@ class Task:
     path: str
     items: list
     done_fraction: float  # of the input, when this part is done
+    repeat: int = 1  # how often the file list names it
 
 
 @dataclass
@@ -32,6 +33,7 @@ class PartResult:
     num_bytes: int = 0
     rejected: list = field(default_factory=list)  # dicts, the lines of rejected.jsonl
     changed: str = ""
+    repeat: int = 1
 
 
 def pack_part(task, source, options):
@@ -41,7 +43,7 @@ def pack_part(task, source, options):
         signature = loader.signature(task.items)
         found = _finished(task.path, signature, options.part_settings())
         result = found or _write(task, source, loader, signature, options)
-    result.done_fraction = task.done_fraction
+    result.done_fraction, result.repeat = task.done_fraction, task.repeat
     return result
 
 

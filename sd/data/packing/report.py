@@ -18,7 +18,8 @@ class Tally:
     def __init__(self, done="packed"):
         self._done = done
         self.num_packed, self.num_bytes = 0, 0
-        self.all_parts, self.parts = [], []  # `parts` have rows and go into the file lists
+        self.all_parts, self.parts = [], []  # `parts` have rows
+        self.listed = []  # `parts` as the file lists name them, each as often as it is to be repeated
         self.rejected = Counter()  # (outcome, reason) -> rows
         self._first = {}
 
@@ -26,6 +27,7 @@ class Tally:
         self.all_parts.append(result.path)
         if result.num_packed:
             self.parts.append(result.path)
+            self.listed += [result.path] * getattr(result, "repeat", 1)
         self.num_packed += result.num_packed
         self.num_bytes += result.num_bytes
         for row in result.rejected:

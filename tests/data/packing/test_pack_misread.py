@@ -88,7 +88,7 @@ def test_parts_of_an_earlier_version_say_so(tmp_path, monkeypatch):
     monkeypatch.setattr("sd.data.packing.sources.jsonl.JsonlLoader.signature", lambda self, items: 7)
     options = PackOptions(str(path), str(tmp_path / "out"), engine="local", num_workers=1)
     from sd.data.packing.part import Task, pack_part
-    from sd.data.packing.sources.jsonl import open_source
+    from sd.data.packing.sources.choose import open_source
 
     source = open_source(options)
     (tmp_path / "out").mkdir()

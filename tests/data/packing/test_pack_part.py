@@ -11,7 +11,7 @@ from PIL import Image
 
 from sd.data.packing.options import PackOptions
 from sd.data.packing.part import Task, pack_part
-from sd.data.packing.sources.jsonl import open_source
+from sd.data.packing.sources.choose import open_source
 from sd.data.parts.part import PartReader, load_index
 from sd.data.parts.record import decode_row
 from sd.errors import InputError

@@ -1,5 +1,6 @@
 """Packing from and to a real S3 server on loopback: the same parts as on a disk, and going on from finished ones."""
 
+import gzip
 import secrets
 
 import pytest
@@ -76,6 +77,22 @@ def test_on_s3_it_goes_on_from_finished_parts_and_refuses_others(bucket, folder)
     with pytest.raises(InputError, match=r"s3://.*/out/.*part-000001\.gz: it was packed with --quality 95, now 90"):
         pack(PackOptions(str(folder / "data.jsonl"), f"{bucket}/out", **flags(quality=90)))
     pack(PackOptions(str(folder / "data.jsonl"), f"{bucket}/out", **flags(quality=90, overwrite=True)))
+
+
+@pytest.mark.usefixtures("packs_in_process")
+def test_folders_and_tables_on_s3(bucket):
+    fs, _ = storage.filesystem(bucket)
+    for number, name in enumerate(["b", "sub/a", "sub/deep/c"]):
+        fs.pipe_file(f"{bucket}/in/{name}.png", image_bytes(seed=number))
+        fs.pipe_file(f"{bucket}/in/{name}.txt", f"text {number}".encode())
+    fs.pipe_file(f"{bucket}/in/sub/metadata.csv", b"file_name,caption\na.png,x\n../b.png,y\ndeep/c.png,z\n")
+    for input_format, packed in (("folder", ["text 0", "text 1", "text 2"]), ("imagefolder", ["x", "z"])):
+        out = f"{bucket}/{input_format}"
+        pack(PackOptions(f"{bucket}/in", out, input_format=input_format, **flags(max_bad_fraction=0.5)))
+        data = storage.read_bytes(f"{out}/laion400m_format_data/part-000001.gz")
+        rows = [decode_row(line) for line in gzip.decompress(data).splitlines()]
+        assert [row.captions[0] for row in rows] == packed
+        assert rows[-1].image == image_bytes(seed=2)
 
 
 @pytest.mark.defect(10)

@@ -12,9 +12,9 @@ from sd.data.packing.outcomes import BadRow
 from sd.data.parts import storage
 
 MAX_IMAGE_BYTES = 47 << 20  # its base64 and a caption still fit a row that readers accept (scan.MAX_ROW_BYTES)
+MAX_TEXT_BYTES = 1 << 20
 
-
-_OUTSIDE = "image outside the input's folder"
+_OUTSIDE = "image outside the input's folder"  # or its caption
 _REMOTE_THREADS = 32
 
 
@@ -54,12 +54,20 @@ class LocalFolder:
         return True
 
     def read(self, name):
+        return self._checked(name, check_size, "image")
+
+    def read_text(self, name: str) -> bytes:
+        """The bytes of a file that holds a caption. Raises BadRow."""
+        return self._checked(name, check_text_size, "caption")
+
+    def _checked(self, name, check, what):
         try:
-            return self._read(self._located.pop(name, None) or self._locate(name), name)
+            return self._read(self._located.pop(name, None) or self._locate(name), name, check)
         except FileNotFoundError as error:
-            raise BadRow("image missing", name) from error
+            raise BadRow(f"{what} missing", name) from error
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise BadRow("image cannot be read", f"{name}: {getattr(error, 'strerror', None) or error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise BadRow(f"{what} cannot be read", f"{name}: {reason}") from error
 
     def _locate(self, name):
         head, _, tail = (name if name.startswith("/") else f"{self._folder}/{name}").rpartition("/")
@@ -77,14 +85,14 @@ class LocalFolder:
             raise BadRow(_OUTSIDE, f"{name}; --allow_outside takes it from {path}")
 
     @staticmethod
-    def _read(path, name):
+    def _read(path, name, check):
         # A link put there meanwhile is not followed, and a pipe does not block.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, "not a regular file")
-            check_size(status.st_size, name)
+            check(status.st_size, name)
             return file.read()
 
 
@@ -135,6 +143,15 @@ class RemoteFolder:
         check_size(len(data), name)
         return data
 
+    def read_text(self, name: str) -> bytes:
+        """The bytes of an object that holds a caption. Raises BadRow."""
+        path = self._locate(name)
+        try:
+            check_text_size(self._fs.size(path), name)
+            return self._fs.cat_file(path)
+        except FileNotFoundError as error:
+            raise BadRow("caption missing", name) from error
+
     def _locate(self, name):
         path = posixpath.normpath(posixpath.join(self._folder, name))
         if not self._allow_outside and not path.startswith(self._inside):
@@ -148,3 +165,9 @@ def check_size(num_bytes, name):
         raise BadRow("image file is empty", name)
     if num_bytes > MAX_IMAGE_BYTES:
         raise BadRow("image file too large", f"{name}: {num_bytes} bytes, limit {MAX_IMAGE_BYTES}")
+
+
+def check_text_size(num_bytes: int, name: str) -> None:
+    """Raise BadRow for a file of captions that is too large to be one."""
+    if num_bytes > MAX_TEXT_BYTES:
+        raise BadRow("caption too large", f"{name}: {num_bytes} bytes")

@@ -1,8 +1,10 @@
 """What the kinds of input have in common: finding the files, and text by key."""
 
+import posixpath
 import re
 from itertools import product
 from pathlib import Path
+from typing import BinaryIO
 
 from sd.data.packing.outcomes import BadRow, NotDownloaded
 from sd.data.parts import storage
@@ -93,3 +95,12 @@ def raise_if_not_downloaded(fields: dict) -> None:
     status = fields.get("status")
     if isinstance(status, str) and status != "success":
         raise NotDownloaded(status, str(fields.get("error_message") or ""))
+
+
+def refuse_utf16(file: BinaryIO, path: str) -> None:
+    """Raise InputError for a file whose lines cannot be told apart byte by byte."""
+    head = file.read(4)
+    file.seek(0)
+    suffix = posixpath.splitext(path)[1]
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
+        raise InputError(f"{path}: UTF-16, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {path} > utf8{suffix}")

@@ -15,9 +15,7 @@ from isal import isal_zlib
 
 from sd.data.packing.outcomes import BadRow
 from sd.data.packing.sources.folders import folder_at
-from sd.data.packing.sources.inputs import raise_if_not_downloaded, text_of
-from sd.data.packing.sources.parquet import ParquetSource
-from sd.data.packing.sources.webdataset import WebdatasetSource
+from sd.data.packing.sources.inputs import raise_if_not_downloaded, refuse_utf16, text_of
 from sd.data.parts import storage
 from sd.errors import InputError
 from sd.text import decode_text
@@ -44,7 +42,7 @@ class JsonlSource:
         except OSError as error:
             raise InputError(f"--input_path {self.path}: {error.strerror or error}") from error
         with file:
-            _refuse_utf16(file, self.path)
+            refuse_utf16(file, self.path)
             num_read, number = 0, 0
             while line := file.readline(MAX_LINE_BYTES):
                 num_read += len(line)
@@ -107,19 +105,3 @@ class JsonlLoader:
         if isinstance(fields, dict) and fields.get(self._source.image_key) is None:
             raise_if_not_downloaded(fields)
         return text_of(fields, self._source.caption_key), text_of(fields, self._source.image_key)
-
-
-def _refuse_utf16(file, path):
-    """Raise InputError for a file whose lines cannot be told apart byte by byte."""
-    head = file.read(4)
-    file.seek(0)
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
-        raise InputError(f"{path}: UTF-16, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {path} > utf8.jsonl")
-
-
-def open_source(options):
-    """The source that the options ask for."""
-    if options.input_format == "webdataset":
-        return WebdatasetSource(options.input_path, options.caption_key)
-    kind = JsonlSource if options.input_format == "jsonl" else ParquetSource
-    return kind(options.input_path, options.caption_key, options.image_key, options.allow_outside)

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from isal import isal_zlib
 
 from sd.data.packing.outcomes import BadRow
-from sd.data.packing.sources.folders import check_size
+from sd.data.packing.sources.folders import check_size, check_text_size
 from sd.data.packing.sources.inputs import find_inputs, raise_if_not_downloaded, text_of
 from sd.data.packing.sources.tar import Member, group_samples, list_members
 from sd.data.parts import storage
 from sd.text import TextError, decode_text
-
-_MAX_TEXT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -128,8 +126,7 @@ class WebdatasetLoader:
         member = item.texts[suffix]
         if member.problem:
             raise BadRow("the member cannot be read", f"{member.name}: {member.problem}")
-        if member.num_bytes > _MAX_TEXT_BYTES:
-            raise BadRow("caption too large", f"{member.name}: {member.num_bytes} bytes")
+        check_text_size(member.num_bytes, member.name)
         try:
             return decode_text(self._read(item.shard, member))
         except TextError as error:

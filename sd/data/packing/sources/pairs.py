@@ -1,0 +1,166 @@
+"""Pictures with texts beside them, `cat.jpg` and `cat.txt`: kohya's, OneTrainer's and img2dataset's folders."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+
+from isal import isal_zlib
+
+from sd.data.packing.outcomes import BadRow, Filtered, Unpaired
+from sd.data.packing.sources.folders import folder_at
+from sd.data.packing.sources.inputs import text_of
+from sd.data.packing.sources.tar import IMAGE_SUFFIXES
+from sd.data.packing.sources.walk import Listed, top_folders, walk
+from sd.errors import InputError
+from sd.text import TextError, decode_text
+
+CAPTION_SUFFIXES = ("txt", "caption")
+_TEXT_SUFFIXES = (*CAPTION_SUFFIXES, "json")
+_MASKS = ("-masklabel.png", "-condlabel.png")  # OneTrainer's
+_REPEAT = re.compile(r"(\d+)_(.+)")
+_MAX_REPEAT = 10_000
+_PREFETCH = 32  # remote images in memory at a time
+
+
+@dataclass(frozen=True)
+class PairItem:
+    """An image with the files that may hold its caption, by suffix; or a text without one. Paths are below the root."""
+
+    image: str
+    texts: dict[str, str] = field(default_factory=dict)
+    repeat: int = 1
+    default: str | None = None  # the caption where there is no file: the name of kohya's folder
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """A folder with its sub-folders; every picture is an item, and so is every text without a picture.
+
+    The caption of `a.jpg` is `caption_key` of `a.json` if there is text under it, else `a.txt`, else `a.caption`; a
+    caption may also be named after the whole image, `a.jpg.txt`. kohya_folders: pictures below a folder `NN_name` carry
+    the repeat NN, and the caption `name` where they have no other.
+    """
+
+    path: str
+    caption_key: str
+    allow_outside: bool
+    kohya_folders: bool = False
+
+    def items(self) -> Iterator[tuple[PairItem, float]]:
+        """Raises InputError for what is no folder, or has no pictures."""
+        num_images = 0
+        for listed in walk(self.path):
+            repeat, default = self._kohya(listed.folder)
+            found = list(_pairs(listed, repeat, default))
+            for number, item in enumerate(found, 1):
+                num_images += bool(item.image)
+                yield item, listed.start + listed.share * number / len(found)
+        if not num_images:
+            raise InputError(f"--input_path {self.path}: no picture in it or its sub-folders")
+
+    def _kohya(self, folder):
+        found = _REPEAT.fullmatch(folder.partition("/")[0]) if self.kohya_folders else None
+        if not found:
+            return 1, None
+        if int(found[1]) > _MAX_REPEAT:
+            raise InputError(
+                f"{self.path}/{found[0]}: a repeat of {found[1]}, expected at most {_MAX_REPEAT}; rename the "
+                "folder, or leave out --kohya_folders"
+            )
+        return int(found[1]), found[2]
+
+    @staticmethod
+    def place(item: PairItem) -> dict:
+        return {"file": item.image or next(iter(item.texts.values()))}
+
+    @contextmanager
+    def open(self):
+        yield PairLoader(self.caption_key, folder_at(self.path, self.allow_outside))
+
+
+def looks_like_kohya(path: str) -> list[str]:
+    """The folders right below `path` that kohya's scripts would read a repeat from."""
+    return [name for name in top_folders(path) if _REPEAT.fullmatch(name)]
+
+
+def _pairs(listed: Listed, repeat, default):
+    """The items of one folder, in the order of names."""
+    texts, images = {}, set()
+    for name in listed.names:
+        stem, suffix = _split(name)
+        if suffix in _TEXT_SUFFIXES:
+            texts.setdefault(stem, {}).setdefault(suffix, listed.folder + name)
+        elif suffix in IMAGE_SUFFIXES:
+            images |= {stem, name}
+    for name in listed.names:
+        stem, suffix = _split(name)
+        if suffix in IMAGE_SUFFIXES:
+            yield PairItem(listed.folder + name, texts.get(name, {}) | texts.get(stem, {}), repeat, default)
+        elif suffix in CAPTION_SUFFIXES and stem not in images:
+            yield PairItem("", {suffix: listed.folder + name}, repeat)
+
+
+def _split(name):
+    stem, _, suffix = name.rpartition(".")
+    return stem, suffix.lower()
+
+
+class PairLoader:
+    """Looks at all files of a part first, then reads them, remote images several at a time."""
+
+    def __init__(self, caption_key, folder):
+        self._caption_key, self._folder = caption_key, folder
+        self._ahead = {}  # images that are not read yet, in order
+
+    def signature(self, items: list[PairItem]) -> str:
+        """CRC-32 over the names of all files and their sizes and times of change."""
+        self._ahead = dict.fromkeys(item.image for item in items if item.image)
+        names = [name for item in items for name in (item.image, *item.texts.values()) if name]
+        named = list(zip(names, self._folder.versions(names), strict=True))
+        defaults = [item.default for item in items]
+        return f"{isal_zlib.crc32(ascii([named, defaults]).encode()):08x}"
+
+    @staticmethod
+    def image_name(item):
+        """Nothing: the item's place has it."""
+        return ""
+
+    def load(self, item: PairItem) -> tuple[str, bytes]:
+        if not item.image:
+            raise Unpaired("a text without an image", "")
+        if item.image.lower().endswith(_MASKS):
+            raise Filtered("a mask of OneTrainer's", "")
+        if item.repeat == 0:
+            raise Filtered("a folder of repeat 0", "")
+        self._ahead.pop(item.image, None)
+        caption = self._caption(item)
+        if not self._folder.holds(item.image):
+            self._folder.prefetch([item.image, *islice(self._ahead, _PREFETCH - 1)])
+        return caption, self._folder.read(item.image)
+
+    def _caption(self, item):
+        text = next((suffix for suffix in CAPTION_SUFFIXES if suffix in item.texts), None)
+        if "json" in item.texts:
+            fields = self._fields(item.texts["json"])
+            if text is None or (isinstance(fields, dict) and isinstance(fields.get(self._caption_key), str)):
+                return text_of(fields, self._caption_key)
+        if text is not None:
+            return self._text(item.texts[text])
+        if item.default is not None:
+            return item.default
+        raise BadRow("no caption beside the image", "expected a .txt of the same name")
+
+    def _fields(self, name):
+        try:
+            return json.loads(self._text(name))
+        except (ValueError, RecursionError) as error:
+            raise BadRow("not JSON", f"{name}: {error}") from error
+
+    def _text(self, name):
+        try:
+            return decode_text(self._folder.read_text(name))
+        except TextError as error:
+            raise BadRow("text of another encoding", f"{name}: {error}") from error
