@@ -24,6 +24,7 @@ def parse_arguments(argv=None):
     add("--output_path", required=True, default=unset, help="folder for parts, file lists and report")
     add("--output_name", default=default["output_name"].default, help="name of the file list")
     add("--resolution", type=int, default=default["resolution"].default, help="side of the training images in pixels")
+    add("--data_filter", default=unset, help="rows to cache, by their columns, as in training (docs/data.md)")
     models = parser.add_argument_group("models, by the flags of training")
     add = models.add_argument
     add(

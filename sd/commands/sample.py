@@ -82,6 +82,7 @@ def parse_arguments(arguments=None):
     add("--num_prompts", type=int, help="the first so many prompts (default: all)")
     add("--clip_model", metavar="NAME", help="CLIP for the CLIP score: a folder or published name")
     add("--fid_model", metavar="NAME", help="features for FID: Inception-v3's weights (.pth, .safetensors), or a CLIP")
+    add("--data_filter", metavar="EXPRESSION", help="rows of the list of --fid_reference, by their columns")
     add("--fid_reference", metavar="PATH", help="real pictures: a folder, a file list, or statistics (.npz: mu, sigma)")
     add("--processes", type=int, default=1, help="processes that draw, one for each GPU (default: %(default)s)")
     return parser.parse_args(arguments)

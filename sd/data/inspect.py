@@ -1,7 +1,8 @@
 """Look at a data set before training on it: `python -m sd.data.inspect FILE_LIST`.
 
 Prints what the parts hold, how large the images and how long the captions are and which rows are bad, and writes a
-contact sheet of random samples as the model will see them. Of a cache of latents it prints what made it and how the
+contact sheet of random samples as the model will see them; with a filter, a second one of what it leaves out, and how
+many rows each of its clauses removes. Of a cache of latents it prints what made it and how the
 latents are distributed; pictures of it draws `precompute_latents.py --check`.
 """
 
@@ -24,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
+from sd.data.column_report import column_lines
 from sd.data.images.decode import decode
 from sd.data.images.open import open_image
 from sd.data.parts import storage
@@ -103,15 +105,16 @@ def read_sizes(catalog):
     return tuple(np.concatenate(column) if column else np.zeros(0, int) for column in (widths, heights, num_bytes))
 
 
-def read_rows(catalog, count, num_samples, interpolation, caption_dropout, seed, whole=False):
-    """Read and decode `count` usable rows spread over the list; cut samples for the sheet from random ones of them.
+def read_rows(catalog, options, whole=False):
+    """Read and decode `rows` usable rows (0: all) spread over the list; cut samples for the sheet from random ones.
 
-    whole: samples are whole pictures, not crops as in training.
+    options: the flags of the command. whole: samples are whole pictures, not crops as in training.
     """
-    found = Findings()
+    found, seed = Findings(), options.seed
+    count = options.rows or catalog.num_usable
     ends = np.cumsum(catalog.usable)
     rows = np.unique(np.linspace(0, catalog.num_usable - 1, min(count, catalog.num_usable)).astype(int))
-    chosen = set(rng(seed, CROP).permutation(rows)[:num_samples].tolist())
+    chosen = set(rng(seed, CROP).permutation(rows)[: options.samples].tolist())
     reader = RowReader(catalog, LocalCopies(), Watchdog())
     for row in tqdm(rows.tolist(), desc="rows", leave=False):
         part = int(np.searchsorted(ends, row, side="right"))
@@ -134,11 +137,11 @@ def read_rows(catalog, count, num_samples, interpolation, caption_dropout, seed,
         found.caption_lengths += [len(caption) for caption in record.captions]
         found.captions_per_row[len(record.captions)] += 1
         if row in chosen and catalog.manifest is None:
-            caption = choose_caption(record.captions, caption_dropout, rng(seed, CAPTION, row))
+            caption = choose_caption(record.captions, options.caption_dropout, rng(seed, CAPTION, row))
             if whole:
                 shown = picture.array().transpose(2, 0, 1)
             else:
-                shown = random_crop(picture, catalog.resolution, interpolation, rng(seed, CROP, row))
+                shown = random_crop(picture, catalog.resolution, options.interpolation, rng(seed, CROP, row))
             found.samples.append((shown, caption, catalog.name(part, place)))
     reader.close()
     return found
@@ -174,7 +177,7 @@ def report(catalog, sizes, found):
     lost = f", about {catalog.num_lost} rows lost with damaged parts" if catalog.num_lost else ""
     usable = catalog.num_usable / max(1, catalog.num_rows)
     lines = [
-        f"{catalog.file_list}: {len(catalog.paths)} parts, {catalog.num_rows} rows{lost}",
+        f"{catalog.file_list}: {catalog.num_parts} parts, {catalog.num_rows} rows{lost}",
         f"fingerprint {catalog.fingerprint}, weights {', '.join(f'{weight:g}' for weight in catalog.weights)}",
         f"usable at {catalog.resolution} px: {catalog.num_usable} ({usable:.1%})",
         f"stored bytes a row: {summary_of(num_bytes, 'bytes')}",
@@ -194,6 +197,7 @@ def report(catalog, sizes, found):
         several = sum(count for number, count in found.captions_per_row.items() if number > 1)
         lines.append(f"caption length: {summary_of(found.caption_lengths, 'characters')}; {several} rows with several")
         lines += histogram(found.caption_lengths, CAPTION_LENGTHS)
+    lines += catalog.filtering.lines() + column_lines(catalog)
     lines += [f"damaged: {reason}" for reason in list(catalog.damage.values())[:_BAD_NAMED]]
     lines += [f"    and {len(catalog.damage) - _BAD_NAMED} more"] * (len(catalog.damage) > _BAD_NAMED)
     return lines
@@ -248,6 +252,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m sd.data.inspect", description=__doc__.split("\n\n")[1])
     parser.add_argument("file_list", help="a .filelist.list, as --file_list of training takes it")
     parser.add_argument("--resolution", type=int, help="as in training; default 256, or that of the cache")
+    parser.add_argument("--data_filter", help="as in training; what it leaves out has a contact sheet of its own")
     parser.add_argument("--tokenizer_name", help="folder or published name of a tokenizer that counts captions' tokens")
     parser.add_argument("--model_max_length", type=int, default=77, help="longest caption in tokens; default 77")
     parser.add_argument("--interpolation", choices=INTERPOLATIONS, default="lanczos")
@@ -267,30 +272,37 @@ def main(arguments=None):
             f"resolution={options.resolution}, rows={options.rows}, samples={options.samples}, "
             f"caption_dropout={options.caption_dropout}; expected 1 or more, 0 or more, 0 or more, and 0 to 1"
         )
-    catalog = Catalog(options.file_list, options.resolution, max_bad_fraction=1.0, may_be_unusable=True)
+    every = {"max_bad_fraction": 1.0, "may_be_unusable": True, "data_filter": options.data_filter}
+    catalog = Catalog(options.file_list, options.resolution, **every)
     if options.time and catalog.num_usable:
         print("\n".join(_timing(catalog, options)))
         return
     readable = catalog
+    too_small = not catalog.filtering.num_large
     if not catalog.num_usable:
-        print(f"no row is usable at {options.resolution} px, so training would refuse the list; this is in it:")
-        readable = Catalog(options.file_list, 1, max_bad_fraction=1.0, may_be_unusable=True)
-    found = read_rows(
-        readable,
-        options.rows or readable.num_usable,
-        options.samples,
-        options.interpolation,
-        options.caption_dropout,
-        options.seed,
-        whole=readable is not catalog,
-    )
+        why = f"is usable at {options.resolution} px" if too_small else "passes the filter"
+        print(f"no row {why}, so training would refuse the list; this is in it:")
+        readable = Catalog(options.file_list, 1 if too_small else options.resolution, **every, left_out=not too_small)
+    found = read_rows(readable, options, whole=too_small)
     print("\n".join(report(catalog, read_sizes(catalog), found)))
     tokenizer = load_tokenizer(options.tokenizer_name) if options.tokenizer_name else None
     if found.captions and (line := describe_cut(found.captions, options.model_max_length, tokenizer)):
         print(line + ("" if tokenizer else " (CLIP's words counted; --tokenizer_name NAME counts its tokens)"))
-    if found.samples:
-        try:
-            contact_sheet(found.samples).save(options.output, "PNG")
-        except OSError as error:
-            raise RunError(f"{options.output}: cannot be written: {error.strerror or error}") from error
-        print(f"contact sheet: {Path(options.output)}")
+    output = Path(options.output)
+    aside = output.with_name(f"{output.stem}_left_out{output.suffix}")
+    _write_sheet(found.samples, "contact sheet", aside if readable is not catalog and not too_small else output)
+    if catalog.filtering.removed and readable is catalog and catalog.manifest is None:
+        others = Catalog(options.file_list, options.resolution, **every, left_out=True)
+        options.rows = options.samples
+        samples = read_rows(others, options).samples if others.num_usable else []
+        _write_sheet(samples, "contact sheet of what the filter leaves out", aside)
+
+
+def _write_sheet(samples, what, path):
+    if not samples:
+        return
+    try:
+        contact_sheet(samples).save(path, "PNG")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+    print(f"{what}: {path}")

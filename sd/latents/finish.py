@@ -10,6 +10,7 @@ from sd.data.packing.outcomes import BAD
 from sd.data.packing.part import PartResult
 from sd.data.packing.report import Tally
 from sd.data.parts import storage
+from sd.data.parts.filelist import list_entry
 from sd.data.parts.moments import Manifest, encode_empty_state, manifest_path
 from sd.latents.claims import Claims
 from sd.latents.models import Encoders
@@ -42,8 +43,14 @@ def _outcome(task, manifest):
     if index is None:
         return None
     rejected = [{"part": task.source} | row for row in index.notes["rejected"]]
-    num_good = index.num_rows - len(rejected)
-    return PartResult(task.path, num_packed=num_good, num_bytes=index.part_bytes, rejected=rejected)
+    num_filtered = index.notes.get("filtered", 0)
+    return PartResult(
+        task.path,
+        num_packed=index.num_rows - len(rejected) - num_filtered,
+        num_bytes=index.part_bytes,
+        rejected=rejected,
+        num_filtered=num_filtered,
+    )
 
 
 def _tidy(options):
@@ -88,12 +95,12 @@ def _write_lists(plan, outcomes, manifest, encoders):
         rejected = [row for outcome in of_source for row in outcome.rejected]
         own = replace(
             manifest,
-            num_rows=sum(outcome.num_packed for outcome in of_source) + len(rejected),
+            num_rows=sum(outcome.num_packed + outcome.num_filtered for outcome in of_source) + len(rejected),
             num_bad=sum(row["outcome"] == BAD for row in rejected),
         )
         storage.write_whole(manifest_path(path), own.to_bytes())
         storage.write_whole(path, "".join(f"{task.path}\n" for task in tasks).encode())
-        entries.append(path if weight == 1 else f"{path} {weight!r}")
+        entries.append(list_entry(path, weight))
     list_of_lists = storage.join(folder, f"{options.output_name}.filelist.list")
     storage.write_whole(list_of_lists, "".join(f"{entry}\n" for entry in entries).encode())
     return list_of_lists

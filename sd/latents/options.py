@@ -21,6 +21,7 @@ class CacheOptions:
     text_encoder_name_or_path: str | None = None
     tokenizer_name: str | None = None
     resolution: int = SDDataArguments.resolution
+    data_filter: str | None = None
     crop: str = "random"
     num_crops: int = 1
     flip: bool = False

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import numpy as np
+
 from sd.data.packing.outcomes import BAD, FILTERED
+from sd.data.parts.columns import INT, Column, read_columns
 from sd.data.parts.moments import KIND, Manifest, encode_payload
 from sd.data.parts.part import PartWriter
 from sd.data.parts.record import RowError, encode_captions_row
@@ -16,7 +19,7 @@ _PLACEHOLDER = b"\tNONE\t\n"  # keeps the place of a row of which nothing can be
 
 def chunks_of(task: Task, options: CacheOptions) -> list[Chunk]:
     """The Chunks of a Task's usable rows; one without rows where there are none."""
-    _, rows = usable_rows(task, options.resolution)
+    _, rows = usable_rows(task)
     step = max(1, options.batch_size // (options.num_crops * (2 if options.flip else 1)))
     starts = range(0, max(1, len(rows)), step)
     return [Chunk(task.number, task.source, task.checksum, tuple(rows[start : start + step])) for start in starts]
@@ -28,15 +31,21 @@ def write_part(
     """Write the cached part of a Task from its Decoded chunks.
 
     progress(rows): called as rows are done. Returns (good rows, bad rows, [report of the first bad one]); what is too
-    small is neither. Raises OSError for an output that cannot be written.
+    small or does not pass the filter is neither. The columns of the source go along, width and height of its pictures
+    among them. Raises OSError for an output that cannot be written, PartError for columns that cannot be read.
     """
     resolution = manifest.resolution
-    index, _ = usable_rows(task, resolution)
-    rejected = []
+    index, _ = usable_rows(task)
+    rejected, num_filtered = [], 0
 
     def place(row, why):
-        """A placeholder, and in the report why."""
+        """A placeholder, and in the report why; rows that the filter took out are many, so they are counted alone."""
+        nonlocal num_filtered
         width, height = int(index.widths[row]), int(index.heights[row])
+        if why is None and min(width, height) >= resolution:
+            num_filtered += 1
+            part.add(_PLACEHOLDER, *[resolution - 1] * 2)  # too small for whoever trains from the cache
+            return
         outcome, size = BAD, (0, 0)
         if why is None and min(width, height) > 0:
             outcome, why, size = FILTERED, f"image too small: {width}x{height}", (width, height)
@@ -64,8 +73,18 @@ def write_part(
             "source": task.checksum,
             "rejected": rejected,
         }
+        if task.digest:
+            part.notes |= {"passing": task.digest, "filtered": num_filtered}
+        part.columns = {**_sizes(index), **(read_columns(index) or {})}
     bad = [row for row in rejected if row["outcome"] == BAD]
-    return index.num_rows - len(rejected), len(bad), bad[:1]
+    return index.num_rows - len(rejected) - num_filtered, len(bad), bad[:1]
+
+
+def _sizes(index):
+    """The columns that stand for the index of the source: width and height of its picture, where there is one."""
+    present = None if (index.widths > 0).all() else index.widths > 0
+    sides = {"width": index.widths, "height": index.heights}
+    return {name: Column(INT, values.astype(np.int64), present) for name, values in sides.items()}
 
 
 def _encoded(decoded, encoders):

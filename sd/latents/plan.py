@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from sd.data.filters.rows import RowRule
 from sd.data.parts import storage
-from sd.data.parts.filelist import read_file_list
 from sd.data.parts.index import SUFFIX, PartError, PartIndex, parse_index
 from sd.data.parts.moments import KIND, Manifest
 from sd.data.parts.part import load_index
@@ -22,7 +22,8 @@ _REMOTE_THREADS = 32
 class Task:
     """One source part and the cached part to be made of it.
 
-    checksum: names the source's bytes; num_usable: its rows that are large enough.
+    checksum: names the source's bytes; rule: which of its rows are used, num_usable of them; digest: of which rows pass
+    the filters, "" without filters.
     """
 
     number: int
@@ -30,6 +31,8 @@ class Task:
     path: str
     checksum: str
     num_usable: int
+    rule: RowRule
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,23 +52,33 @@ class Plan:
 
 def make_plan(options: CacheOptions) -> Plan:
     """The Plan for CacheOptions. Raises InputError if the file list cannot be used, or is a cache itself."""
-    catalog = Catalog(options.file_list, options.resolution, max_bad_fraction=options.max_bad_fraction)
+    catalog = Catalog(
+        options.file_list,
+        options.resolution,
+        max_bad_fraction=options.max_bad_fraction,
+        data_filter=options.data_filter,
+    )
     if catalog.kind == KIND:
         raise InputError(f"--file_list {options.file_list} is a cache of latents; name the list of the images")
     tasks, unreadable = {}, {}
+    of_source: list[list] = [[] for _ in catalog.weights]
     for at, path in enumerate(catalog.paths):
-        if path in tasks or path in unreadable:
+        source = catalog.source_of(at)
+        rule = catalog.rules[source]
+        if (path, rule) in tasks:
+            of_source[source].append(tasks[path, rule])
+            continue
+        if path in unreadable:
             continue
         number = len(tasks) + len(unreadable)
         if catalog.checksums[at] == "missing":
             unreadable[path] = catalog.damage[at]
             continue
         out = storage.join(part_folder(options), f"part-{number + 1:06d}.gz")
-        tasks[path] = Task(number, path, out, catalog.checksums[at], int(catalog.usable[at]))
-    sources = [
-        (source.weight, [tasks[part] for part in source.parts if part in tasks])
-        for source in read_file_list(options.file_list)
-    ]
+        task = Task(number, path, out, catalog.checksums[at], int(catalog.usable[at]), rule, catalog.digests[at])
+        tasks[path, rule] = task
+        of_source[source].append(task)
+    sources = list(zip(catalog.weights, of_source, strict=True))
     captions = sample_captions(catalog) if options.cache_text else []
     return Plan(sources, list(tasks.values()), unreadable, catalog.fingerprint, captions)
 
@@ -116,6 +129,8 @@ def finished(task: Task, manifest: Manifest) -> PartIndex | None:
         raise _refusal(task, "was made otherwise: " + "; ".join(made.differences(**manifest.settings())))
     if index.notes["source"] != task.checksum:
         raise _refusal(task, f"is not of {task.source} as it is now")
+    if index.notes.get("passing", "") != task.digest:
+        raise _refusal(task, "holds other rows: the filter or the columns that it judges by have changed")
     return index if num_bytes == index.part_bytes else None
 
 
@@ -123,7 +138,7 @@ def _refusal(task, reason):
     return InputError(f"{task.path} {reason}; take another --output_path, or --overwrite to replace such parts")
 
 
-def usable_rows(task: Task, resolution: int) -> tuple[PartIndex, list[int]]:
-    """(PartIndex of the source part, numbers of its rows that are large enough)."""
+def usable_rows(task: Task) -> tuple[PartIndex, list[int]]:
+    """(PartIndex of the source part, numbers of its rows that are used). Raises PartError."""
     index = load_index(task.source)
-    return index, (index.short_sides >= resolution).nonzero()[0].tolist()
+    return index, task.rule.rows(index).tolist()

@@ -85,7 +85,8 @@ def measure(flags: Any, model_flags: dict) -> dict:
     reference = None
     if fid_extractor and flags.fid_reference:
         size = settings.height, settings.width
-        reference = reference_statistics(flags.fid_reference, fid_extractor, size, output / "fid_reference.npz")
+        keep = output / "fid_reference.npz"
+        reference = reference_statistics(flags.fid_reference, fid_extractor, size, keep, flags.data_filter)
     if fid_extractor and len(prompts) <= fid_extractor.width:
         print(
             f"FID of {len(prompts)} pictures by {fid_extractor.width} features: with no more pictures than features it "
@@ -110,6 +111,7 @@ def measure(flags: Any, model_flags: dict) -> dict:
         "seed": flags.seed,
         "fid_model": fid_extractor.name if fid_extractor else None,
         "fid_reference": flags.fid_reference,
+        "data_filter": flags.data_filter,
         "clip_model": clip.name if clip else None,
         "results": results,
         "targets": TARGETS.get(flags.preset),
@@ -129,6 +131,8 @@ def _check(flags):
         check_range("guidance_scales", scale, low=1)
     if bool(flags.fid_model) != bool(flags.fid_reference):
         raise InputError("--fid_model and --fid_reference go together: features, and what they are compared with")
+    if flags.data_filter is not None and not flags.fid_reference:
+        raise InputError("--data_filter chooses rows of the file list of --fid_reference; name one")
     if not flags.fid_model and not flags.clip_model:
         raise InputError("--metrics without a measure; name --clip_model, or --fid_model and --fid_reference")
 

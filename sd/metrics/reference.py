@@ -32,20 +32,23 @@ _BATCH = 32
 
 
 def reference_statistics(
-    source: str | Path, extractor: Any, size: int | tuple[int, int], keep: Path
+    source: str | Path, extractor: Any, size: int | tuple[int, int], keep: Path, data_filter: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(mean [D], covariance [D, D]) of the features of real pictures.
 
     source: an .npz file with `mu` and `sigma`, as published ones have, a folder of pictures, or a file list of parts.
     size: the drawn pictures' side, or (height, width): real ones are resized until they cover it and cut to the middle,
     so that a picture of just that size stays as it is. What is computed is written to the file `keep`, and taken from
-    there while pictures, size and extractor are the same. Raises InputError for what does not fit the extractor.
+    there while pictures, size and extractor are the same. data_filter: which rows of a file list count. Raises
+    InputError for what does not fit the extractor.
     """
     path = Path(source)
+    if data_filter is not None and (path.suffix == ".npz" or path.is_dir()):
+        raise ArgumentError("data_filter", data_filter, f" chooses rows of a file list, and {path} is none")
     if path.suffix == ".npz":
         return _read(path, extractor)
     height, width = (size, size) if isinstance(size, int) else size
-    pictures, count, fingerprint = _pictures(path, height, width)
+    pictures, count, fingerprint = _pictures(path, height, width, data_filter)
     identity = {
         "source": str(path),
         "pictures": count,
@@ -96,7 +99,7 @@ def _read(path, extractor):
     return mean, covariance
 
 
-def _pictures(path, height, width):
+def _pictures(path, height, width, data_filter):
     """(iterator of uint8 [height, width, 3], their number at most, what names their content)."""
     if path.is_dir():
         names = sorted(path.rglob("[!.]*"))  # without what a system hides, such as macOS's `._a.png`
@@ -109,7 +112,7 @@ def _pictures(path, height, width):
         return (_cover(_from_file(name), height, width) for name in names), len(names), digest.hexdigest()[:32]
     if not path.is_file():
         raise ArgumentError("fid_reference", str(path), ": no such .npz file, folder or file list")
-    catalog = Catalog(str(path), min(height, width))
+    catalog = Catalog(str(path), min(height, width), data_filter=data_filter)
     if catalog.manifest is not None:
         raise ArgumentError("fid_reference", str(path), " is a cache of latents; name the list of the images")
     pictures = (_cover(pixels, height, width) for pixels in _from_parts(catalog))

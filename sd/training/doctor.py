@@ -215,12 +215,13 @@ def report_data(model, data_args, training_args, images_per_second):
             rate = read / (time.perf_counter() - begin)
     except (InputError, RunError) as error:
         return answer("data", str(error), bad=True)
+    filtering = "".join(f"; {line}" for line in dataset.catalog.filtering.lines())
     slow = rate < images_per_second
     advice = "; more --dataloader_num_workers, or smaller images (--resize when packing)" if slow else ""
     return answer(
         "data",
         f"{dataset.num_rows} rows, {dataset.num_usable} usable at {data_args.resolution} px, {rate:.0f} images/s with "
-        f"{training_args.dataloader_num_workers} workers, {rate / images_per_second:.1f} x the step{advice}",
+        f"{training_args.dataloader_num_workers} workers, {rate / images_per_second:.1f} x the step{filtering}{advice}",
         bad=slow,
     )
 

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from sd.data import inspect
+from sd.data.parts.columns import from_arrow
 from sd.data.parts.moments import Manifest, encode_payload
 from sd.data.parts.part import PartWriter
 from sd.data.parts.record import encode_row
@@ -46,6 +48,60 @@ def test_the_report_counts_rows_sizes_captions_and_bad_rows(file_list, tmp_path,
     assert ["1-19", "6.2%"] in shares and ["100-199", "37.5%"] in shares
     assert "long to short side: median 1.00, largest 2.00" in text
     assert Image.open(sheet).size == (2 * 160, 2 * 190)
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """40 rows with a score of 0.0 to 3.9 (two missing), a text, a flag; a second part without columns."""
+    scores = [None, None, *(row / 10 for row in range(2, 40))]
+    with PartWriter(tmp_path / "part-000001.gz") as part:
+        for row in range(40):
+            part.add(encode_row(f"row {row}", jpeg(row)), 40, 40)
+        part.columns = {
+            "score": from_arrow(pa.array(scores)),
+            "license": from_arrow(pa.array(["cc0"] * 30 + ["a\tlong text " * 5] * 10)),
+            "duplicate": from_arrow(pa.array([row % 4 == 0 for row in range(40)])),
+            "nothing": from_arrow(pa.nulls(40)),
+        }
+    with PartWriter(tmp_path / "part-000002.gz") as part:
+        for row in range(10):
+            part.add(encode_row(f"more {row}", jpeg(100 + row)), 40, 40)
+    return write_lists(tmp_path, (1.0, [tmp_path / "part-000001.gz", tmp_path / "part-000002.gz"]))
+
+
+def test_columns_are_described(scored, tmp_path, capsys):
+    inspect.main([scored, "--resolution", "32", "--samples", "0"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    at = lines.index("columns of 2 parts, 1 of them without any, 50 rows: type, missing, values")
+    assert lines[at + 1].startswith("score     float64   24.0%  0%: 0.2, 1%: 0.2, 25%: 1.1, 50%: 2")
+    assert lines[at + 1].endswith("100%: 3.9  ▄█▄█▄█▄█▄█▄██▄█▄█▄█▄█▄█▄")
+    assert lines[at + 2].startswith(
+        "license   text      20.0%  2 different of 40 read: 'cc0' 75.0%, 'a long text a long text ...'"
+    )
+    assert lines[at + 3 : at + 5] == ["duplicate bool      20.0%  true 25.0%", "nothing   missing  100.0%"]
+
+
+def test_a_filter_is_counted_by_clause_and_has_a_sheet_of_what_goes(scored, tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    arguments = [scored, "--resolution", "32", "--output", str(sheet), "--data_filter"]
+    inspect.main([*arguments, "score >= 1 and not duplicate"])
+    text = capsys.readouterr().out
+    assert "usable at 32 px: 23 (46.0%)" in text
+    assert "23 of the 50 rows of 32 px or more pass the filter (46.0%); each by itself: " in text
+    assert "score >= 1 removes 20, not duplicate removes 20" in text
+    assert f"contact sheet of what the filter leaves out: {tmp_path}/sheet_left_out.png" in text
+    assert Image.open(sheet).size == (5 * 160, 5 * 190)  # 23 pictures
+    assert Image.open(tmp_path / "sheet_left_out.png").size == (6 * 160, 5 * 190)  # 27
+    inspect.main([*arguments, "score > 100"])
+    text = capsys.readouterr().out
+    assert "no row passes the filter, so training would refuse the list" in text and "score > 100 removes 50" in text
+    assert Image.open(tmp_path / "sheet_left_out.png").size == (8 * 160, 7 * 190)  # all 50
+
+
+def test_damaged_columns_are_told(scored, tmp_path, capsys):
+    (tmp_path / "part-000001.gz.columns").write_bytes(b"?")
+    inspect.main([scored, "--resolution", "32", "--samples", "0"])
+    assert "columns that cannot be read: part-000001.gz.columns: damaged" in capsys.readouterr().out
 
 
 def test_the_sheet_shows_the_crops_with_their_captions(file_list, tmp_path):

@@ -6,11 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from demo.shapes import ALL_LABELS, caption_of, example
+from sd.data.parts.columns import from_arrow
 from sd.data.parts.part import PartWriter
 from sd.data.parts.record import encode_row
 from sd.errors import InputError, RunError
@@ -47,7 +49,7 @@ def flags(workshop, output, **given):
         "guidance_scales": [1.0, 3.0], "guidance_scale": 7.5, "height": None, "width": None, "scheduler": None,
         "batch_size": None, "num_inference_steps": 2, "negative_prompt": "", "dtype": "fp32", "device": "cpu",
         "seed": 42, "processes": 1, "fid_model": CLIP, "fid_reference": str(workshop / "real"), "clip_model": CLIP,
-        "output": str(output),
+        "data_filter": None, "output": str(output),
     }  # fmt: skip
     return SimpleNamespace(**(defaults | given))
 
@@ -198,6 +200,26 @@ def test_pictures_against_a_copy_of_themselves_have_distance_0(workshop, tmp_pat
         assert 0 <= frechet_distance(*drawn, *real) <= 1e-6 * np.trace(drawn[1])
 
 
+def test_a_filter_chooses_the_pictures_of_a_reference(workshop, tmp_path):
+    """The statistics are those of a folder with the chosen pictures alone, and are kept under the filter's rows."""
+    clip, paths = load_fid_extractor(CLIP), sorted((workshop / "real").iterdir())[:8]
+    (tmp_path / "chosen").mkdir()
+    with PartWriter(tmp_path / "part-000001.gz") as part:
+        for number, path in enumerate(paths):
+            part.add(encode_row("a", path.read_bytes()), 70, 70)
+            if number % 2:
+                shutil.copy(path, tmp_path / "chosen")
+        part.columns = {"odd": from_arrow(pa.array([number % 2 == 1 for number in range(8)]))}
+    file_list = write_lists(tmp_path, (1.0, [tmp_path / "part-000001.gz"]))
+    expected = reference_statistics(tmp_path / "chosen", clip, 32, tmp_path / "folder.npz")
+    for keep in ("kept.npz", "kept.npz"):
+        found = reference_statistics(file_list, clip, 32, tmp_path / keep, "odd")
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+    everything = reference_statistics(file_list, clip, 32, tmp_path / "kept.npz")
+    assert not np.array_equal(everything[0], expected[0])
+
+
 @pytest.mark.parametrize("what", ["a picture of the same size", "the extractor's weights", "a cut file"])
 def test_kept_statistics_of_other_content_are_not_taken(workshop, tmp_path, what):
     shutil.copytree(workshop / "real", tmp_path / "real")
@@ -229,6 +251,8 @@ def test_kept_statistics_of_other_content_are_not_taken(workshop, tmp_path, what
         ({"prompts_file": None}, "--metrics without --prompts_file"),
         ({"fid_model": None, "fid_reference": None, "clip_model": None}, "--metrics without a measure"),
         ({"fid_reference": None}, "--fid_model and --fid_reference go together"),
+        ({"data_filter": "a > 5"}, "data_filter='a > 5' chooses rows of a file list, and"),
+        ({"data_filter": "a > 5", "fid_model": None, "fid_reference": None}, "rows of the file list of --fid_ref"),
         ({"preset": "coco"}, "preset='coco'; expected one of"),
         ({"guidance_scales": [0.0]}, "guidance_scales=0.0; expected at least 1"),
         ({"processes": 0}, "processes=0; expected at least 1"),

@@ -75,10 +75,12 @@ class Judgement:
 
 @dataclass(frozen=True)
 class RowRule:
-    """Rows with a short side of `min_side` pixels or more that pass all of `filters` are used."""
+    """Rows with a short side of `min_side` pixels or more that pass all of `filters` are used; or, to look at them, the
+    large ones that do not pass (`left_out`)."""
 
     min_side: int
     filters: tuple[RowFilter, ...] = ()
+    left_out: bool = False
 
     @cached_property
     def clauses(self) -> tuple[tuple[RowFilter, Node], ...]:
@@ -115,6 +117,8 @@ class RowRule:
                 raise one.error(error.at, f"{storage.base_name(header.path)}: {error.reason}", types) from None
             removed.append(num_large - int(np.count_nonzero(true & large)))
             passing &= true
+        if self.left_out:
+            passing = ~passing
         digest = f"{xxhash.xxh3_64_intdigest(np.packbits(passing).tobytes()):016x}"
         return Judgement(passing & large, num_large, int(np.count_nonzero(passing)), tuple(removed), digest, types)
 

@@ -34,6 +34,7 @@ class PartResult:
     rejected: list = field(default_factory=list)  # dicts, the lines of rejected.jsonl
     changed: str = ""
     repeat: int = 1
+    num_filtered: int = 0  # rows that --data_filter took out, too many to be listed
 
 
 def pack_part(task, source, options):

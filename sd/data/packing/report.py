@@ -5,10 +5,11 @@ from collections import Counter
 
 from tqdm import tqdm
 
-from sd.data.packing.outcomes import BAD
+from sd.data.packing.outcomes import BAD, FILTERED
 from sd.data.parts import storage
 from sd.errors import InputError, RunError
 
+_BY_FILTER = "data_filter"
 _SAME_IN_ALL = ("outcome", "reason", "detail")  # the other keys of a rejected row say where it is
 
 
@@ -30,6 +31,9 @@ class Tally:
             self.listed += [result.path] * getattr(result, "repeat", 1)
         self.num_packed += result.num_packed
         self.num_bytes += result.num_bytes
+        if result.num_filtered:
+            self.rejected[FILTERED, _BY_FILTER] += result.num_filtered
+            self._first.setdefault((FILTERED, _BY_FILTER), {"part": result.path, "detail": ""})
         for row in result.rejected:
             key = row["outcome"], row["reason"]
             self.rejected[key] += 1

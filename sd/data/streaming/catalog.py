@@ -51,13 +51,16 @@ class Catalog:
 
     - paths: list of str; usable: int64 [parts], the rows that are used: those with a short side of `resolution` or
       more, with `enlarge` of any, that pass `data_filter` and their source's own filter; checksums: names of the
-      parts' bytes, "missing" where the index cannot be had. A part of which no row passes is not among them.
-    - num_rows, num_usable: totals. num_lost: rows of missing or damaged parts, guessed from the size of the others.
+      parts' bytes, "missing" where the index cannot be had; digests: of which rows pass the filters, "" without. A part
+      of which no row passes is not among them.
+    - num_parts, num_rows, num_usable: totals. num_lost: rows of missing or damaged parts, guessed from the others' size.
       num_bad: these and the rows without a readable image. filtering: what the filters leave out, see Filtering.
     - copied: numbers of the parts that are read from local copies, copied_rows and copied_bytes: their rows, and about
       the bytes of the copies; damage: {part number: reason}.
     - kind: "image" or "moments"; manifest: the Manifest of the latter, else None.
     - fingerprint: a hash of weights, names, checksums and which rows pass, the same wherever the parts lie.
+
+    left_out: the large rows that do not pass are used instead, to look at them.
 
     Raises InputError where nothing is usable (unless `may_be_unusable`), more than `max_bad_fraction` of the rows is
     bad, images and cached moments stand in one list, or a filter cannot be read or names a column that no part has.
@@ -73,6 +76,7 @@ class Catalog:
         may_be_unusable=False,
         enlarge=False,
         data_filter=None,
+        left_out=False,
     ):
         self.file_list, self.resolution = str(file_list), resolution
         self.min_side = 1 if enlarge else resolution
@@ -81,11 +85,12 @@ class Catalog:
         sources = read_file_list(file_list)
         self.names = [source.name for source in sources]
         self.weights = [source.weight for source in sources]
-        self.rules = [self._rule(source, whole) for source in sources]
+        self.rules = [self._rule(source, whole, left_out) for source in sources]
         self.paths = [part for source in sources for part in source.parts]
+        self.num_parts = len(self.paths)
         self.first_part = np.cumsum([0] + [len(source.parts) for source in sources])
         parts = self._load(cache_dir)
-        self.filtering = sum_up(self, parts)
+        self.filtering = sum_up(self, parts, log=not left_out)
         self.num_rows = sum(part.num_rows for part in parts)
         self.num_lost = _count_lost(parts)
         self.num_bad = sum(part.num_bad for part in parts) + self.num_lost
@@ -93,6 +98,7 @@ class Catalog:
         parts = self._without_emptied(parts)
         self.usable = np.array([part.usable for part in parts], np.int64)
         self.checksums = [part.checksum for part in parts]
+        self.digests = [part.digest for part in parts]
         self.num_usable = int(self.usable.sum())
         self.copied = {number for number, part in enumerate(parts) if needs_copy(self.paths[number], part.layout)}
         copied = [parts[number] for number in self.copied]
@@ -100,12 +106,13 @@ class Catalog:
         self.copied_bytes = sum(part.num_bytes * (_UNPACKED if part.layout == STREAM else 1) for part in copied)
         self.damage = {number: part.damage for number, part in enumerate(parts) if part.damage}
         self.fingerprint = self._fingerprint(parts)
-        self._report(max_bad_fraction, may_be_unusable)
+        if not left_out:
+            self._report(max_bad_fraction, may_be_unusable)
 
-    def _rule(self, source, whole):
+    def _rule(self, source, whole, left_out):
         """The RowRule of a Source: the filter of all, then its own."""
         own = [RowFilter(source.filter, f"{self.file_list}: {source.name}")] if source.filter is not None else []
-        return RowRule(self.min_side, (*whole, *own))
+        return RowRule(self.min_side, (*whole, *own), left_out)
 
     def source_of(self, part: int) -> int:
         """The number of the source that a part belongs to."""
@@ -185,7 +192,7 @@ class Catalog:
         if len(reasons) > _NAMED:
             logger.warning("and %d more bad parts", len(reasons) - _NAMED)
         logger.info(
-            f"{self.file_list}: {len(self.paths)} parts, {self.num_rows} rows, {self.num_usable} of them usable at "
+            f"{self.file_list}: {self.num_parts} parts, {self.num_rows} rows, {self.num_usable} of them usable at "
             f"{self.resolution} px, {self.num_bad} bad, {len(reasons)} parts damaged"
         )
         for line in self.filtering.lines():

@@ -56,10 +56,10 @@ class Filtering:
             raise InputError(f"{name}: no row passes {text}; take it out of the list, or take a milder filter")
 
 
-def sum_up(catalog: Any, parts: Sequence[Any]) -> Filtering:
+def sum_up(catalog: Any, parts: Sequence[Any], log: bool = True) -> Filtering:
     """The Filtering of a Catalog's PartSummaries, all of them.
 
-    Raises FilterError for a column that no part has; logs one that some parts lack.
+    Raises FilterError for a column that no part has; log: warn of one that some parts lack.
     """
     large = sum(part.large for part in parts)
     found = Filtering(f"of {catalog.min_side} px or more", large, sum(part.usable for part in parts))
@@ -75,7 +75,7 @@ def sum_up(catalog: Any, parts: Sequence[Any]) -> Filtering:
     for one, judged in parts_of.items():
         for _, part in judged:
             add_types(found.types, part.types)
-        _check_names(one, judged, is_cache=catalog.manifest is not None)
+        _check_names(one, judged, catalog.manifest is not None, log)
     return found
 
 
@@ -87,7 +87,7 @@ def _count_removed(removed, rule: RowRule, parts):
             at += 1
 
 
-def _check_names(one: RowFilter, judged: Sequence[tuple[str, Any]], is_cache: bool) -> None:
+def _check_names(one: RowFilter, judged: Sequence[tuple[str, Any]], is_cache: bool, log: bool) -> None:
     types: dict[str, str] = {}
     for _, part in judged:
         add_types(types, part.types)
@@ -97,7 +97,7 @@ def _check_names(one: RowFilter, judged: Sequence[tuple[str, Any]], is_cache: bo
         lacking = [(path, part.num_rows) for path, part in judged if name.name not in part.types]
         if len(lacking) == len(judged):
             raise one.error(name.at, f"no part has a column {name.name!r}", types)
-        if lacking:
+        if lacking and log:
             logger.warning(
                 "%s: %d of %d parts, with %d rows, have no column %r, so that it is missing there; the first is %s",
                 one.label,
