@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/flags.md"
 SCRIPTS = ("create_pretraining_data.py", "precompute_latents.py", "eval.py", "export.py", "app.py")
-MODULES = ("sd.data.inspect",)
+MODULES = ("sd.data.inspect", "sd.data.columns")
 INTRODUCTION = """\
 # Flags
 
@@ -91,7 +91,11 @@ def section_of_parser(script: str) -> str:
     pieces = [f"## {script if script.endswith('.py') else f'python -m {script}'}\n"]
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if not isinstance(action, argparse._HelpAction)]
-        if actions:
+        if actions and isinstance(actions[0], argparse._SubParsersAction):
+            for name, command in actions[0].choices.items():
+                rows = [row_of_action(action) for action in command._actions[1:]]  # without --help
+                pieces += [f"### {name}\n", table(rows)]
+        elif actions:
             titled = group.title not in ("options", "optional arguments", "positional arguments")
             pieces += [f"### {group.title[0].upper()}{group.title[1:]}\n"] if titled else []
             pieces.append(table([row_of_action(action) for action in actions]))

@@ -70,6 +70,11 @@ def doctor() -> None:
     run("sd.training.doctor", "nothing was changed; the same command starts again")
 
 
+def columns() -> None:
+    """python -m sd.data.columns"""
+    run("sd.data.columns", "finished parts are kept; the same command goes on with the rest")
+
+
 def inspect() -> None:
     """sd-inspect, python -m sd.data.inspect"""
     run("sd.data.inspect")

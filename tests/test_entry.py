@@ -13,7 +13,7 @@ from sd import entry, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
-MODULES = ["sd.doctor", "sd.data.inspect", "sd.models.torch_file", "demo.shapes", "demo.classify"]
+MODULES = ["sd.doctor", "sd.data.inspect", "sd.data.columns", "sd.models.torch_file", "demo.shapes", "demo.classify"]
 COMMANDS = [[name] for name in SCRIPTS] + [["-m", name] for name in MODULES]
 COMMANDS += [["-m", "bench", name] for name in BENCHMARKS]
 

@@ -4,7 +4,7 @@ The file is a header, a directory in JSON, and a block for each column, so that 
 
     header      magic SDCOLUMN, version, bytes of the directory, rows, bytes and CRC-32 of the part, XXH3 of the rest of
                 the header and of the directory; little-endian
-    directory   for each column its name, type, place, bytes, missing values and the block's XXH3
+    directory   for each column its name, type, place, bytes, missing values, the block's XXH3, what it was made from
     block       a bit for each row that has a value (absent where all have one), then the values: float64 or int64, bits
                 for bool, for text n + 1 offsets (int64) and UTF-8; each piece starts at a multiple of 8 bytes
 
@@ -15,7 +15,7 @@ import json
 import struct
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,12 +39,14 @@ class Column:
     """The values of one column.
 
     values: float64 [n], int64 [n], bool [n], or for text a pyarrow.LargeStringArray of n; what stands where there is no
-    value means nothing. present: bool [n], None where no value is missing.
+    value means nothing. present: bool [n], None where no value is missing. origin: names what it was made from, "" if
+    nobody said.
     """
 
     type: str
     values: Any
     present: np.ndarray | None = None
+    origin: str = ""
 
     @property
     def num_missing(self) -> int:
@@ -95,6 +97,11 @@ class ColumnsFile:
         """Name -> rows without a value."""
         return {name: entry["missing"] for name, entry in self._entries.items()}
 
+    @property
+    def origins(self) -> dict[str, str]:
+        """Name -> what the column was made from, "" if nobody said."""
+        return {name: entry.get("origin", "") for name, entry in self._entries.items()}
+
     def read(self, name: str) -> Column:
         """The column of a name that stands in `types`. Raises PartError."""
         entry = self._entries[name]
@@ -106,7 +113,8 @@ class ColumnsFile:
         if len(block) != entry["bytes"] or xxhash.xxh3_64_intdigest(block) != entry["xxh3"]:
             raise self._damaged(f"column {name!r}")
         try:
-            return _unpack(block, entry["type"], entry["missing"], self._part.num_rows)
+            column = _unpack(block, entry["type"], entry["missing"], self._part.num_rows)
+            return replace(column, origin=entry["origin"]) if "origin" in entry else column
         except ValueError as error:  # pyarrow's are of this kind
             raise self._damaged(f"column {name!r}: {first_line(error)}") from error
 
@@ -190,7 +198,7 @@ def columns_bytes(part: PartHeader | PartIndex, columns: Mapping[str, Column]) -
             raise ValueError(f"column name {name!r}; expected 1 to {_MAX_NAME} printable characters")
         block, num_missing = _pack(name, column, part.num_rows)
         entry = {"name": name, "type": column.type, "place": place, "bytes": len(block), "missing": num_missing}
-        entries.append(entry | {"xxh3": xxhash.xxh3_64_intdigest(block)})
+        entries.append(entry | {"xxh3": xxhash.xxh3_64_intdigest(block)} | _origin(column))
         blocks.append(block)
         place += len(block)
     # The places are of the file, so they count the directory, whose length depends on them: room for ten digits more.
@@ -255,6 +263,10 @@ def _pack(name, column, num_rows):
     valid = [np.packbits(present, bitorder="little")] if num_missing else []
     block = b"".join(piece.ljust(_padded(len(piece)), b"\0") for piece in map(bytes, (*valid, *pieces)))
     return block, num_missing
+
+
+def _origin(column):
+    return {"origin": column.origin} if column.origin else {}
 
 
 def _text_pieces(array):

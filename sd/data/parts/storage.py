@@ -187,8 +187,8 @@ def is_unfinished(name: str) -> bool:
 class NewFile:
     """A file that appears under its name whole or not at all, even if the process or the machine stops half way.
 
-    Write inside a `with` block; it appears at the block's end, and an error leaves no trace. A remote file is put
-    together locally first.
+    Write inside a `with` block, by `write` or to `file`, which is open for binary writing; it appears at the block's
+    end, and an error leaves no trace. A remote file is put together locally first.
     """
 
     def __init__(self, path: str | Path):
@@ -201,7 +201,7 @@ class NewFile:
         else:
             # Two machines may write the same file, where one was thought dead.
             self._temporary = f"{self._path}.{secrets.token_hex(4)}{_TEMPORARY}"
-        self._file = Path(self._temporary).open("wb")
+        self.file = self._file = Path(self._temporary).open("wb")
         self.write = self._file.write
         return self
 

@@ -53,7 +53,7 @@ class Catalog:
       more, with `enlarge` of any, that pass `data_filter` and their source's own filter; checksums: names of the
       parts' bytes, "missing" where the index cannot be had; digests: of which rows pass the filters, "" without. A part
       of which no row passes is not among them.
-    - num_parts, num_rows, num_usable: totals. num_lost: rows of missing or damaged parts, guessed from the others' size.
+    - num_parts, num_rows, num_usable: totals. num_lost: rows of missing or damaged parts, guessed from the rest.
       num_bad: these and the rows without a readable image. filtering: what the filters leave out, see Filtering.
     - copied: numbers of the parts that are read from local copies, copied_rows and copied_bytes: their rows, and about
       the bytes of the copies; damage: {part number: reason}.

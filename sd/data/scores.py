@@ -1,0 +1,173 @@
+"""Tables of scores that were computed elsewhere, found by a key: what `python -m sd.data.columns add` joins."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from sd.data.packing.sources.inputs import find_inputs
+from sd.data.parts import storage
+from sd.data.parts.columns import INT, TEXT, Column, from_arrow
+from sd.errors import InputError, first_line
+
+_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
+_BETWEEN = "\x1f"  # the values of a key of several columns
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Columns of a table by key. keys: sorted uint64 hashes; rows: the table's row of each; kinds: types of the key's
+    columns; columns: name -> Column of the whole table; num_without_key: rows that nothing can be found by."""
+
+    keys: np.ndarray
+    rows: np.ndarray
+    kinds: tuple[str, ...]
+    columns: dict[str, Column]
+    num_without_key: int
+    fingerprint: str
+
+    def look_up(self, key: Sequence[Column], num_rows: int) -> np.ndarray:
+        """The table's row for each row of a part by the part's own key columns; -1 where there is none. int64 [n]."""
+        found = np.full(num_rows, -1, np.int64)
+        hashes, present = hash_keys(key)
+        if len(self.keys):
+            at = np.minimum(np.searchsorted(self.keys, hashes), len(self.keys) - 1)
+            hit = present & (self.keys[at] == hashes)
+            found[hit] = self.rows[at[hit]]
+        return found
+
+    def taken(self, name: str, rows: np.ndarray) -> Column:
+        """A column of the table at the rows that `look_up` gave, missing at -1."""
+        import pyarrow as pa
+
+        column, found = self.columns[name], rows >= 0
+        if column.type == TEXT:
+            return Column(TEXT, column.values.take(pa.array(rows, mask=~found)), None, self.fingerprint)
+        at = np.maximum(rows, 0)  # a table has rows
+        present = found if column.present is None else found & column.present[at]
+        return Column(column.type, column.values[at], present, self.fingerprint)
+
+
+def read_scores(path: str, key: Sequence[str], wanted: Sequence[str] | None) -> Scores:
+    """The Scores in a Parquet, CSV, TSV or JSONL file, or several by folder, glob or braces.
+
+    wanted: names of the columns to take, None for all but the key. Raises InputError for a table that cannot be read, a
+    column that it lacks or whose values are of no type for a column, and for a key with different values.
+    """
+    files = _find(path)
+    table = _read_table(files, key, wanted)
+    names = [name for name in table.column_names if name not in key]
+    if not names:
+        raise InputError(f"{path}: no column beside the key {', '.join(key)}")
+    columns = {name: _column(table, name, path) for name in (*key, *names)}
+    hashes, present = hash_keys([columns[name] for name in key])
+    rows = np.flatnonzero(present)
+    order = rows[np.argsort(hashes[rows], kind="stable")]
+    keys = hashes[order]
+    repeated = np.flatnonzero(keys[1:] == keys[:-1]) + 1
+    _check_repeated(path, table, key, names, order, repeated)
+    chosen = np.ones(len(order), bool)
+    chosen[repeated] = False
+    digest = xxhash.xxh3_64()
+    for file in files:
+        digest.update(f"{storage.base_name(file)} {storage.version_of(file)} {key}\n".encode())
+    kinds = tuple(columns[name].type for name in key)
+    values = {name: columns[name] for name in names}
+    return Scores(keys[chosen], order[chosen], kinds, values, table.num_rows - len(rows), digest.hexdigest())
+
+
+def hash_keys(key: Sequence[Column]) -> tuple[np.ndarray, np.ndarray]:
+    """(uint64 [n] that stand for the keys, bool [n] where every column of the key has a value).
+
+    Whole numbers stand for themselves; of texts, and of several columns, the 64 bits of XXH3 do.
+    """
+    if len(key) == 1 and key[0].type == INT:
+        values = key[0].values.view(np.uint64)
+        present = key[0].present
+        return values, np.ones(len(values), bool) if present is None else present
+    texts = [[None if value is None else str(value) for value in column.to_arrow().to_pylist()] for column in key]
+    joined: list = texts[0] if len(texts) == 1 else [_joined(values) for values in zip(*texts, strict=True)]
+    present = np.array([text is not None for text in joined], bool)
+    hashes = (xxhash.xxh3_64_intdigest((text or "").encode()) for text in joined)
+    return np.fromiter(hashes, np.uint64, len(joined)), present
+
+
+def _joined(values):
+    return None if None in values else _BETWEEN.join(values)
+
+
+def _find(path):
+    if storage.base_name(path).endswith(_SUFFIXES) and not any(letter in path for letter in "*?[{"):
+        return find_inputs(path, "")
+    for suffix in _SUFFIXES:
+        try:
+            return find_inputs(path, suffix)
+        except InputError:
+            continue
+    raise InputError(f"{path}: no such table; expected {', '.join(_SUFFIXES)}, a folder or a glob of them")
+
+
+def _read_table(files, key, wanted) -> Any:
+    import pyarrow as pa
+
+    tables = []
+    for file in files:
+        try:
+            with storage.open_binary(file) as opened:
+                tables.append(_chosen(_read_one(file, opened), file, key, wanted))
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{file}: cannot be read as a table: {first_line(error)}") from error
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InputError(f"{files[0]} and others: their columns differ in type: {first_line(error)}") from error
+
+
+def _read_one(file, opened):
+    from pyarrow import csv, json, parquet
+
+    if file.endswith(".parquet"):
+        return parquet.read_table(opened)
+    if file.endswith(".jsonl"):
+        return json.read_json(opened)
+    options = csv.ParseOptions(delimiter="\t" if file.endswith(".tsv") else ",", newlines_in_values=True)
+    return csv.read_csv(opened, parse_options=options, convert_options=csv.ConvertOptions(strings_can_be_null=True))
+
+
+def _chosen(table, file, key, wanted):
+    for name in (*key, *(wanted or ())):
+        if name not in table.column_names:
+            raise InputError(f"{file}: no column {name!r}; it has {', '.join(table.column_names)}")
+    return table.select([*key, *wanted]) if wanted is not None else table
+
+
+def _column(table, name, path):
+    try:
+        return from_arrow(table[name])
+    except ValueError as error:
+        raise InputError(f"{path}: column {name!r} is {error}; take others by --columns") from None
+
+
+def _check_repeated(path, table, key, names, order, repeated):
+    """Rows of one key are one row where their values are the same, else an InputError names the key."""
+    import pyarrow as pa
+
+    if not len(repeated):
+        return
+    one, other = (table.take(pa.array(order[at])) for at in (repeated - 1, repeated))
+    for number in range(len(repeated)):
+        if any(not one[name][number].equals(other[name][number]) for name in (*key, *names)):
+            shown = ", ".join(f"{name} {one[name][number].as_py()!r}" for name in key)
+            raise InputError(
+                f"{path}: {shown} stands in rows {order[repeated[number] - 1] + 1} and {order[repeated[number]] + 1} "
+                "with different values; leave one row a key"
+            )
+
+
+def check_kinds(scores: Scores, key: Sequence[str], columns: Sequence[Column], where: str) -> None:
+    """Raise InputError where a key is text on one side and a number on the other."""
+    for name, kind, column in zip(key, scores.kinds, columns, strict=True):
+        if (kind == TEXT) != (column.type == TEXT) and column.num_missing < len(column.values):
+            raise InputError(f"{where}: column {name!r} is {column.type}, in the table {kind}; make them alike")
