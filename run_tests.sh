@@ -10,5 +10,10 @@ echo "== ruff"
 .venv/bin/ruff format --check .
 echo "== mypy"
 .venv/bin/mypy
-echo "== pytest"
-exec .venv/bin/python -m pytest "$@"
+# A worker for each core, at most 4 (about 1 GB each), in whole files, which share their models and runs; none beside
+# this process on one core, and where the tests share a card.
+workers=$(.venv/bin/python -c 'from sd.runtime import usable_cores; print(min(4, usable_cores()))')
+case " $*" in *" -m gpu"*) workers=1 ;; esac
+[ "$workers" -gt 1 ] || workers=0
+echo "== pytest, $workers workers"
+exec .venv/bin/python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from sd.flags.command_line import parse_arguments
 from tests.data_maker import make_data
+from tests.holding import Hold, wait_for
 from tests.tiny import make_tiny_repository
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,8 +60,8 @@ class Workshop:
         self.stopped_by = train(*parse_arguments(self.flags(output_dir, *more), environ={}))
         return self.folder / output_dir
 
-    def start(self, output_dir, *more, ranks=None, launch=()):
-        """Start training as a process of its own, its output in <output_dir>.log."""
+    def start(self, output_dir, *more, ranks=None, launch=(), hold=None):
+        """Start training as a process of its own, its output in <output_dir>.log. hold: a Hold of its processes."""
         log = self.folder / f"{output_dir}.log"
         command = [sys.executable, "-u", str(SCRIPT)]
         if ranks:
@@ -72,9 +73,13 @@ class Workshop:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env=os.environ | {"PYTHONPATH": str(ROOT)} | (hold.variables() if hold else {}),
                 start_new_session=True,
             )
+
+    def hold(self, name, step, **environ):
+        """A Hold after a step; environ names the processes, as PADDLE_TRAINER_ID="1" does."""
+        return Hold(self.folder / f"{name}.hold", "steps", step, **environ)
 
     def log(self, output_dir):
         """What such processes have written."""
@@ -105,3 +110,10 @@ def processes_of(output_dir):
         if str(output_dir).encode() in words and path.parent.name != str(os.getpid()):
             found.append(int(path.parent.name))
     return found
+
+
+def wait_until_gone(workshop, name):
+    """Until no process of a run is left."""
+    wait_for(
+        lambda: not processes_of(workshop.folder / name), f"processes of {name} gone", log=lambda: workshop.log(name)
+    )

@@ -1,19 +1,22 @@
 """Rows of a source part -> the crops that the VAE is to see. NumPy and Pillow, no Paddle: runs in worker processes."""
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
-from functools import lru_cache
 from threading import get_ident
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from sd.data.parts.part import PartError, load_index
+from sd.data.parts.part import PartError, PartReader, load_index
 from sd.data.parts.record import RowError, decode_row
 from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.order import CROP, rng
 from sd.data.streaming.sample import centre_crop, decode_for, random_crop
 from sd.latents.options import CacheOptions
+
+_MAX_OPEN = 32  # source parts of a thread
+_readers: dict[int, OrderedDict] = {}  # of each thread, since a file has one place to read at
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def decode_chunk(chunk: Chunk, options: CacheOptions) -> Decoded:
     decoded, crops = Decoded(chunk), []
     for row in chunk.rows:
         try:
-            reader, key = _opened(chunk.path, chunk.checksum, options.data_cache_bytes, get_ident())
+            reader, key = _opened(chunk.path, chunk.checksum, options.data_cache_bytes)
             record = decode_row(reader.read(row))
             crops.append(crop_record(record, key, row, options))
         except RowError as error:
@@ -73,17 +76,30 @@ def crop_record(record: Any, part_key: int, row: int, options: CacheOptions) -> 
     return np.stack([random_crop(picture, options.resolution, options.interpolation, draw) for draw in draws])
 
 
-@lru_cache(maxsize=32)
-def _opened(path, checksum, cache_bytes, thread):
-    """(PartReader, key of the part's bytes) of a source part, for one thread, since a file has one place to read at.
+def _opened(path: str, checksum: str, cache_bytes: int) -> tuple[PartReader, int]:
+    """(PartReader, key of the part's bytes) of a source part, for this thread. Raises RowError.
 
-    The last ones stay open.
+    The last ones stay open until `close_readers`.
     """
-    try:
-        index = load_index(path)
-        return LocalCopies(cache_bytes).open(path, index), part_key(index)
-    except PartError as error:
-        raise RowError(f"part unreadable: {error}") from error
+    readers = _readers.setdefault(get_ident(), OrderedDict())
+    if (path, checksum) not in readers:
+        try:
+            index = load_index(path)
+            readers[path, checksum] = LocalCopies(cache_bytes).open(path, index), part_key(index)
+        except PartError as error:
+            raise RowError(f"part unreadable: {error}") from error
+        if len(readers) > _MAX_OPEN:
+            readers.popitem(last=False)[1][0].close()
+    readers.move_to_end((path, checksum))
+    return readers[path, checksum]
+
+
+def close_readers() -> None:
+    """Close the source parts that the threads of this process have open; none of them may be decoding."""
+    while _readers:
+        _, readers = _readers.popitem()
+        for reader, _ in readers.values():
+            reader.close()
 
 
 def part_key(index: Any) -> int:

@@ -19,7 +19,7 @@ from sd.data.streaming.captions import describe_cut
 from sd.errors import RunError
 from sd.latents.check import check_cache
 from sd.latents.claims import Claims
-from sd.latents.decode import decode_alone, decode_chunk
+from sd.latents.decode import close_readers, decode_alone, decode_chunk
 from sd.latents.finish import finish
 from sd.latents.models import encoders_for
 from sd.latents.options import CacheOptions
@@ -80,6 +80,8 @@ def precompute(options: CacheOptions) -> tuple[str, dict] | None:
         place = getattr(error, "filename", None) or options.output_path
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"{place}: {reason}; mend that, and the same command goes on from the finished parts") from error
+    finally:
+        close_readers()
 
 
 class Progress:
@@ -165,8 +167,11 @@ def _make_one(task, manifest, options):
     decode = partial(decode_chunk, options=options)
     chunks = chunks_of(task, options)
     threads = options.num_workers or _RAY_THREADS
-    with ThreadPoolExecutor(threads) as pool:
-        return write_part(task, _ahead(pool, decode, chunks, threads), encoders, manifest, lambda rows: None)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return write_part(task, _ahead(pool, decode, chunks, threads), encoders, manifest, lambda rows: None)
+    finally:
+        close_readers()
 
 
 def _ahead(pool, function, items, count):

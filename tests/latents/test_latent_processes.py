@@ -9,8 +9,7 @@ import pytest
 
 from sd.runs import checkpoint as ck
 from tests.latents.test_latent_training import CacheWorkshop
-from tests.training.test_training_processes import wait_for_step, wait_until_gone
-from tests.training_harness import EMA, UNET, checksums, weights
+from tests.training_harness import EMA, UNET, checksums, wait_until_gone, weights
 
 pytestmark = pytest.mark.slow
 
@@ -83,9 +82,10 @@ FLAGS = ["--max_steps", 24, "--save_steps", 4, "--use_ema", "--logging_steps", 1
 def test_killed_and_resumed_it_ends_as_undisturbed(workshop):
     whole = checksums(workshop.from_cache("undisturbed", *FLAGS) / "checkpoint-24")
     flags = [*FLAGS, "--file_list", workshop.caches[True]]
-    for step in (6, 13):
-        run = workshop.start("killed", *flags)
-        wait_for_step(workshop, "killed", step)
+    for life in (1, 2):
+        hold = workshop.hold(f"killed-{life}", step=6)  # the sixth of this life
+        run = workshop.start("killed", *flags, hold=hold)
+        hold.wait(run, lambda: workshop.log("killed"))
         run.kill()
         run.wait()
         wait_until_gone(workshop, "killed")

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import paddle
+import psutil
 import pytest
 
 from sd.data.parts.filelist import read_file_list
@@ -16,7 +18,7 @@ from sd.data.parts.record import encode_captions_row, encode_row
 from sd.data.streaming.sample import centre_crop, decode_for
 from sd.diffusion.model import StableDiffusionModel
 from sd.errors import InputError, RunError
-from sd.latents import models, run
+from sd.latents import decode, models, run
 from sd.latents.claims import Claims
 from sd.latents.decode import decode_chunk
 from sd.latents.options import CacheOptions
@@ -153,6 +155,19 @@ def test_threads_that_decode_one_part_do_not_read_each_other_s_rows(tmp_path):
             decoded = list(pool.map(lambda chunk: decode_chunk(chunk, flags), chunks_of(task, flags)))
             assert [bad for chunk in decoded for bad in chunk.bad.values()] == []
     assert [caption for chunk in decoded for (caption,) in chunk.captions] == [shape(n)[0] for n in range(200)]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_no_source_part_stays_open(tmp_path, monkeypatch, stopped):
+    source = make_shapes(tmp_path / "in", [4, 4, 4])
+    monkeypatch.setattr(decode, "_MAX_OPEN", 2)  # beyond which the part read longest ago is closed
+    if stopped:
+        monkeypatch.setattr(run, "finish", lambda *arguments: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(RunError, match="stopped"):
+            precompute(options(source, tmp_path / "out"))
+    else:
+        precompute(options(source, tmp_path / "out"))
+    assert [file.path for file in psutil.Process().open_files() if str(tmp_path / "in") in file.path] == []
 
 
 def test_several_sources_keep_their_weights_and_repeats(tmp_path):

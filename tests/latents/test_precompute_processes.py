@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 
 from sd.latents.run import precompute
+from tests.holding import Hold, wait_for, wait_until_ended
 from tests.latent_maker import ROOT, flags_of, make_shapes, options
 from tests.pack_input import contents
 
@@ -35,23 +35,16 @@ def whole(folder):
     }
 
 
-def start(command, **environment):
+def start(command, hold=None, **environment):
+    environment |= hold.variables() if hold else {}
     return subprocess.Popen(
         command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def wait_for_parts(folder, count, process):
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("latents/part-*.gz"))) < count:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.003)
-
-
 def finish(command, **environment):
     process = start(command, **environment)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate()
     assert process.returncode == 0, output
     return output
 
@@ -60,15 +53,15 @@ def test_kill_9_loses_no_finished_part_and_the_same_command_ends_with_the_same_b
     source, alone = data
     out = tmp_path / "out"
     command = [sys.executable, *flags_of(source, out, "--num_workers", "1")]
-    process = start(command)
-    wait_for_parts(out, 3, process)
-    children = psutil.Process(process.pid).children(recursive=True)
+    hold = Hold(tmp_path / "hold", "parts", 3)
+    process = start(command, hold)
+    hold.wait(process, process.stdout.read)
+    children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
     process.kill()
     process.wait()
-    psutil.wait_procs(children, timeout=10)
-    assert [child for child in children if child.is_running()] == []
+    wait_until_ended(children)
     kept = {path: path.stat().st_mtime_ns for path in out.glob("latents/part-*.gz")}
-    assert 3 <= len(kept) < len(PARTS)
+    assert len(kept) == 3
     assert list(out.glob("filelist/*.filelist*")) == []
     output = finish(command)
     assert f"{len(kept)} of {len(PARTS)} parts are there already" in output
@@ -79,10 +72,12 @@ def test_kill_9_loses_no_finished_part_and_the_same_command_ends_with_the_same_b
 @pytest.mark.slow
 @pytest.mark.ci
 def test_sigterm_ends_with_one_line(data, tmp_path):
-    process = start([sys.executable, *flags_of(data[0], tmp_path / "out")])
-    wait_for_parts(tmp_path / "out", 1, process)
+    hold = Hold(tmp_path / "hold", "parts", 1)
+    process = start([sys.executable, *flags_of(data[0], tmp_path / "out")], hold)
+    hold.wait(process, process.stdout.read)
     process.terminate()
-    output, _ = process.communicate(timeout=60)
+    hold.release()
+    output, _ = process.communicate()
     assert process.returncode == 1
     assert output.strip().splitlines()[-1] == "error: stopped; the same command goes on from the finished parts"
     assert [name for name in contents(tmp_path / "out") if name.endswith(".tmp")] == []
@@ -102,15 +97,14 @@ def test_the_rank_that_lives_on_makes_the_parts_of_the_dead_one(data, tmp_path):
     source, alone = data
     out = tmp_path / "out"
     command = [sys.executable, *flags_of(source, out, "--num_workers", "0")]
-    dying = start(command, PADDLE_TRAINERS_NUM="2", PADDLE_TRAINER_ID="1")
-    wait_for_parts(out, 2, dying)
-    dying.send_signal(signal.SIGSTOP)  # it holds its claim
-    before = len(list(out.glob("latents/part-*.gz")))
+    hold = Hold(tmp_path / "hold", "parts", 2)  # with the claim on the part that it makes
+    dying = start(command, hold, PADDLE_TRAINERS_NUM="2", PADDLE_TRAINER_ID="1")
+    hold.wait(dying, dying.stdout.read)
     living = start(command, PADDLE_TRAINERS_NUM="2", PADDLE_TRAINER_ID="0")
-    wait_for_parts(out, before + 2, living)
+    wait_for(lambda: len(list(out.glob("latents/part-*.gz"))) > 3, "parts by the living", living, living.stdout.read)
     dying.kill()
     dying.communicate()
-    output, _ = living.communicate(timeout=120)
+    output, _ = living.communicate()
     assert living.returncode == 0, output
     assert "320 rows into 40 parts: 320 cached" in output
     assert whole(out) == whole(alone)
@@ -121,15 +115,15 @@ def test_a_rank_killed_under_the_launcher_loses_no_finished_part(data, tmp_path)
     source, alone = data
     out = tmp_path / "out"
     command = [*LAUNCH, "--log_dir", str(tmp_path / "log"), *flags_of(source, out, "--num_workers", "1")]
-    launcher = start(command)
-    wait_for_parts(out, 3, launcher)
-    ranks = [c for c in psutil.Process(launcher.pid).children(recursive=True) if "--file_list" in c.cmdline()]
-    ranks[1].kill()
-    launcher.communicate(timeout=120)
+    hold = Hold(tmp_path / "hold", "parts", 3)
+    launcher = start(command, hold)
+    ranks = hold.wait(launcher, launcher.stdout.read, processes=2)
+    os.kill(ranks[1], signal.SIGKILL)
+    launcher.communicate()
     assert launcher.returncode != 0
-    assert psutil.wait_procs(ranks, timeout=30)[1] == []
+    wait_until_ended(ranks)
     kept = {path: path.stat().st_mtime_ns for path in out.glob("latents/part-*.gz")}
-    assert 3 <= len(kept) < len(PARTS) and list(out.glob("filelist/*.filelist*")) == []
+    assert len(kept) == 6 and list(out.glob("filelist/*.filelist*")) == []
     finish(command)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert whole(out) == whole(alone)
@@ -146,7 +140,7 @@ def test_a_full_disk_ends_with_one_line_and_no_partial_part(data, tmp_path):
     try:
         command = [sys.executable, *flags_of(source, disk / "out", "--num_workers", "0")]
         process = start(command)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate()
         assert process.returncode == 1
         last = output.strip().splitlines()[-1]
         assert "No space left on device; mend that, and the same command goes on" in last

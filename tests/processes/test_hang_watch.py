@@ -17,7 +17,8 @@ import sys, threading
 from sd.processes.hang_watch import HangWatch
 def waits_for_ever():
     threading.Event().wait()
-with HangWatch(sys.argv[1], rank=3, timeout=0.5, step=7) as watch:
+with HangWatch(sys.argv[1], rank=3, timeout=100, step=7) as watch:
+    watch._timeout = 0.5  # from here on, however long it took to get here
     watch.beat(8)
     waits_for_ever()
 """
@@ -47,7 +48,8 @@ from sd.processes import hang_watch
 hang_watch._BACKSTOP_SECONDS = 0.5
 def holds_the_interpreter():
     ctypes.PyDLL(None).sleep(600)  # PyDLL keeps the lock that Python's threads need
-with hang_watch.HangWatch(sys.argv[1], rank=3, timeout=0.5, step=7) as watch:
+with hang_watch.HangWatch(sys.argv[1], rank=3, timeout=100, step=7) as watch:
+    watch._timeout = 0.5
     watch.beat(8)
     holds_the_interpreter()
 """

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from sd.errors import InputError
 from sd.processes.progress import RESTARTED, Progress, read_progress, report_end, report_step
 from sd.processes.supervisor import Budget, Supervisor, split_restarts
+from tests.holding import wait_for, wait_until_ended
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = Progress(step=5)
@@ -60,7 +60,7 @@ def start(tmp_path, *plan, restarts="10"):
 
 def ended(run):
     """(exit code, lines of standard error)."""
-    _, text = run.communicate(timeout=120)
+    _, text = run.communicate()
     return run.returncode, text.strip().splitlines()
 
 
@@ -101,9 +101,7 @@ def test_wrong_input_is_not_tried_again(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_run_once_and_for_all(tmp_path, number):
     run = start(tmp_path, "3:wait", "9:done")
-    while not (tmp_path / "ready").exists():
-        assert run.poll() is None
-        time.sleep(0.02)
+    wait_for((tmp_path / "ready").exists, "the script runs", run, run.stderr.read)
     run.send_signal(number)
     code, lines = ended(run)
     assert code == 128 + number and lines == [] and len(lives(tmp_path)) == 1
@@ -111,17 +109,12 @@ def test_a_signal_stops_the_run_once_and_for_all(tmp_path, number):
 
 def test_a_killed_supervisor_leaves_nobody_behind(tmp_path):
     run = start(tmp_path, "3:wait")
-    while not (tmp_path / "ready").exists() or not (tmp_path / "ready").read_text():
-        assert run.poll() is None
-        time.sleep(0.02)
-    child = int((tmp_path / "ready").read_text())
+    ready = tmp_path / "ready"
+    child = int(wait_for(lambda: ready.exists() and ready.read_text(), "the script runs", run, run.stderr.read))
     run.kill()
     run.wait()
     run.stderr.close()
-    end = time.monotonic() + 60
-    while Path(f"/proc/{child}").exists() and " Z " not in Path(f"/proc/{child}/stat").read_text():
-        assert time.monotonic() < end, "the command outlived its supervisor"
-        time.sleep(0.02)
+    wait_until_ended([child])
 
 
 def test_pauses_double_while_no_step_is_made_and_have_a_limit():

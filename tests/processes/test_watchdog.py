@@ -7,27 +7,32 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from sd.processes import watchdog as watchdog_module
 from sd.processes.watchdog import Watchdog
 from tests.data.streaming.test_damage import dataset
 from tests.data_maker import make_data
+from tests.holding import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_watchdog_says_what_a_stalled_worker_is_busy_with(caplog):
-    watchdog = Watchdog(report_seconds=0.1)
+def test_a_watchdog_says_what_a_stalled_worker_is_busy_with(caplog, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(watchdog_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    watchdog = Watchdog(report_seconds=0.02)  # its thread looks every 5 ms
     with caplog.at_level(logging.WARNING), watchdog.doing("reading part-000007.gz row 3"):
-        time.sleep(0.5)
-    named = [record.getMessage() for record in caplog.records if "part-000007.gz row 3" in record.getMessage()]
-    assert 2 <= len(named) <= 5
+        for count in (1, 2):
+            now[0] += 0.021
+            wait_for(lambda count=count: caplog.text.count("part-000007.gz row 3") == count, "a warning")
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        for _ in range(30):
+        for _ in range(10):
             with watchdog.doing("reading quickly"):
+                now[0] += 0.019
                 time.sleep(0.01)
-        time.sleep(0.2)
+    watchdog.close()
     assert caplog.text == ""
 
 
@@ -35,9 +40,9 @@ def test_a_worker_that_never_moves_again_ends_and_says_where(tmp_path):
     program = (
         "import logging, time; logging.basicConfig(); from sd.processes.watchdog import Watchdog\n"
         "with Watchdog(may_exit=True, report_seconds=0.1, give_up_seconds=0.3).doing('reading part-000007.gz'):\n"
-        "    time.sleep(30)"
+        "    time.sleep(600)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=20)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == watchdog_module.STALLED_EXIT_CODE
     assert "gives up reading part-000007.gz" in done.stderr
 
@@ -53,13 +58,10 @@ def test_a_stalled_part_is_named_by_the_stream(tmp_path, caplog, monkeypatch):
     with caplog.at_level(logging.WARNING):
         thread = threading.Thread(target=lambda: next(iter(data)), daemon=True)
         thread.start()
-        for _ in range(100):
-            if "part-000000.gz for" in caplog.text:
-                break
-            time.sleep(0.05)
+        wait_for(lambda: "part-000000.gz for" in caplog.text, "a warning")
         with part.open("wb"):  # lets the reader go on
             pass
-        thread.join(10)
+        thread.join()
     assert f"has been opening {part} for" in caplog.text
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from sd.runs import checkpoint as ck
-from tests.training_harness import EMA, UNET, Workshop, checksums, processes_of, weights
+from tests.holding import free_port, wait_for
+from tests.training_harness import EMA, UNET, Workshop, checksums, processes_of, wait_until_gone, weights
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="reads /proc")
 
@@ -29,32 +30,15 @@ def undisturbed(workshop):
     return checksums(workshop.train("undisturbed", *FLAGS) / f"checkpoint-{STEPS}")
 
 
-def wait_for(condition, seconds=120, what=""):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
-    return found
-
-
-def wait_for_step(workshop, name, step):
-    def reached():
-        return any(int(found) >= step for found in re.findall(r"step (\d+)/", workshop.log(name)))
-
-    wait_for(reached, what=f"step {step} in {workshop.log(name)[-2000:]}")
-
-
-def wait_until_gone(workshop, name, seconds=60):
-    wait_for(lambda: not processes_of(workshop.folder / name), seconds, f"processes of {name} gone")
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stopped_run_saves_and_goes_on_to_the_same_end(workshop, undisturbed, number):
     name = f"stopped_{number.name}"
-    run = workshop.start(name, *FLAGS, "--dataloader_num_workers", 1)
-    wait_for_step(workshop, name, 6)
+    hold = workshop.hold(name, step=6)
+    run = workshop.start(name, *FLAGS, "--dataloader_num_workers", 1, hold=hold)
+    hold.wait(run, lambda: workshop.log(name))
     os.killpg(run.pid, number)  # as a terminal does
-    assert run.wait(60) == 128 + number
+    hold.release()
+    assert run.wait() == 128 + number
     newest = ck.newest_whole_checkpoint(workshop.folder / name)
     assert 6 <= ck.checkpoint_step(newest) < STEPS
     assert "Traceback" not in workshop.log(name)
@@ -71,7 +55,9 @@ def kill_until_done(workshop, name, kills, seed):
         run = workshop.start(name, *FLAGS, "--dataloader_num_workers", 1)
         before = len(workshop.log(name))
         if rng.random() < 0.8:  # most of the time lies in the start, most of the danger after it
-            wait_for(lambda before=before, run=run: "step" in workshop.log(name)[before:] or run.poll() is not None)
+            wait_for(
+                lambda before=before, run=run: "step" in workshop.log(name)[before:] or run.poll() is not None, "a step"
+            )
             time.sleep(rng.uniform(0, 1.5))
         else:
             time.sleep(rng.uniform(0, 5))
@@ -150,8 +136,7 @@ def test_sharded_state_goes_on_on_one_rank_and_back(workshop, one_process):
 
 @pytest.mark.slow
 def test_two_machines_of_two_ranks_are_one_process(workshop, one_process):
-    port = 20000 + os.getpid() % 20000
-    launch = ["--nnodes", 2, "--master", f"127.0.0.1:{port}"]
+    launch = ["--nnodes", 2, "--master", f"127.0.0.1:{free_port()}"]
     flags = [*TWO, "--per_device_train_batch_size", 1]
     machines = [workshop.start("machines", *flags, ranks=2, launch=[*launch, "--rank", number]) for number in range(2)]
     assert [machine.wait(240) for machine in machines] == [0, 0], workshop.log("machines")[-3000:]
@@ -160,19 +145,15 @@ def test_two_machines_of_two_ranks_are_one_process(workshop, one_process):
 
 def test_a_killed_rank_ends_the_others_and_the_next_start_goes_on(workshop):
     flags = ["--per_device_train_batch_size", 2, "--dataloader_num_workers", 1, "--save_steps", 2, "--logging_steps", 1]
-    run = workshop.start("rank_killed", *TWO, *flags, "--max_steps", 3000, ranks=2)
-    wait_for_step(workshop, "rank_killed", 3)
-    ranks = [
-        process
-        for process in processes_of(workshop.folder / "rank_killed")
-        if b"PADDLE_TRAINER_ID=1" in Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-    ]
-    os.kill(min(ranks), signal.SIGKILL)
-    assert run.wait(60) != 0
+    hold = workshop.hold("rank_killed", step=3, PADDLE_TRAINER_ID="1")
+    run = workshop.start("rank_killed", *TWO, *flags, ranks=2, hold=hold)
+    [rank] = hold.wait(run, lambda: workshop.log("rank_killed"))
+    os.kill(rank, signal.SIGKILL)
+    assert run.wait() != 0
     told = workshop.log("rank_killed")
     # The killed one, or the other, whose gloo aborts if the launcher looks only after its connection broke.
     assert "Container failed" in told and re.search(r"status failed.*code -(9|6)\b", told), told[-3000:]
-    wait_until_gone(workshop, "rank_killed", 30)
+    wait_until_gone(workshop, "rank_killed")
     done = ck.checkpoint_step(ck.newest_whole_checkpoint(workshop.folder / "rank_killed"))
     run = workshop.start("rank_killed", *TWO, *flags, "--max_steps", done + 2, ranks=2)
     assert run.wait(120) == 0
@@ -188,27 +169,30 @@ def test_a_failed_save_of_rank_0_ends_the_other_with_its_message(workshop):
     assert workshop.start("obstacle", *TWO, *flags, ranks=2).wait(180) != 0
     told = (workshop.folder / "obstacle.ranks/workerlog.1").read_text()
     assert "error: rank 0: FileExistsError" in told, told[-2000:]
-    wait_until_gone(workshop, "obstacle", 30)
+    wait_until_gone(workshop, "obstacle")
 
 
 def test_a_killed_launcher_leaves_nobody(workshop):
-    flags = ["--per_device_train_batch_size", 2, "--dataloader_num_workers", 1, "--max_steps", 3000]
-    run = workshop.start("launcher_killed", *TWO, *flags, ranks=2)
-    wait_for_step(workshop, "launcher_killed", 2)
+    flags = ["--per_device_train_batch_size", 2, "--dataloader_num_workers", 1]
+    hold = workshop.hold("launcher_killed", step=2)
+    run = workshop.start("launcher_killed", *TWO, *flags, ranks=2, hold=hold)
+    hold.wait(run, lambda: workshop.log("launcher_killed"), processes=2)
     assert len(processes_of(workshop.folder / "launcher_killed")) >= 5  # launcher, two ranks, two workers
     run.kill()
     run.wait()
-    wait_until_gone(workshop, "launcher_killed", 20)
+    wait_until_gone(workshop, "launcher_killed")
 
 
 @pytest.mark.slow
 def test_a_stopped_launcher_saves_the_same_step_on_both_ranks(workshop):
     flags = [*TWO, "--per_device_train_batch_size", 2, "--dataloader_num_workers", 1, "--logging_steps", 1]
     flags += ["--train_text_encoder", "--use_ema", "--max_steps", 20]
-    run = workshop.start("launcher_stopped", *flags, ranks=2)
-    wait_for_step(workshop, "launcher_stopped", 5)
+    hold = workshop.hold("launcher_stopped", step=5)
+    run = workshop.start("launcher_stopped", *flags, ranks=2, hold=hold)
+    hold.wait(run, lambda: workshop.log("launcher_stopped"), processes=2)
     os.killpg(run.pid, signal.SIGINT)
-    assert run.wait(60) != 0
+    hold.release()
+    assert run.wait() != 0
     wait_until_gone(workshop, "launcher_stopped")
     assert ck.checkpoint_step(ck.newest_whole_checkpoint(workshop.folder / "launcher_stopped")) < 20
     assert workshop.start("launcher_stopped", *flags, ranks=2).wait(180) == 0

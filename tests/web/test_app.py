@@ -253,7 +253,7 @@ def test_many_pages_get_their_own_answers(drawer):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join()
     assert found == {number: [str(number), None] for number in range(20)} and drawer._waiting == {}
 
 

@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from sd.commands.pack import parse_arguments
 from sd.data.packing.options import PackOptions
+from tests.holding import Hold, wait_until_ended
 from tests.pack_input import contents, image_bytes, write_input
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -93,11 +92,11 @@ def test_bad_input_ends_with_one_line(tmp_path, content, arguments, code, says):
 
 
 @pytest.fixture(scope="module")
-def slow_input(tmp_path_factory):
-    """Rows that take a few seconds to pack, so that there is a moment to stop at."""
-    folder = tmp_path_factory.mktemp("slow")
+def many_parts(tmp_path_factory):
+    """Rows of 20 parts, among which there is a moment to stop at."""
+    folder = tmp_path_factory.mktemp("many")
     for number in range(8):
-        (folder / f"{number}.jpg").write_bytes(image_bytes(900 + number, 900, number, "JPEG"))
+        (folder / f"{number}.jpg").write_bytes(image_bytes(300 + number, 300, number, "JPEG"))
     rows = [json.dumps({"caption": f"caption {n}", "image": f"{n % 8}.jpg"}) for n in range(160)]
     (folder / "data.jsonl").write_text("\n".join(rows))
     return folder / "data.jsonl"
@@ -108,33 +107,24 @@ def command(path, output):
     return [sys.executable, str(SCRIPT), "--input_path", str(path), "--output_path", str(output), *flags]
 
 
-def stop_when(process, folder, num_parts, signal_number):
-    """Signal the process as soon as there are so many parts. Returns its worker processes."""
-    deadline = time.monotonic() + 60
-    while len(list(folder.glob("laion400m_format_data/part-??????.gz"))) < num_parts:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    assert len(workers) >= 2
-    os.kill(process.pid, signal_number)
-    return workers
+def start(path, output, hold, **options):
+    """Start packing. Returns the process and the ids of its two workers, both held after their share of the parts."""
+    process = subprocess.Popen(
+        command(path, output), env=os.environ | hold.variables(), stderr=subprocess.PIPE, **options
+    )
+    return process, hold.wait(process, process.stderr.read, processes=2)
 
 
-def all_gone(processes):
-    return not psutil.wait_procs(processes, timeout=10)[1]
-
-
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(slow_input, tmp_path):
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(many_parts, tmp_path):
     output, killed = tmp_path / "one/out", tmp_path / "two/out"
-    subprocess.run(command(slow_input, output), check=True, capture_output=True)
-    for num_parts in (1, 7):
-        process = subprocess.Popen(command(slow_input, killed), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        workers = stop_when(process, killed, num_parts, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert all_gone(workers)
+    subprocess.run(command(many_parts, output), check=True, capture_output=True)
+    for num_parts in (1, 3):
+        process, workers = start(many_parts, killed, Hold(tmp_path / f"hold-{num_parts}", "parts", num_parts))
+        process.kill()
+        process.communicate()
+        wait_until_ended(workers)
         assert not (killed / "filelist/custom_dataset.filelist").exists()
-    subprocess.run(command(slow_input, killed), check=True, capture_output=True)
+    subprocess.run(command(many_parts, killed), check=True, capture_output=True)
 
     def files(folder):
         return {name: digest for name, digest in contents(folder).items() if not name.startswith("filelist/")}
@@ -144,45 +134,41 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(slow_input, tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_one_line_and_no_trace(slow_input, tmp_path, number):
+def test_a_signal_ends_it_with_one_line_and_no_trace(many_parts, tmp_path, number):
     output = tmp_path / "out"
-    process = subprocess.Popen(
-        command(slow_input, output), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    workers = stop_when(process, output, 2, number)
-    _, errors = process.communicate(timeout=30)
+    process, workers = start(many_parts, output, Hold(tmp_path / "hold", "parts", 1), text=True, start_new_session=True)
+    process.send_signal(number)
+    _, errors = process.communicate()
     assert process.returncode == 1
     assert "Traceback" not in errors
     assert errors.strip().splitlines()[-1] == "error: stopped; the same command goes on from the finished parts"
-    assert all_gone(workers)
+    wait_until_ended(workers)
     assert [name for name in contents(output) if name.endswith(".tmp")] == []
     assert not (output / "filelist/custom_dataset.filelist").exists()
 
 
-def test_a_killed_worker_ends_the_run_with_one_line(slow_input, tmp_path):
-    process = subprocess.Popen(command(slow_input, tmp_path / "out"), stderr=subprocess.PIPE, text=True)
-    children = stop_when(process, tmp_path / "out", 1, 0)
-    worker = next(child for child in children if "spawn_main" in " ".join(child.cmdline()))
-    worker.kill()
-    _, errors = process.communicate(timeout=30)
+def test_a_killed_worker_ends_the_run_with_one_line(many_parts, tmp_path):
+    process, workers = start(many_parts, tmp_path / "out", Hold(tmp_path / "hold", "parts", 1), text=True)
+    os.kill(workers[0], signal.SIGKILL)
+    _, errors = process.communicate()
     assert process.returncode == 1
     assert "a worker was killed" in errors.strip().splitlines()[-1]
 
 
-def test_a_full_disk_ends_with_one_line_and_no_partial_part(slow_input, tmp_path):
+def test_a_full_disk_ends_with_one_line_and_no_partial_part(many_parts, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("mounting a small tmpfs is not permitted here")
     try:
-        result = subprocess.run(command(slow_input, disk / "out"), capture_output=True, text=True, timeout=120)
+        result = subprocess.run(command(many_parts, disk / "out"), capture_output=True, text=True)
         assert result.returncode == 1
         assert "No space left on device; mend that, and the same command goes on" in last_line(result)
         names = list(contents(disk / "out"))
         assert len([name for name in names if name.endswith(".gz")]) >= 1
         assert [name for name in names if name.endswith(".tmp")] == []
         subprocess.run(["mount", "-o", "remount,size=90m", disk], check=True)
-        subprocess.run(command(slow_input, disk / "out"), check=True, capture_output=True)
+        subprocess.run(command(many_parts, disk / "out"), check=True, capture_output=True)
         assert len(list((disk / "out/laion400m_format_data").glob("*.gz"))) == 20
     finally:
         subprocess.run(["umount", "-l", disk], check=True)

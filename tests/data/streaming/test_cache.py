@@ -4,7 +4,6 @@ import fcntl
 import gzip
 import itertools
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 
@@ -20,6 +19,7 @@ from sd.data.streaming.stream import collate
 from sd.errors import RunError
 from tests.data.streaming.test_dataset import assert_equal, batches
 from tests.data_maker import jpeg, make_data, tokenize, write_lists, write_part
+from tests.holding import wait_for
 
 
 @pytest.fixture
@@ -125,14 +125,9 @@ def test_the_next_window_is_fetched_ahead(folder, remote):
     ahead = {data.order.place(s)[0] for s in range(22, 44)}
     stream = iter(data)
     next(stream)
-    cache, fetched = folder / "cache" / "sd_parts", set()
+    cache = folder / "cache" / "sd_parts"
     opened = {data.order.place(s)[0] for s in range(22)}
-    for _ in range(100):
-        fetched = list(cache.glob("*.part"))
-        if len(fetched) >= len(ahead | opened):
-            break
-        time.sleep(0.05)
-    assert len(fetched) == len(ahead | opened) > 1
+    wait_for(lambda: len(list(cache.glob("*.part"))) == len(ahead | opened) > 1, "the parts of both windows")
 
 
 def test_a_gzip_stream_is_unpacked_once_for_all_readers(folder):
