@@ -50,29 +50,43 @@ def test_a_disk_that_is_full_at_any_file_of_a_checkpoint_keeps_training(workshop
     assert ck.find_problem(output_dir / "checkpoint-1") is None
 
 
-def test_too_few_inodes_at_any_file_keep_training(workshop, tmp_path, caplog):
-    """A real file system that takes one file more from step to step."""
+def test_too_few_inodes_at_any_file_keep_training(workshop, tmp_path, caplog, monkeypatch):
+    """A real file system that takes one file more from save to save."""
+    from sd.training.trainer import StableDiffusionTrainer
+
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", disk], capture_output=True)
     if mount.returncode:
         pytest.skip("no right to mount a small file system")
+    save = StableDiffusionTrainer._save_checkpoint
+
+    def leave(room):
+        taken = os.statvfs(disk).f_files - os.statvfs(disk).f_ffree
+        subprocess.run(["mount", "-o", f"remount,nr_inodes={taken + room}", disk], check=True)
+
+    def save_in_little_room(self, model, metrics=None):
+        leave(room=self.state.global_step - 2)
+        saved = save(self, model, metrics)
+        leave(room=100)  # for all the rest
+        return saved
+
     try:
         workshop.train(disk / "out", "--max_steps", 1)
-        taken = os.statvfs(disk).f_files - os.statvfs(disk).f_ffree
         entries = len(list((disk / "out/checkpoint-1").rglob("*"))) + 1
+        leave(room=0)
         with pytest.raises(InputError, match=r"run\.json cannot be written: No space left"):
-            subprocess.run(["mount", "-o", f"remount,nr_inodes={taken}", disk], check=True)
             workshop.train(disk / "out", "--max_steps", 2)
-        for step, room in enumerate(range(1, entries), 2):
-            subprocess.run(["mount", "-o", f"remount,nr_inodes={taken + room}", disk], check=True)
-            workshop.train(disk / "out", "--max_steps", step)
-            assert [folder.name for folder in ck.list_checkpoints(disk / "out")] == ["checkpoint-1"], room
-            assert f"checkpoint-{step} not saved: " in caplog.text and not list((disk / "out").glob("*.tmp"))
-        # One more than the checkpoint's own: the watch over hangs has a file while training runs.
-        subprocess.run(["mount", "-o", f"remount,nr_inodes={taken + entries + 1}", disk], check=True)
-        workshop.train(disk / "out", "--max_steps", step)
-        assert ck.newest_whole_checkpoint(disk / "out").name == f"checkpoint-{step}"
+        leave(room=100)
+        monkeypatch.setattr(StableDiffusionTrainer, "_save_checkpoint", save_in_little_room)
+        workshop.train(disk / "out", "--max_steps", entries + 2, "--save_steps", 1)
+        assert entries > 8
+        for step in range(2, entries + 2):
+            assert f"checkpoint-{step} not saved: " in caplog.text
+        assert sorted(path.name for path in (disk / "out").glob("checkpoint-*")) == sorted(
+            ["checkpoint-1", f"checkpoint-{entries + 2}"]
+        )
+        assert ck.find_problem(disk / "out" / f"checkpoint-{entries + 2}") is None
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
 
