@@ -8,14 +8,13 @@ import simplejpeg
 from PIL import Image
 
 from sd.data.images.open import OpenedImage, load, open_image
-from sd.data.images.resize import resize
+from sd.data.images.resize import FOUR_BYTES, resize, resize_planes
 from sd.data.parts.record import RowError
 from sd.errors import first_line
 
 # A JPEG is decoded at a part of its size if that leaves so many times the size it is resized to. Against Lanczos of all
 # its pixels, values differ by 2 of 255 in the mean at most, and but for a thousandth of them by 16 at most.
 _LEAST_SHRINKING = {8: 3, 4: 3, 2: 1.75}
-_FOUR_BYTES = "CMYK"  # the mode of Pillow's for four plain bytes a pixel: here R, G, B and one without meaning
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -43,8 +42,7 @@ class Picture:
         """The square [top:top + side, left:left + side] of the picture resized to `size`: uint8 [3, side, side]."""
         x, y = (before / after / self.scale for before, after in zip(self.size, size, strict=True))
         box = (left * x, top * y, (left + side) * x, (top + side) * y)
-        pixels = np.asarray(resize(self.pixels, (side, side), box, interpolation))
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1)[:3])
+        return resize_planes(self.pixels, (side, side), box, interpolation)
 
     def array(self) -> np.ndarray:
         """The pixels as uint8 [h, w, 3]."""
@@ -56,12 +54,13 @@ def decode(opened: OpenedImage, short_side: int | None = None) -> Picture:
 
     Raises RowError for what is damaged or has colours that cannot be converted.
     """
-    image, scale = opened.image, 1
-    if image.format == "JPEG" and short_side:
-        rest = min(image.size) / short_side
+    scale = 1
+    if opened.file_format == "JPEG" and short_side:
+        rest = min(opened.size) / short_side
         scale = next((scale for scale, least in _LEAST_SHRINKING.items() if rest >= scale * least), 1)
     pixels = _decode_jpeg(opened, scale)
     if pixels is None:
+        image = opened.image
         if scale > 1:
             image.draft(None, (image.width // scale, image.height // scale))
         pixels = to_rgb(image)
@@ -81,15 +80,14 @@ def _decode_jpeg(opened, scale):
     """The same pixels as Pillow's in less time, ready for `resize`. None leaves it to Pillow, which knows every colour
     space and decides about data that libjpeg complains of.
     """
-    image = opened.image
-    if image.format != "JPEG" or image.mode not in ("RGB", "L"):
+    if opened.file_format != "JPEG" or opened.mode not in ("RGB", "L"):
         return None
-    width, height = (-(-side // scale) for side in image.size)
+    width, height = (-(-side // scale) for side in (opened.size if opened.orientation < 5 else opened.size[::-1]))
     try:
         pixels = simplejpeg.decode_jpeg(opened.data, "RGBX", min_width=width, min_height=height)
     except ValueError:
         return None
-    return Image.frombuffer(_FOUR_BYTES, (width, height), pixels, "raw", _FOUR_BYTES, 0, 1)
+    return Image.frombuffer(FOUR_BYTES, (width, height), pixels, "raw", FOUR_BYTES, 0, 1)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -127,7 +125,7 @@ def shrink(opened: OpenedImage, short_side: int, quality: int) -> tuple[bytes, t
     picture = decode(opened, short_side)
     right, bottom = (side / picture.scale for side in picture.size)
     small = resize(picture.pixels, (width, height), (0, 0, right, bottom))
-    if small.mode == _FOUR_BYTES:
+    if small.mode == FOUR_BYTES:
         small = Image.frombytes("RGB", (width, height), small.tobytes(), "raw", "RGBX")
     buffer = io.BytesIO()
     try:

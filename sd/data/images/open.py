@@ -15,20 +15,29 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 1024**3 // 4 // 3  # 89,478,485, as in Pillow, which only warns until twice as many
 _UNBOUNDED_MODES = ("I", "F")  # 32 bits, of which nobody knows which value is white
 _PNG_HEADER_BYTES, _PNG_CHUNK_BYTES = 8, 12
+_SEGMENTS_PASSED = b"\xc4\xdb\xdd\xe0\xfe"  # JPEG's tables, restart interval, JFIF and comments
+_FRAMES, _SCAN = b"\xc0\xc1\xc2", 0xDA  # Huffman coding, baseline, extended or progressive
 
 
 @dataclass(frozen=True)
 class OpenedImage:
     """An image file whose header has been read.
 
-    image: Pillow's, not decoded yet. orientation: the EXIF value 1 to 8 that is still to be applied to the decoded
-    pixels. size: (width, height) as shown, that is after it. data: the file.
+    file_format, mode: as Pillow names them. orientation: the EXIF value 1 to 8 that is still to be applied to the
+    decoded pixels. size: (width, height) as shown, that is after it. data: the file.
     """
 
-    image: Image.Image
-    orientation: int
-    size: tuple[int, int]
     data: bytes
+    file_format: str | None
+    mode: str
+    size: tuple[int, int]
+    orientation: int = 1
+    by_pillow: Image.Image | None = None
+
+    @property
+    def image(self) -> Image.Image:
+        """Pillow's image, not decoded yet. Raises RowError for a file that Pillow refuses."""
+        return self.by_pillow or _open_by_pillow(self.data)
 
 
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> OpenedImage:
@@ -36,25 +45,60 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> OpenedImage:
 
     Raises RowError for what is no image, has more than `max_pixels`, or has pixels of no known range.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise RowError(f"too many pixels: {error}") from error
-    except MemoryError:  # says nothing of the image
-        raise
-    except Exception as error:  # Pillow's parsers raise nearly anything on damaged headers
-        raise RowError(f"not an image of {', '.join(FORMATS)}: {_why(error, data)}") from error
-    if image.width * image.height > max_pixels:
-        raise RowError(f"too many pixels: {image.width}x{image.height}, limit {max_pixels}")
+    if plain := _plain_jpeg(data):
+        _check_pixels(plain.size, max_pixels)
+        return plain
+    image = _open_by_pillow(data)
+    _check_pixels(image.size, max_pixels)
     if image.mode in _UNBOUNDED_MODES:
         raise RowError(f"pixels of no known range: mode {image.mode} of 32 bits; convert them to 8 or 16 bits")
     if image.format == "PNG" and _has_metadata_behind_pixels(data):
         load(image)
     orientation = _orientation(image)
     size = _size_as_shown(image, orientation)
-    return OpenedImage(image, 1 if image.format == "TIFF" else orientation, size, data)
+    left = 1 if image.format == "TIFF" else orientation
+    return OpenedImage(data, image.format, image.mode, size, left, image)
+
+
+def _check_pixels(size, max_pixels):
+    if size[0] * size[1] > max_pixels:
+        raise RowError(f"too many pixels: {size[0]}x{size[1]}, limit {max_pixels}")
+
+
+def _plain_jpeg(data):
+    """The OpenedImage of a JPEG of grey or YCbCr whose header says nothing else of how it is shown; None for others.
+
+    Pillow's reading of the header takes as long as a tenth of decoding a small picture.
+    """
+    if data[:2] != b"\xff\xd8":
+        return None
+    at, found, last = 2, None, len(data) - 10
+    while at <= last and data[at] == 0xFF:
+        marker, num_bytes = data[at + 1], struct.unpack_from(">H", data, at + 2)[0]
+        if marker == _SCAN:
+            return found
+        if marker in _FRAMES and found is None:
+            bits, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
+            if bits != 8 or channels not in (1, 3) or not width * height:
+                return None
+            found = OpenedImage(data, "JPEG", "L" if channels == 1 else "RGB", (width, height))
+        elif marker not in _SEGMENTS_PASSED and not (marker == 0xE2 and data.startswith(b"ICC_PROFILE", at + 4)):
+            return None
+        at += 2 + num_bytes
+    return None
+
+
+def _open_by_pillow(data):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise RowError(f"too many pixels: {error}") from error
+    except MemoryError:  # says nothing of the image
+        raise
+    except Exception as error:  # Pillow's parsers raise nearly anything on damaged headers
+        raise RowError(f"not an image of {', '.join(FORMATS)}: {_why(error, data)}") from error
 
 
 def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

@@ -10,12 +10,15 @@ and its bicubic one reads past a buffer where a weight at the picture's edge is 
 """
 
 import math
+import threading
 
+import numpy as np
 from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image
 
 # Stands in a checkpoint's settings; another name means other pixels.
 RESIZER = "cykooz-resizer 4"
+FOUR_BYTES = "CMYK"  # the mode of Pillow's for four plain bytes a pixel: here R, G, B and one without meaning
 
 _METHODS = {
     "lanczos": ResizeAlg.convolution(FilterType.lanczos3),
@@ -28,6 +31,7 @@ _PILLOW = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
+_local = threading.local()
 
 
 def resize(
@@ -41,17 +45,55 @@ def resize(
     image: of mode RGB, L or CMYK, whose channels are resized apart. interpolation: one of
     sd.flags.arguments.INTERPOLATIONS.
     """
-    left, top, right, bottom = box or (0, 0, *image.size)
-    right, bottom = min(right, image.width), min(bottom, image.height)
     if interpolation in _PILLOW:
-        # In two calls, since Pillow takes the width first for some shapes.
-        flat = image.resize((image.width, size[1]), _PILLOW[interpolation], box=(0, top, image.width, bottom))
-        return flat.resize(size, _PILLOW[interpolation], box=(left, 0, right, size[1]))
-    crop_box = CropBox(left, top, _length(left, right, image.width), _length(top, bottom, image.height))
+        return _by_pillow(image, size, box or (0, 0, *image.size), interpolation)
     resized = Image.new(image.mode, size)
-    # A Resizer of its own for each call: it keeps a buffer, and threads may call this at once.
-    Resizer().resize_pil(image, resized, ResizeOptions(_METHODS[interpolation], False, crop_box))
+    _resize_into(resized, image, box or (0, 0, *image.size), interpolation)
     return resized
+
+
+def resize_planes(
+    image: Image.Image,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+    interpolation: str = "lanczos",
+) -> np.ndarray:
+    """As `resize`, as planes of the first three channels, uint8 [3, height, width]. image: of mode RGB or CMYK."""
+    if interpolation in _PILLOW or image.mode != FOUR_BYTES:
+        return _planes(np.asarray(resize(image, size, box, interpolation)))
+    pixels = np.empty((size[1], size[0], 4), np.uint8)
+    # Pillow's image takes the array for its memory, so what is resized into it need not be copied out.
+    target = Image.frombuffer(FOUR_BYTES, size, pixels, "raw", FOUR_BYTES, 0, 1)
+    _resize_into(target, image, box or (0, 0, *image.size), interpolation)
+    return _planes(pixels)
+
+
+def _planes(pixels):
+    """uint8 [h, w, 3 or 4] -> [3, h, w]. Shifts of 32-bit numbers take a third of the time of a transposition."""
+    if pixels.shape[2] == 3:
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    words = pixels.view("<u4")[..., 0]
+    planes = np.empty((3, *words.shape), np.uint8)
+    for number, plane in enumerate(planes):
+        plane[...] = words >> (8 * number) if number else words
+    return planes
+
+
+def _resize_into(target, image, box, interpolation):
+    if not hasattr(_local, "resizer"):  # one a thread: it keeps a buffer
+        _local.resizer = Resizer()
+    left, top, right, bottom = box
+    right, bottom = min(right, image.width), min(bottom, image.height)
+    crop_box = CropBox(left, top, _length(left, right, image.width), _length(top, bottom, image.height))
+    _local.resizer.resize_pil(image, target, ResizeOptions(_METHODS[interpolation], False, crop_box))
+
+
+def _by_pillow(image, size, box, interpolation):
+    """In two calls, since Pillow takes the width first for some shapes."""
+    left, top, right, bottom = box
+    right, bottom = min(right, image.width), min(bottom, image.height)
+    flat = image.resize((image.width, size[1]), _PILLOW[interpolation], box=(0, top, image.width, bottom))
+    return flat.resize(size, _PILLOW[interpolation], box=(left, 0, right, size[1]))
 
 
 def _length(start, end, limit):

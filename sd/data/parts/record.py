@@ -54,7 +54,7 @@ def decode_row(line: bytes) -> Record:
 
     Text is read as `decode_text` does. Raises RowError.
     """
-    fields = line.rstrip(b"\r\n").split(b"\t")
+    fields = _fields(line.rstrip(b"\r\n"))
     if len(fields) == 3:
         captions, image = (_text(fields[0]),), fields[2]
     elif len(fields) >= 6 and fields[2].lstrip().startswith(b"{"):
@@ -64,6 +64,12 @@ def decode_row(line: bytes) -> Record:
     else:
         raise RowError(f"{len(fields)} fields, expected 3 or 6")
     return Record(captions, _image_bytes(image))
+
+
+def _fields(line):
+    """The fields of a line, the last one, mostly the image, as a view: a copy of it takes as long as its base64."""
+    last = line.rfind(b"\t") + 1
+    return [*line[: last - 1].split(b"\t"), memoryview(line)[last:]] if last else [line]
 
 
 def _text(field):

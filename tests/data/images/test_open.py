@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from sd.data.images.decode import decode_image, shrink
-from sd.data.images.open import image_size, open_image
+from sd.data.images.open import FORMATS, image_size, open_image
 from sd.data.parts.record import RowError
 from tests.data.images.files import METADATA, MODES, TURNED, chunk, encoded, png_with, text_chunk
 
@@ -97,3 +97,45 @@ def test_a_cut_png_with_text_behind_is_refused_not_half_read():
 def test_files_of_other_kinds_say_how_they_begin():
     with pytest.raises(RowError, match=r"not an image of JPEG.*: it begins with b'<html><body>403 '"):
         open_image(b"<html><body>403 Forbidden</body></html>")
+
+
+def jpegs():
+    """JPEGs of every kind that Pillow writes, and what stands in the headers of others."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8))
+    options = [{"subsampling": kind} for kind in range(3)] + [{"progressive": True}, {"icc_profile": b"a profile"}]
+    options += [{"comment": b"Orientation"}, {"restart_marker_blocks": 2}, {"keep_rgb": True}, {"exif": Image.Exif()}]
+    files = [encoded(image, "JPEG", **option) for option in options]
+    files += [encoded(image.convert(mode), "JPEG") for mode in ("L", "CMYK", "YCbCr")]
+    several = io.BytesIO()
+    image.save(several, "MPO", save_all=True, append_images=[image])
+    return [*files, several.getvalue()]
+
+
+def test_a_jpegs_header_is_read_as_pillow_reads_it():
+    """In every kind of JPEG; where a byte of the header is another one, Pillow says the same or refuses the file."""
+    plain = 0
+    for data in jpegs():
+        opened, image = open_image(data), Image.open(io.BytesIO(data))
+        assert (opened.file_format, opened.mode, opened.size) == (image.format, image.mode, image.size)
+        plain += opened.by_pillow is None
+        if opened.by_pillow is None:
+            for at in range(2, min(700, len(data)), 5):
+                changed = bytearray(data)
+                changed[at] ^= 1 + at % 255
+                _same_or_refused(bytes(changed))
+                _same_or_refused(data[:at])
+    assert 7 <= plain < len(jpegs())
+
+
+def _same_or_refused(data):
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception:
+        return
+    try:
+        opened = open_image(data)
+    except RowError:
+        return
+    assert (opened.file_format, opened.mode) == (image.format, image.mode)
+    if opened.by_pillow is None:
+        assert opened.size == image.size and image.getexif().get(0x0112, 1) == 1

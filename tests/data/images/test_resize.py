@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from sd.data.images import decode as decoding
 from sd.data.images.decode import Picture, decode, shrink
 from sd.data.images.open import open_image
-from sd.data.images.resize import resize, shown_size
+from sd.data.images.resize import resize, resize_planes, shown_size
 from sd.flags.arguments import INTERPOLATIONS
 from tests.data.images.files import encoded
 
@@ -93,6 +93,16 @@ def test_scaled_pictures_are_turned_upright(orientation):
     assert picture.scale == 2 and picture.size == shown.size
     halved = shown.resize([side // 2 for side in shown.size], Image.BOX)
     assert np.abs(picture.array().astype(int) - np.asarray(halved)).mean() < 8  # another turn is at 40 or more
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_planes_are_the_resized_image_channel_by_channel(interpolation):
+    image = scene(90, 70)
+    for source in (image, Image.merge("CMYK", (*image.split(), Image.new("L", image.size, 7)))):
+        whole = np.asarray(resize(source, (40, 31), (3.5, 2, 80, 70), interpolation))[..., :3]
+        planes = resize_planes(source, (40, 31), (3.5, 2, 80, 70), interpolation)
+        assert planes.flags.c_contiguous
+        np.testing.assert_array_equal(planes, whole.transpose(2, 0, 1))
 
 
 def test_the_same_pixels_in_any_thread_at_any_time():

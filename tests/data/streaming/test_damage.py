@@ -261,6 +261,7 @@ def test_a_missing_part_is_a_part_error(tmp_path):
 
 def test_full_memory_is_not_a_damaged_image(tmp_path, monkeypatch):
     """It would count against --max_bad_fraction, and the row would be replaced."""
+    from sd.data.images import decode
     from sd.data.images import open as images
     from sd.data.streaming.stream import raise_if_failed
 
@@ -273,6 +274,6 @@ def test_full_memory_is_not_a_damaged_image(tmp_path, monkeypatch):
             with pytest.raises(MemoryError):
                 images.load(images.open_image(jpeg(0)).image)
     data = dataset(make_data(tmp_path, [20]))
-    monkeypatch.setattr(images.Image, "open", full)
+    monkeypatch.setattr(decode.simplejpeg, "decode_jpeg", full)
     with pytest.raises(RunError, match="memory ran out in a data worker; fewer --dataloader_num_workers"):
         raise_if_failed(next(iter(data)))
