@@ -12,7 +12,7 @@ SOURCES = sorted(ROOT.glob("sd/**/*.py")) + sorted(ROOT.glob("*.py"))
 
 # A module may import from its own layer and from those above it in this list.
 LAYERS = [
-    {"devices", "entry", "errors", "fonts", "home", "logs", "runtime", "text", "text_layout", "versions"},
+    {"devices", "entry", "errors", "files", "fonts", "home", "logs", "runtime", "text", "text_layout", "versions"},
     {"flags", "processes"},
     {"data", "models", "cpu"},
     {"diffusion"},

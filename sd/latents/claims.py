@@ -1,11 +1,11 @@
 """Which process makes which part, without a word between them: record locks, which end with the process."""
 
-import errno
 import fcntl
 import os
 from pathlib import Path
 
 from sd.data.parts import storage
+from sd.files import try_lock
 
 _NAME = ".claims"
 _FINISH = 1 << 40  # beyond every part's number
@@ -31,13 +31,7 @@ class Claims:
         """Whether part `number` is this process's from now on."""
         if not self.shared:
             return True
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                return False
-            raise
-        return True
+        return try_lock(self._file, number)
 
     def wait_to_finish(self) -> None:
         """Let one process at a time write the lists: from here on this one, until `close`."""

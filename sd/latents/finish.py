@@ -12,6 +12,7 @@ from sd.data.packing.report import Tally
 from sd.data.parts import storage
 from sd.data.parts.filelist import list_entry
 from sd.data.parts.moments import Manifest, encode_empty_state, manifest_path
+from sd.files import is_unfinished
 from sd.latents.claims import Claims
 from sd.latents.models import Encoders
 from sd.latents.plan import LIST_FOLDER, Plan, each, finished, part_folder
@@ -57,7 +58,7 @@ def _tidy(options):
     """Remove what a kill left: a process that is killed cannot do it."""
     for folder in (part_folder(options), storage.join(options.output_path, LIST_FOLDER), options.output_path):
         for name in storage.list_folder(folder):
-            if storage.is_unfinished(name):
+            if is_unfinished(name):
                 storage.remove(storage.join(folder, name))
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from sd.errors import InputError
+from sd.files import atomic_path
 from sd.models.paddle_file import from_bfloat16
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -151,8 +152,7 @@ def main() -> None:
     if target.exists():
         raise InputError(f"{target} is there already; remove it or choose another name")
     weights = {name: np.ascontiguousarray(value) for name, value in read_torch_file(source).items()}
-    aside = target.with_name(f".{target.name}.tmp")
-    save_file(weights, aside, metadata={"format": "pt"})
-    shutil.copymode(source, aside)  # safetensors lets its owner alone read it
-    aside.replace(target)
+    with atomic_path(target) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
+        shutil.copymode(source, temporary)  # safetensors lets its owner alone read it
     print(f"{len(weights)} weights: {target}")

@@ -1,7 +1,6 @@
 """Checkpoints that are there whole or not at all: written aside with sizes and checksums, fsynced, renamed."""
 
 import errno
-import fcntl
 import itertools
 import json
 import logging
@@ -10,13 +9,15 @@ import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import xxhash
 from safetensors import SafetensorError, safe_open
 
-from sd.data.parts import storage
 from sd.errors import InputError, RunError
+from sd.files import fsync, is_disk_full, is_unfinished, publish
+from sd.processes.locks import HeldError, lock_file
 
 logger = logging.getLogger(__name__)
 
@@ -43,39 +44,22 @@ class NonFiniteError(RunError):
     """A tensor that a checkpoint was to hold has NaN or infinite numbers."""
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception says that a file did not fit, on the disk or in the user's share of it."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def lock_output_dir(output_dir):
+def lock_output_dir(output_dir: str | os.PathLike) -> TextIO:
     """Make output_dir, take its lock until the process ends, and return the open lock file.
 
     Raises InputError where the folder cannot be written or another run holds it.
-    A record lock is used: unlike flock's it does not live on in DataLoader workers when this process is killed.
     """
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        file = (Path(output_dir) / ".lock").open("a+")
+        return lock_file(Path(output_dir))
+    except HeldError as error:
+        raise InputError(
+            f"output_dir={str(output_dir)!r} is in use by {error}; end it or choose another folder"
+        ) from None
     except OSError as error:
         raise InputError(
             f"output_dir={str(output_dir)!r} cannot be written: {error.strerror}; choose another"
         ) from None
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            logger.warning("output_dir %s: its file system has no locks (%s), going on", output_dir, error.strerror)
-            return file
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        raise InputError(
-            f"output_dir={str(output_dir)!r} is in use by process {holder}; end it or choose another folder"
-        ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
 
 
 class CheckpointWriter:
@@ -112,16 +96,15 @@ class CheckpointWriter:
         """Take a file that other code has put into `folder` into the manifest."""
         path = self.folder / name
         self.files[name] = {"bytes": path.stat().st_size, "xxh3_128": _checksum(path)}
-        _fsync(path)
+        fsync(path)
 
     def commit(self):
         """Write the manifest, make everything durable, and let the checkpoint appear under its name."""
         self.write_json(MANIFEST, {"step": self.step, "files": dict(sorted(self.files.items()))})
         for folder in {path.parent for path in self.folder.rglob("*")}:
-            _fsync(folder)
+            fsync(folder)
         remove_checkpoint(self.final)  # a damaged one of the same step
-        self.folder.rename(self.final)
-        _fsync(self.final.parent)
+        publish(self.folder, self.final)
         return self.final
 
     def discard(self):
@@ -199,14 +182,6 @@ def _checksum(path):
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _fsync(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def find_problem(folder: str | os.PathLike, thorough: bool = True) -> str | None:
@@ -287,7 +262,7 @@ def remove_leftovers(output_dir):
     for path in Path(output_dir).iterdir():
         if _ASIDE.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
-        elif storage.is_unfinished(path.name):
+        elif is_unfinished(path.name):
             path.unlink(missing_ok=True)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from sd.errors import ArgumentError, InputError, RunError
+from sd.files import fsync, publish
 from sd.flags.arguments import check_choice
 from sd.models.single_file import CONFIGS_KEY, stored_name
 from sd.models.weights import linear_weights
@@ -50,7 +51,9 @@ def export_pipeline(models, output, layout, scheduler=None):
             shutil.copymode(aside / "model_index.json", weights)
         if output.exists():
             output.rmdir()
-        aside.rename(output)
+        for path in [*aside.rglob("*"), aside]:
+            fsync(path)
+        publish(aside, output)
     except (OSError, RuntimeError) as error:  # safetensors' error for a full disk is its own
         shutil.rmtree(aside, ignore_errors=True)
         raise RunError(f"{output} not written: {error}; free space or choose another --output") from error

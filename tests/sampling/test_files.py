@@ -20,7 +20,7 @@ def test_an_interrupted_picture_leaves_nothing(tmp_path, error):
 
 
 def test_what_a_kill_left_is_removed_by_the_next_run_but_not_what_is_being_written(tmp_path):
-    old, new, other = tmp_path / ".a.png.4242.tmp", tmp_path / ".b.png.4243.tmp", tmp_path / ".notes.tmp"
+    old, new, other = tmp_path / "a.png.0123abcd.tmp", tmp_path / "b.png.4567cdef.tmp", tmp_path / "notes.tmp"
     for path in (old, new, other):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))

@@ -235,15 +235,15 @@ def test_drawing_goes_on_where_it_was_cut_off(output_dir, tmp_path, capsys):
 def test_a_full_disk_keeps_what_is_finished(output_dir, tmp_path, monkeypatch):
     models = load_models(str(output_dir))
     jobs = [Job("a", seed, tmp_path / f"{seed}.png") for seed in range(4)]
-    real, calls = Path.replace, []
+    real, calls = Path.rename, []
 
-    def replace(self, target):
+    def rename(self, target):
         calls.append(target)
         if len(calls) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(self, target)
 
-    monkeypatch.setattr(files.Path, "replace", replace)
+    monkeypatch.setattr(files.Path, "rename", rename)
     with pytest.raises(
         RunError, match=r"2.png not written: the disk is full; free some space and run the same command"
     ):

@@ -14,6 +14,7 @@ from sd.data.parts import storage
 from sd.data.parts.filelist import write_file_lists
 from sd.data.parts.index import SUFFIX, PartError, parse_index
 from sd.errors import InputError, RunError
+from sd.files import is_unfinished
 from sd.processes.locks import locked_folder
 from sd.processes.pool import run_local, stopped_by_signals
 from sd.processes.ray_engine import run_on_ray
@@ -137,7 +138,7 @@ def _remove_unfinished(options):
     output = options.output_path
     for folder in (output, storage.join(output, LIST_FOLDER), _part_folder(options)):
         for name in storage.list_folder(folder):
-            if storage.is_unfinished(name):
+            if is_unfinished(name):
                 storage.remove(storage.join(folder, name))
 
 

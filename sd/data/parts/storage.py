@@ -4,8 +4,6 @@ import errno
 import functools
 import io
 import os
-import re
-import secrets
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,10 +11,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from sd.errors import InputError, first_line
+from sd.files import publish, temporary_path
 
 T = TypeVar("T")
 
-_TEMPORARY = ".tmp"
 _VERSION_KEYS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")  # of the stores that fsspec knows
 
 
@@ -179,11 +177,6 @@ def remove(path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def is_unfinished(name: str) -> bool:
-    """Whether a file name is one that NewFile gives while it writes."""
-    return re.search(r"\.[0-9a-f]{8}\.tmp$", name) is not None
-
-
 class NewFile:
     """A file that appears under its name whole or not at all, even if the process or the machine stops half way.
 
@@ -196,11 +189,10 @@ class NewFile:
 
     def __enter__(self):
         if is_remote(self._path):
-            descriptor, self._temporary = tempfile.mkstemp(suffix=_TEMPORARY)
+            descriptor, self._temporary = tempfile.mkstemp(suffix=".tmp")
             os.close(descriptor)
         else:
-            # Two machines may write the same file, where one was thought dead.
-            self._temporary = f"{self._path}.{secrets.token_hex(4)}{_TEMPORARY}"
+            self._temporary = str(temporary_path(Path(self._path)))
         self.file = self._file = Path(self._temporary).open("wb")
         self.write = self._file.write
         return self
@@ -221,12 +213,7 @@ class NewFile:
             fs.put_file(self._temporary, name)
             return
         os.fsync(self._file.fileno())
-        Path(self._temporary).replace(self._path)
-        folder = os.open(folder_of(self._path), os.O_RDONLY)
-        try:
-            os.fsync(folder)  # without it a power cut may forget the new name
-        finally:
-            os.close(folder)
+        publish(Path(self._temporary), Path(self._path))
 
 
 def write_whole(path: str | Path, data: bytes) -> None:

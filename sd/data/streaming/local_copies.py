@@ -14,6 +14,7 @@ from sd.data.parts.gunzip import PIECE_BYTES, DamageError, unpack
 from sd.data.parts.index import LINES, STREAM, PartError
 from sd.data.parts.part import PartReader
 from sd.errors import RunError
+from sd.files import try_flock
 
 DEFAULT_BYTES = 10 * 2**30
 _ATTEMPTS = 3
@@ -121,9 +122,7 @@ def _size_if_in_work(temporary):
         stat = os.fstat(file.fileno())
         if time.time() - stat.st_mtime < _ABANDONED_SECONDS:  # it may be about to take its lock, or its name
             return stat.st_size
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_flock(file):
             return stat.st_size
         temporary.unlink()
     return 0

@@ -280,12 +280,12 @@ def test_an_error_while_writing_leaves_nothing(tmp_path):
 @pytest.mark.defect(9)
 def test_defect_09_the_part_appears_last_and_whole(tmp_path, monkeypatch):
     seen = []
-    real = Path.replace
+    real = Path.rename
 
     def watch(temporary, path):
         seen.append((Path(path).name, sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".tmp")))
         real(temporary, path)
 
-    monkeypatch.setattr(Path, "replace", watch)
+    monkeypatch.setattr(Path, "rename", watch)
     write_part(tmp_path / "part-000001.gz")
     assert seen == [("part-000001.gz.idx", []), ("part-000001.gz", ["part-000001.gz.idx"])]
