@@ -65,7 +65,7 @@ IN_PLACE_OF = [
     (r" /data/", " data/"),
     (r"--guidance_scales 1 2 3 5 8", "--guidance_scales 1 2"),
     (r"pt_inception-2015-12-05-6726825d\.pth|clip-vit-h-14", "demo/tiny_clip"),
-    (r"--fid_reference pictures/", "--fid_reference coco_data/images"),
+    (r"_reference pictures/", "_reference coco_data/images"),
     (r"quickstart_out/processed_data", "processed_data"),
     (r"quickstart_out/model", "out"),
 ]

@@ -82,9 +82,24 @@ def parse_arguments(arguments=None):
     add("--num_prompts", type=int, help="the first so many prompts (default: all)")
     add("--clip_model", metavar="NAME", help="CLIP for the CLIP score: a folder or published name")
     add("--fid_model", metavar="NAME", help="features for FID: Inception-v3's weights (.pth, .safetensors), or a CLIP")
-    add("--data_filter", metavar="EXPRESSION", help="rows of the list of --fid_reference, by their columns")
+    add(
+        "--data_filter",
+        metavar="EXPRESSION",
+        help="rows of the list of --fid_reference or --cmmd_reference, by their columns",
+    )
     add("--fid_reference", metavar="PATH", help="real pictures: a folder, a file list, or statistics (.npz: mu, sigma)")
+    add(
+        "--cmmd_reference",
+        metavar="PATH",
+        help="real pictures for CMMD, by the features of --clip_model: a folder, a file list, or .npz: features",
+    )
     add("--processes", type=int, default=1, help="processes that draw, one for each GPU (default: %(default)s)")
+    watch = parser.add_argument_group("watch a run, with the flags of scores (default output: OUTPUT_DIR/scores)")
+    add = watch.add_argument
+    add("--watch", metavar="OUTPUT_DIR", help="score each new checkpoint of a run, raw and ema, until its last one")
+    add("--every", type=int, default=1, metavar="N", help="those of every N-th step, and the last (default: all)")
+    add("--golden", metavar="NAME", help="band of a sound run behind the curves: mlperf_sd2, or a .json file")
+    add("--poll_seconds", type=float, default=30.0, help="seconds between two looks (default: %(default)g)")
     return parser.parse_args(arguments)
 
 
@@ -99,12 +114,16 @@ def main():
     set_up_logging()
     import_quietly()
     from sd.metrics.measure import measure
+    from sd.metrics.watch import watch
     from sd.sampling.run import check_flags, model_flags, run
 
-    if not (flags.prompt or flags.prompts_file or flags.metrics):
+    if not (flags.prompt or flags.prompts_file or flags.metrics or flags.watch):
         flags.prompt = [ASTRONAUT]
         flags.output = flags.output or "astronaut_rides_horse.png"
-    if flags.metrics:
+    if flags.watch:
+        check_flags(flags)
+        watch(flags, model_flags(flags))
+    elif flags.metrics:
         check_flags(flags)
         measure(flags, {"unet": flags.unet, "variant": flags.variant} | model_flags(flags))
     else:

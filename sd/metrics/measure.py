@@ -1,8 +1,9 @@
-"""`eval.py --metrics`: draw a file of prompts at several guidance scales, and score the pictures by FID and CLIP."""
+"""`eval.py --metrics`: draw a file of prompts at several guidance scales, and score them by FID, CMMD, CLIP score."""
 
 import functools
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from sd import devices
 from sd.errors import InputError
 from sd.flags.arguments import check_choice, check_range
 from sd.metrics.extractors import load_clip, load_fid_extractor
-from sd.metrics.reference import reference_statistics
+from sd.metrics.reference import reference_features, reference_statistics
 from sd.metrics.report import write_report
-from sd.metrics.scores import Moments, clip_scores, frechet_distance
+from sd.metrics.scores import Moments, clip_scores, cmmd, frechet_distance
 from sd.processes.pool import run_local
 from sd.sampling.files import make_folder, read_pixels
 from sd.sampling.job import Job, Settings, draw, settings_from, warn_of_cut_prompts
@@ -65,10 +66,11 @@ def apply_preset(flags: Any) -> None:
     flags.guidance_scales = flags.guidance_scales or [flags.guidance_scale]
 
 
-def measure(flags: Any, model_flags: dict) -> dict:
+def measure(flags: Any, model_flags: dict, keep: Path | None = None) -> dict:
     """Draw, score and report what the flags of eval.py ask for. Returns the report, a dict.
 
-    model_flags: the arguments of `load_models`. The same command goes on where an earlier one was cut off: pictures
+    model_flags: the arguments of `load_models`. keep: folder of what is computed of the real pictures, by default that
+    of the pictures. The same command goes on where an earlier one was cut off: pictures
     that are there are not drawn again.
     """
     apply_preset(flags)
@@ -82,11 +84,7 @@ def measure(flags: Any, model_flags: dict) -> dict:
     settings = settings_from(flags, models, device.kind)
     warn_of_cut_prompts(models.tokenizer, prompts)
     output = make_folder(flags.output or "eval_metrics")
-    reference = None
-    if fid_extractor and flags.fid_reference:
-        size = settings.height, settings.width
-        keep = output / "fid_reference.npz"
-        reference = reference_statistics(flags.fid_reference, fid_extractor, size, keep, flags.data_filter)
+    real = _real(flags, fid_extractor, clip, (settings.height, settings.width), keep or output)
     if fid_extractor and len(prompts) <= fid_extractor.width:
         print(
             f"FID of {len(prompts)} pictures by {fid_extractor.width} features: with no more pictures than features it "
@@ -99,8 +97,7 @@ def measure(flags: Any, model_flags: dict) -> dict:
         tasks += _tasks(source, replace(settings, guidance_scale=scale), jobs)
     with closing(_outcomes(tasks, flags.processes, device)) as outcomes:
         results = [
-            {"guidance_scale": scale, **_score(scale, outcomes, len(prompts), fid_extractor, reference)}
-            for scale in flags.guidance_scales
+            {"guidance_scale": scale, **_score(scale, outcomes, len(prompts), real)} for scale in flags.guidance_scales
         ]
     report = {
         "model": models.label,
@@ -112,6 +109,7 @@ def measure(flags: Any, model_flags: dict) -> dict:
         "fid_model": fid_extractor.name if fid_extractor else None,
         "fid_reference": flags.fid_reference,
         "data_filter": flags.data_filter,
+        "cmmd_reference": flags.cmmd_reference,
         "clip_model": clip.name if clip else None,
         "results": results,
         "targets": TARGETS.get(flags.preset),
@@ -124,17 +122,33 @@ def _check(flags):
     check_range("processes", flags.processes, low=1)
     check_range("seed", flags.seed, low=0)
     if not flags.prompts_file:
-        raise InputError("--metrics without --prompts_file; name a TSV, CSV, JSONL or text file of prompts")
+        raise InputError("no --prompts_file; name a TSV, CSV, JSONL or text file of prompts")
     if flags.num_prompts is not None:
         check_range("num_prompts", flags.num_prompts, low=1)
     for scale in flags.guidance_scales:
         check_range("guidance_scales", scale, low=1)
     if bool(flags.fid_model) != bool(flags.fid_reference):
         raise InputError("--fid_model and --fid_reference go together: features, and what they are compared with")
-    if flags.data_filter is not None and not flags.fid_reference:
-        raise InputError("--data_filter chooses rows of the file list of --fid_reference; name one")
+    if flags.data_filter is not None and not (flags.fid_reference or flags.cmmd_reference):
+        raise InputError("--data_filter chooses rows of the file list of --fid_reference or --cmmd_reference; name one")
     if not flags.fid_model and not flags.clip_model:
-        raise InputError("--metrics without a measure; name --clip_model, or --fid_model and --fid_reference")
+        raise InputError("no measure; name --clip_model, or --fid_model and --fid_reference")
+    if flags.cmmd_reference and not flags.clip_model:
+        raise InputError("--cmmd_reference without --clip_model; CMMD compares CLIP features")
+
+
+def _real(flags, fid_extractor, clip, size, keep):
+    """What the drawn pictures are compared with: `fid` statistics and `cmmd` features, None where not asked for."""
+    return {
+        "fid": reference_statistics(
+            flags.fid_reference, fid_extractor, size, keep / "fid_reference.npz", flags.data_filter
+        )
+        if fid_extractor
+        else None,
+        "cmmd": reference_features(flags.cmmd_reference, clip, size, keep / "cmmd_reference.npz", flags.data_filter)
+        if flags.cmmd_reference
+        else None,
+    }
 
 
 @functools.lru_cache(maxsize=1)
@@ -142,9 +156,12 @@ def _loaded(source):
     """Models and extractors of this process."""
     devices.select(source.device, dict(source.model_flags).get("dtype", "fp32"))
     models = load_models(**dict(source.model_flags))
-    fid_extractor = load_fid_extractor(source.fid_model) if source.fid_model else None
-    clip = load_clip(source.clip_model) if source.clip_model else None
-    return models, fid_extractor, clip, models.weights_id()
+    return models, *_extractors(source.fid_model, source.clip_model), models.weights_id()
+
+
+@functools.lru_cache(maxsize=1)
+def _extractors(fid_model, clip_model):
+    return load_fid_extractor(fid_model) if fid_model else None, load_clip(clip_model) if clip_model else None
 
 
 def _tasks(source, settings, jobs):
@@ -153,15 +170,16 @@ def _tasks(source, settings, jobs):
 
 
 def _work(task):
-    """Draw a task's pictures; returns (their number, FID features or None, CLIP scores or None)."""
+    """Draw a task's pictures; returns (their number, FID features, CLIP features, CLIP scores), None for no model."""
     models, fid_extractor, clip, weights_id = _loaded(task.source)
     draw(models, task.jobs, task.settings, weights_id, quiet=True)
     images = [read_pixels(job.path) for job in task.jobs]
     features = fid_extractor.embed_images(images) if fid_extractor else None
-    scores = None
+    clip_features = scores = None
     if clip:
-        scores = clip_scores(clip.embed_images(images), clip.embed_texts([job.prompt for job in task.jobs]))
-    return len(images), features, scores
+        clip_features = clip.embed_images(images)
+        scores = clip_scores(clip_features, clip.embed_texts([job.prompt for job in task.jobs]))
+    return len(images), features, clip_features, scores
 
 
 def _outcomes(tasks, processes, device):
@@ -176,20 +194,23 @@ def _outcomes(tasks, processes, device):
     yield from run_local(_work, tasks, processes, [] if named else devices.card_environments(device))
 
 
-def _score(scale, outcomes, total, fid_extractor, reference):
-    """The measures of the next `total` pictures, of one guidance scale: `fid` and `clip_score`, None where not asked
-    for."""
-    moments = Moments(fid_extractor.width) if fid_extractor else None
-    found = []
+def _score(scale, outcomes, total, real):
+    """The measures of the next `total` pictures, of one guidance scale: `fid`, `cmmd` and `clip_score`, None where not
+    asked for. real: what `_real` returned."""
+    moments = Moments(len(real["fid"][0])) if real["fid"] else None
+    embedded, found = [], []
     with tqdm(total=total, desc=f"guidance {scale:g}", unit="picture") as bar:
         while bar.n < total:
-            count, features, scores = next(outcomes)
+            count, features, clip_features, scores = next(outcomes)
             if moments:
                 moments.add(features)
+            if real["cmmd"] is not None:
+                embedded.append(clip_features)
             if scores is not None:
                 found.append(scores)
             bar.update(count)
     return {
-        "fid": frechet_distance(*moments.mean_and_covariance(), *reference) if moments else None,
+        "fid": frechet_distance(*moments.mean_and_covariance(), *real["fid"]) if moments else None,
+        "cmmd": cmmd(np.concatenate(embedded), real["cmmd"]) if embedded else None,
         "clip_score": float(np.concatenate(found).mean()) if found else None,
     }

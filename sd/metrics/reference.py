@@ -1,6 +1,7 @@
-"""What FID compares with: mean and covariance of the features of real pictures, from a file or computed and kept."""
+"""What FID and CMMD compare with: features of real pictures, or their moments, from a file or computed and kept."""
 
 import io
+import itertools
 import json
 import logging
 from contextlib import closing
@@ -43,52 +44,87 @@ def reference_statistics(
     InputError for what does not fit the extractor.
     """
     path = Path(source)
-    if data_filter is not None and (path.suffix == ".npz" or path.is_dir()):
-        raise ArgumentError("data_filter", data_filter, f" chooses rows of a file list, and {path} is none")
+    _check_filter(path, data_filter)
     if path.suffix == ".npz":
-        return _read(path, extractor)
-    height, width = (size, size) if isinstance(size, int) else size
-    pictures, count, fingerprint = _pictures(path, height, width, data_filter)
-    identity = {
-        "source": str(path),
-        "pictures": count,
-        "fingerprint": fingerprint,
-        "size": [height, width],
-        "extractor": extractor.identity(),
-    }
-    if (kept := _read_kept(keep, json.dumps(identity), extractor)) is not None:
+        return _read_statistics(path, extractor)
+    found = _Reference("fid_reference", path, extractor, size, data_filter)
+    if (kept := found.kept(keep, _read_statistics)) is not None:
         return kept
     moments = Moments(extractor.width)
-    with tqdm(total=count, desc="reference", unit="picture") as bar:
-        batch = []
-        for picture in pictures:
-            batch.append(picture)
-            if len(batch) == _BATCH:
-                moments.add(extractor.embed_images(batch))
-                bar.update(len(batch))
-                batch = []
-        if batch:
-            moments.add(extractor.embed_images(batch))
-            bar.update(len(batch))
+    for features in found.features():
+        moments.add(features)
     mean, covariance = moments.mean_and_covariance()
-    whole = io.BytesIO()  # a zip file that meets a full disk complains once more when it is collected
-    with written(keep) as aside:
-        np.savez(whole, mu=mean, sigma=covariance, identity=json.dumps(identity), count=moments.count)
-        aside.write_bytes(whole.getvalue())
+    found.keep(keep, mu=mean, sigma=covariance, count=moments.count)
     return mean, covariance
 
 
-def _read_kept(path, identity, extractor):
-    """The statistics that an earlier run kept for the same identity, else None."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            same = str(file.get("identity")) == identity
-        return _read(path, extractor) if same else None
-    except (OSError, ValueError, BadZipFile):  # InputError is a ValueError
-        return None
+def reference_features(
+    source: str | Path, extractor: Any, size: int | tuple[int, int], keep: Path, data_filter: str | None = None
+) -> np.ndarray:
+    """Features of real pictures, float32 [N, D], which CMMD compares with.
+
+    source: an .npz file with `features`, a folder of pictures, or a file list of parts; the rest as for
+    `reference_statistics`.
+    """
+    path = Path(source)
+    _check_filter(path, data_filter)
+    if path.suffix == ".npz":
+        return _read_features(path, extractor)
+    found = _Reference("cmmd_reference", path, extractor, size, data_filter)
+    if (kept := found.kept(keep, _read_features)) is not None:
+        return kept
+    features = np.concatenate(list(found.features()))
+    found.keep(keep, features=features)
+    return features
 
 
-def _read(path, extractor):
+def _check_filter(path, data_filter):
+    if data_filter is not None and (path.suffix == ".npz" or path.is_dir()):
+        raise ArgumentError("data_filter", data_filter, f" chooses rows of a file list, and {path} is none")
+
+
+class _Reference:
+    """Real pictures of a folder or file list, and the file that keeps what is computed of them."""
+
+    def __init__(self, flag, path, extractor, size, data_filter):
+        height, width = (size, size) if isinstance(size, int) else size
+        self._extractor = extractor
+        self._pictures, self._count, fingerprint = _pictures(flag, path, height, width, data_filter)
+        identity = {
+            "source": str(path),
+            "pictures": self._count,
+            "fingerprint": fingerprint,
+            "size": [height, width],
+            "extractor": extractor.identity(),
+        }
+        self._identity = json.dumps(identity)
+
+    def features(self):
+        """Yield the features of a batch of pictures, float32 [B, D]."""
+        with tqdm(total=self._count, desc="reference", unit="picture") as bar:
+            pictures = iter(self._pictures)
+            while batch := list(itertools.islice(pictures, _BATCH)):
+                yield self._extractor.embed_images(batch)
+                bar.update(len(batch))
+
+    def kept(self, path, read):
+        """What an earlier run kept for the same identity, else None."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                same = str(file.get("identity")) == self._identity
+            return read(path, self._extractor) if same else None
+        except (OSError, ValueError, BadZipFile):  # InputError is a ValueError
+            return None
+
+    def keep(self, path, **arrays):
+        """Write arrays for the next run."""
+        whole = io.BytesIO()  # a zip file that meets a full disk complains once more when it is collected
+        with written(path) as aside:
+            np.savez(whole, identity=self._identity, **arrays)
+            aside.write_bytes(whole.getvalue())
+
+
+def _read_statistics(path, extractor):
     try:
         with np.load(path, allow_pickle=False) as file:
             mean, covariance = file["mu"], file["sigma"]
@@ -99,22 +135,33 @@ def _read(path, extractor):
     return mean, covariance
 
 
-def _pictures(path, height, width, data_filter):
+def _read_features(path, extractor):
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            features = file["features"]
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise InputError(f"{path}: no features ({error}); expected an .npz with features") from None
+    if features.ndim != 2 or features.shape[1] != extractor.width or not len(features):
+        raise InputError(f"{path}: features {list(features.shape)}, {extractor.name} has {extractor.width} a picture")
+    return features
+
+
+def _pictures(flag, path, height, width, data_filter):
     """(iterator of uint8 [height, width, 3], their number at most, what names their content)."""
     if path.is_dir():
         names = sorted(path.rglob("[!.]*"))  # without what a system hides, such as macOS's `._a.png`
         names = [name for name in names if name.suffix.lower() in _PICTURES]
         if len(names) < 2:
-            raise ArgumentError("fid_reference", str(path), f" holds {len(names)} pictures; expected at least two")
+            raise ArgumentError(flag, str(path), f" holds {len(names)} pictures; expected at least two")
         digest = sha256()
         for name in names:
             digest.update(f"{name.relative_to(path)} {storage.version_or_error(name)}\n".encode("utf-8", "replace"))
         return (_cover(_from_file(name), height, width) for name in names), len(names), digest.hexdigest()[:32]
     if not path.is_file():
-        raise ArgumentError("fid_reference", str(path), ": no such .npz file, folder or file list")
+        raise ArgumentError(flag, str(path), ": no such .npz file, folder or file list")
     catalog = Catalog(str(path), min(height, width), data_filter=data_filter)
     if catalog.manifest is not None:
-        raise ArgumentError("fid_reference", str(path), " is a cache of latents; name the list of the images")
+        raise ArgumentError(flag, str(path), " is a cache of latents; name the list of the images")
     pictures = (_cover(pixels, height, width) for pixels in _from_parts(catalog))
     return pictures, catalog.num_usable, catalog.fingerprint
 

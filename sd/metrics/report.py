@@ -6,14 +6,17 @@ from pathlib import Path
 
 from sd.sampling.files import written
 
-_HEADINGS = ("guidance scale", "FID", "CLIP score")
+# Name in a report -> heading, digits behind the point.
+MEASURES = {"fid": ("FID", 3), "cmmd": ("CMMD", 4), "clip_score": ("CLIP score", 4)}
 
 
 def table(report: dict) -> str:
     """The scores as lines of text, one guidance scale each."""
-    rows = [_HEADINGS]
+    measures = {name: how for name, how in MEASURES.items() if name != "cmmd" or report.get("cmmd_reference")}
+    rows = [("guidance scale", *(heading for heading, _ in measures.values()))]
     for result in report["results"]:
-        rows.append((f"{result['guidance_scale']:g}", _figure(result["fid"], 3), _figure(result["clip_score"], 4)))
+        figures = (_figure(result[name], digits) for name, (_, digits) in measures.items())
+        rows.append((f"{result['guidance_scale']:g}", *figures))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
@@ -57,8 +60,8 @@ def _log(report, folder):
     step = re.search(r"checkpoint-(\d+)", report["model"])
     with LogWriter(logdir=str(folder)) as log:
         for result in report["results"]:
-            for name in ("fid", "clip_score"):
-                if result[name] is not None:
+            for name in MEASURES:
+                if result.get(name) is not None:
                     tag = f"{name}/guidance-{result['guidance_scale']:g}"
                     log.add_scalar(tag, result[name], int(step[1]) if step else 0)
 

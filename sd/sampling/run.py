@@ -44,8 +44,10 @@ def check_flags(flags):
     for name in ("height", "width", "batch_size"):
         if getattr(flags, name) is not None:
             check_range(name, getattr(flags, name), low=1)
-    if flags.metrics and flags.compare:
-        raise InputError("--metrics with --compare; measure the checkpoints one after another")
+    if (flags.metrics or flags.watch) and flags.compare:
+        raise InputError("--compare with --metrics or --watch; measure the checkpoints one after another")
+    if flags.watch and (flags.unet or flags.variant):
+        raise InputError("--watch with --unet or --variant; it takes the checkpoints of its run, raw and ema")
     if flags.output and Path(flags.output).suffix.lower() in _OTHER_FORMATS:
         raise ArgumentError("output", flags.output, "; pictures are written as PNG: name a file.png, or a folder")
     if flags.compare and len(flags.compare) < 2:

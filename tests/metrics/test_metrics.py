@@ -49,7 +49,7 @@ def flags(workshop, output, **given):
         "guidance_scales": [1.0, 3.0], "guidance_scale": 7.5, "height": None, "width": None, "scheduler": None,
         "batch_size": None, "num_inference_steps": 2, "negative_prompt": "", "dtype": "fp32", "device": "cpu",
         "seed": 42, "processes": 1, "fid_model": CLIP, "fid_reference": str(workshop / "real"), "clip_model": CLIP,
-        "data_filter": None, "output": str(output),
+        "cmmd_reference": str(workshop / "real"), "data_filter": None, "output": str(output),
     }  # fmt: skip
     return SimpleNamespace(**(defaults | given))
 
@@ -248,11 +248,14 @@ def test_kept_statistics_of_other_content_are_not_taken(workshop, tmp_path, what
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"prompts_file": None}, "--metrics without --prompts_file"),
-        ({"fid_model": None, "fid_reference": None, "clip_model": None}, "--metrics without a measure"),
+        ({"prompts_file": None}, "no --prompts_file"),
+        ({"fid_model": None, "fid_reference": None, "clip_model": None}, "no measure"),
         ({"fid_reference": None}, "--fid_model and --fid_reference go together"),
         ({"data_filter": "a > 5"}, "data_filter='a > 5' chooses rows of a file list, and"),
-        ({"data_filter": "a > 5", "fid_model": None, "fid_reference": None}, "rows of the file list of --fid_ref"),
+        (
+            {"data_filter": "a > 5", "fid_model": None, "fid_reference": None, "cmmd_reference": None},
+            "rows of the file list of --fid_ref",
+        ),
         ({"preset": "coco"}, "preset='coco'; expected one of"),
         ({"guidance_scales": [0.0]}, "guidance_scales=0.0; expected at least 1"),
         ({"processes": 0}, "processes=0; expected at least 1"),

@@ -1,0 +1,60 @@
+"""Scores over the images seen: a picture with one panel a measure, and VisualDL's scalars."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from sd.metrics.golden import Golden
+from sd.metrics.report import MEASURES
+from sd.sampling.files import written
+
+_COLOURS = {"raw": "#999999", "ema": "#3366aa"}
+_BETTER = {"fid": "lower is better", "cmmd": "lower is better", "clip_score": "higher is better"}
+_STYLES = ("-", "--", ":", "-.")
+_LOG_FILE = "vdlrecords.scores.log"
+
+
+def draw_curves(lines: list[dict], path: Path, golden: Golden | None = None) -> None:
+    """Write the picture. lines: of scores.jsonl, by step; golden: the band behind them."""
+    from matplotlib.figure import Figure
+
+    measures = [name for name in MEASURES if any(line.get(name) is not None for line in lines)]
+    figure = Figure(figsize=(5.5 * len(measures), 4.2), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
+        draw_measure(axes, lines, name, golden)
+    if golden:
+        figure.suptitle(golden.sentence(lines[-1]), fontsize=9)
+    with written(path) as aside:
+        figure.savefig(aside, format="png", dpi=110)
+
+
+def draw_measure(axes: Any, lines: list[dict], measure: str, golden: Golden | None = None) -> None:
+    """One measure over the images seen, a line for each variant and guidance scale, into Matplotlib's axes."""
+    series = defaultdict(list)
+    for line in lines:
+        if line.get(measure) is not None:
+            series[line["variant"], line["guidance_scale"]].append((line["images_seen"], line[measure]))
+    scales = sorted({scale for _, scale in series})
+    if golden and measure in golden.bands:
+        label = f"golden {golden.name}"
+        axes.fill_between(golden.images_seen, *golden.bands[measure], color="#66aa66", alpha=0.25, label=label)
+    for (variant, scale), points in series.items():
+        style = _STYLES[scales.index(scale) % len(_STYLES)] + "o"
+        label = f"{variant}, guidance {scale:g}"
+        axes.plot(*zip(*points, strict=True), style, color=_COLOURS[variant], markersize=3, label=label)
+    axes.set(xlabel="images seen", ylabel=f"{MEASURES[measure][0]} ({_BETTER[measure]})")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def log_scalars(lines: list[dict], folder: Path) -> None:
+    """Write all lines as VisualDL's scalars, in place of what was there."""
+    from visualdl import LogWriter
+
+    (folder / _LOG_FILE).unlink(missing_ok=True)
+    with LogWriter(logdir=str(folder), file_name=_LOG_FILE) as log:
+        for line in lines:
+            for name in MEASURES:
+                if line.get(name) is not None:
+                    tag = f"{name}/{line['variant']}-guidance-{line['guidance_scale']:g}"
+                    log.add_scalar(tag, line[name], line["step"])

@@ -1,0 +1,148 @@
+"""`eval.py --watch OUTPUT_DIR`: scores each new checkpoint of a run beside the training, same prompts, same noise.
+
+Nothing but scores/ in the run's folder is written, and nothing of the run is held open but for the time of loading.
+"""
+
+import copy
+import json
+import logging
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from sd.errors import ArgumentError
+from sd.flags.arguments import check_range
+from sd.metrics.curve import draw_curves, log_scalars
+from sd.metrics.golden import Golden, load_golden
+from sd.metrics.measure import apply_preset, measure
+from sd.metrics.report import MEASURES
+from sd.metrics.score_file import append_line, read_lines
+from sd.processes.locks import locked_folder
+from sd.runs.checkpoint import MANIFEST, checkpoint_step, find_problem, list_checkpoints, read_json
+from sd.sampling.files import make_folder
+from sd.sampling.prompts import read_prompts
+
+logger = logging.getLogger(__name__)
+
+SCORES = "scores.jsonl"
+FOLDER = "scores"
+_WEIGHTS = "unet/diffusion_paddle_model{}.safetensors"
+_VARIANTS = {"raw": (None, ""), "ema": ("ema", ".ema")}  # name -> (variant of load_models, part of the file's name)
+_PROTOCOL = (
+    "guidance_scales", "height", "width", "num_inference_steps", "scheduler", "seed", "negative_prompt", "dtype",
+    "fid_model", "fid_reference", "clip_model", "cmmd_reference", "data_filter",
+)  # fmt: skip
+
+
+def watch(flags: Any, model_flags: dict) -> None:
+    """Score the checkpoints of flags.watch as they appear, until the run's last one is scored.
+
+    model_flags: the arguments of `load_models` beside unet and variant. The same command goes on after a stop or kill:
+    what stands in scores.jsonl is not scored again, and pictures that are there are not drawn again.
+    """
+    run = Path(flags.watch)
+    if not run.is_dir():
+        raise ArgumentError("watch", str(run), ": no such folder; name the --output_dir of a run")
+    check_range("every", flags.every, low=1)
+    check_range("poll_seconds", flags.poll_seconds, above=0)
+    apply_preset(flags)
+    golden = load_golden(flags.golden) if flags.golden else None
+    output = make_folder(flags.output or run / FOLDER)
+    protocol = _protocol(flags)
+    with locked_folder(str(output)):
+        while True:
+            for folder, variant, weights in _due(run, flags.every, output, protocol):
+                _score(flags, model_flags, output, protocol, folder, variant, weights)
+                report_scores(output, protocol, golden)
+            if _finished(run):
+                print(report_scores(output, protocol, golden))
+                return
+            time.sleep(flags.poll_seconds)
+
+
+def _protocol(flags):
+    """Digits that stand for what makes two scores comparable."""
+    prompts = read_prompts(flags.prompts_file, flags.prompts_column, flags.num_prompts) if flags.prompts_file else []
+    settings = {name: getattr(flags, name) for name in _PROTOCOL}
+    return sha256(json.dumps([prompts, settings]).encode()).hexdigest()[:12]
+
+
+def _last_step(run):
+    """The max_steps of a run, None where it is not known yet."""
+    try:
+        steps = json.loads((run / "run.json").read_text())["arguments"]["SDTrainingArguments"]["max_steps"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return steps if steps > 0 else None
+
+
+def _whole(folder):
+    return find_problem(folder, thorough=False) is None
+
+
+def _finished(run):
+    last = _last_step(run)
+    return last is not None and any(checkpoint_step(f) >= last and _whole(f) for f in list_checkpoints(run))
+
+
+def _due(run: Path, every: int, output: Path, protocol: str) -> Iterator[tuple[Path, str, str]]:
+    """(checkpoint, `raw` or `ema`, checksum of its weights) of what is not scored yet, the oldest first."""
+    done = {(line["step"], line["variant"], line["weights"]) for line in of_protocol(output, protocol)}
+    last = _last_step(run)
+    for folder in list_checkpoints(run):
+        step = checkpoint_step(folder)
+        if (step % every and step != last) or not _whole(folder):
+            continue
+        try:
+            files = read_json(folder, MANIFEST)["files"]
+        except OSError:  # removed in between
+            continue
+        for variant, (_, suffix) in _VARIANTS.items():
+            weights = files.get(_WEIGHTS.format(suffix), {}).get("xxh3_128")
+            if weights and (step, variant, weights) not in done:
+                yield folder, variant, weights
+
+
+def _score(flags, model_flags, output, protocol, folder, variant, weights):
+    """Score one variant of a checkpoint and append its lines."""
+    step = checkpoint_step(folder)
+    flags = copy.copy(flags)
+    flags.output, flags.preset = str(output / f"{folder.name}-{variant}"), None  # the preset is filled in already
+    named = {"unet": str(folder), "variant": _VARIANTS[variant][0]}
+    try:
+        images_seen = read_json(folder, "data_state.json")["samples_seen"]
+        report = measure(flags, named | model_flags, keep=output)
+    except (OSError, ValueError, RuntimeError) as error:
+        if folder.exists():
+            raise
+        logger.warning("%s was removed before it was loaded; left out (%s)", folder, error)
+        return
+    for result in report["results"]:
+        scores = {name: result[name] for name in MEASURES if result[name] is not None}
+        line = {"step": step, "images_seen": images_seen, "variant": variant, **result, **scores}
+        line |= {"pictures": report["pictures"], "weights": weights, "protocol": protocol}
+        append_line(output / SCORES, line)
+
+
+def of_protocol(output: Path, protocol: str) -> list[dict]:
+    """The lines of scores.jsonl that one protocol made; of the same point the latest. By step."""
+    latest = {}
+    for line in read_lines(output / SCORES):
+        if line.get("protocol") == protocol:
+            latest[line["step"], line["variant"], line["guidance_scale"]] = line
+    return [latest[key] for key in sorted(latest)]
+
+
+def report_scores(output: Path, protocol: str, golden: Golden | None = None) -> str:
+    """Draw the curves, write VisualDL's scalars, and return the sentence about the newest line."""
+    lines = of_protocol(output, protocol)
+    if not lines:
+        return f"{output}: nothing scored; no whole checkpoint has the step of --every"
+    draw_curves(lines, output / "curves.png", golden)
+    log_scalars(lines, output / "visualdl")
+    newest = lines[-1]
+    told = ", ".join(f"{MEASURES[name][0]} {newest[name]:.4g}" for name in MEASURES if newest.get(name) is not None)
+    head = f"step {newest['step']}, {newest['variant']}: {told}"
+    return f"{head}\n{golden.sentence(newest)}" if golden else head

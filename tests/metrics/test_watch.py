@@ -1,0 +1,185 @@
+"""`eval.py --watch`: each checkpoint scored once, over kills and restarts, without a touch of the run's own files."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from demo.shapes import example
+from sd.errors import ArgumentError, InputError, RunError
+from sd.metrics import score_file, watch
+from sd.metrics.extractors import load_clip
+from sd.metrics.golden import load_golden
+from sd.metrics.scores import cmmd
+from sd.sampling.files import read_pixels
+from tests.metrics.test_metrics import CAPTIONS, CLIP
+from tests.training_harness import Workshop
+
+
+def cmmd_by_definition(a, b):
+    """Squared MMD by its double sums over pairs, in float64 (arXiv 2401.09603, eq. 4 with the diagonal)."""
+    a, b = ([row / np.sqrt((row**2).sum()) for row in np.asarray(side, np.float64)] for side in (a, b))
+
+    def mean_kernel(left, right):
+        return np.mean([[np.exp(-((x - y) ** 2).sum() / (2 * 10.0**2)) for y in right] for x in left])
+
+    return 1000 * (mean_kernel(a, a) + mean_kernel(b, b) - 2 * mean_kernel(a, b))
+
+
+@pytest.mark.parametrize(("seed", "count", "others", "shift"), [(0, 7, 5, 1.0), (1, 30, 41, 0.1), (2, 1, 1, 3.0)])
+def test_cmmd_is_that_of_its_definition(monkeypatch, seed, count, others, shift):
+    monkeypatch.setattr("sd.metrics.scores._KERNEL_ROWS", 4)
+    rng = np.random.default_rng(seed)
+    a = (5 * rng.standard_normal((count, 16))).astype(np.float32)
+    b = (5 * rng.standard_normal((others, 16)) + shift).astype(np.float32)
+    # The definition subtracts means near 1000: a few units of the 2^-53 * 1000 that are lost there.
+    assert cmmd(a, b) == pytest.approx(cmmd_by_definition(a, b), rel=1e-9, abs=1e-11)
+    assert cmmd(a, a) == pytest.approx(0, abs=1e-12)
+    with pytest.raises(InputError, match="CMMD of no pictures"):
+        cmmd(a, b[:0])
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    return Workshop(tmp_path_factory.mktemp("watch"))
+
+
+@pytest.fixture(scope="module")
+def run(workshop):
+    """A run of four steps with checkpoints 2 and 4, and its average; real pictures beside it."""
+    output_dir = workshop.train("run", "--save_steps", 2, "--use_ema")
+    (workshop.folder / "prompts.txt").write_text("\n".join(CAPTIONS[:4]) + "\n")
+    (workshop.folder / "real").mkdir()
+    for number in range(6):
+        Image.fromarray(example(number, 1, 32)[0]).save(workshop.folder / "real" / f"{number}.png")
+    return output_dir
+
+
+def flags(workshop, output_dir, **given):
+    defaults = {
+        "watch": str(output_dir), "every": 1, "golden": None, "poll_seconds": 0.01, "output": None,
+        "prompts_file": str(workshop.folder / "prompts.txt"), "prompts_column": None, "num_prompts": None,
+        "preset": None, "guidance_scales": [2.0], "guidance_scale": 7.5, "height": None, "width": None,
+        "scheduler": None, "batch_size": None, "num_inference_steps": 2, "negative_prompt": "", "dtype": "fp32",
+        "device": "cpu", "seed": 42, "processes": 1, "fid_model": CLIP, "fid_reference": str(workshop.folder / "real"),
+        "clip_model": CLIP, "cmmd_reference": str(workshop.folder / "real"), "data_filter": None,
+    }  # fmt: skip
+    return SimpleNamespace(**(defaults | given))
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).parts[0] != "scores"
+    }
+
+
+@pytest.fixture(scope="module")
+def watched(workshop, run):
+    before = files(run)
+    watch.watch(flags(workshop, run), {})
+    assert files(run) == before  # nothing of the run is touched
+    return run / "scores"
+
+
+def test_each_checkpoint_is_scored_raw_and_averaged(workshop, watched):
+    lines = score_file.read_lines(watched / "scores.jsonl")
+    assert [(line["step"], line["images_seen"], line["variant"]) for line in lines] == [
+        (2, 8, "raw"),
+        (2, 8, "ema"),
+        (4, 16, "raw"),
+        (4, 16, "ema"),
+    ]
+    clip = load_clip(CLIP)
+    real = clip.embed_images([read_pixels(path) for path in sorted((workshop.folder / "real").iterdir())])
+    for line in lines:
+        folder = watched / f"checkpoint-{line['step']}-{line['variant']}" / "guidance-2"
+        features = clip.embed_images([read_pixels(path) for path in sorted(folder.iterdir())])
+        assert line["cmmd"] == pytest.approx(cmmd_by_definition(features, real), rel=1e-5)
+        assert line["fid"] > 0 and 0 <= line["clip_score"] <= 1
+    assert Image.open(watched / "curves.png").width > 1000 and list((watched / "visualdl").iterdir())
+
+
+def test_what_is_scored_is_not_scored_again_and_a_cut_line_is(workshop, watched, tmp_path, monkeypatch):
+    run = shutil.copytree(watched.parent, tmp_path / "run")
+    path = run / "scores/scores.jsonl"
+    whole = path.read_bytes()
+    scored = []
+    real = watch.measure
+
+    def counted(given, named, keep):
+        scored.append(given.output)
+        return real(given, named, keep)
+
+    monkeypatch.setattr(watch, "measure", counted)
+    watch.watch(flags(workshop, run), {})
+    assert scored == [] and path.read_bytes() == whole
+    path.write_bytes(whole[:-30])  # a kill in the middle of the last line
+    watch.watch(flags(workshop, run), {})
+    assert [Path(name).name for name in scored] == ["checkpoint-4-ema"]
+    assert score_file.read_lines(path) == [json.loads(line) for line in whole.splitlines()]
+    watch.watch(flags(workshop, run, num_inference_steps=1, every=4), {})  # another protocol: its own lines
+    assert [Path(name).name for name in scored[1:]] == ["checkpoint-4-raw", "checkpoint-4-ema"]
+
+
+def test_checkpoints_that_are_damaged_or_removed_are_left_out(workshop, watched, tmp_path, monkeypatch, caplog):
+    run = shutil.copytree(watched.parent, tmp_path / "run", ignore=shutil.ignore_patterns("scores"))
+    (run / "checkpoint-2/damaged.txt").write_text("stepped back over")
+    real = watch.measure
+
+    def slow(given, named, keep):
+        if named["variant"] == "ema":  # the trainer removes it in between
+            shutil.rmtree(named["unet"])
+        return real(given, named, keep)
+
+    monkeypatch.setattr(watch, "measure", slow)
+    monkeypatch.setattr(watch, "_finished", lambda run: True)
+    watch.watch(flags(workshop, run), {})
+    lines = score_file.read_lines(run / "scores/scores.jsonl")
+    assert [(line["step"], line["variant"]) for line in lines] == [(4, "raw")]
+    assert "checkpoint-4 was removed before it was loaded; left out" in caplog.text
+
+
+def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "scores.jsonl"
+    score_file.append_line(path, {"step": 1})
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:5]))
+    with pytest.raises(RunError, match="the disk is full"):
+        score_file.append_line(path, {"step": 2})
+    monkeypatch.undo()
+    score_file.append_line(path, {"step": 3, "prompt": "圆"})
+    assert path.read_text() == '{"step": 1}\n{"step": 3, "prompt": "圆"}\n'
+
+
+def test_the_published_band_and_its_sentence():
+    golden = load_golden("mlperf_sd2")
+    published = {0.5: (245, 0.06), 1.0: (160, 0.10), 1.5: (112, 0.13), 2.0: (98, 0.15), 2.6: (84, 0.165)}
+    published |= {4.1: (62, 0.19), 5.1: (55, 0.207)}
+    for millions, (fid, clip_score) in published.items():
+        line = {"images_seen": int(millions * 1e6), "fid": fid, "clip_score": clip_score}
+        assert golden.judge(line) == {"fid": "inside", "clip_score": "inside"}
+        assert golden.judge(line | {"fid": fid * 1.2})["fid"] == "above"
+        assert golden.judge(line | {"clip_score": clip_score - 0.02})["clip_score"] == "below"
+    between = {"images_seen": 1_250_000, "fid": (160 + 112) / 2, "clip_score": 0.14}
+    assert golden.sentence(between) == (
+        "golden mlperf_sd2 at 1,250,000 images: FID 136 is inside 115.6 to 156.4; CLIP score 0.14 is above 0.1 to 0.13"
+    )
+    assert "no verdict, the band covers 500,000 to 5,100,000" in golden.sentence({"images_seen": 100, "fid": 1.0})
+
+
+def test_bands_that_cannot_be_used_are_named(tmp_path, workshop):
+    with pytest.raises(ArgumentError, match=r"expected one of .*mlperf_sd2"):
+        load_golden("mlperf")
+    for text in ("{", '{"name": "a"}', '{"name": "a", "about": "", "images_seen": [2, 1], "bands": {}}'):
+        (tmp_path / "band.json").write_text(text)
+        with pytest.raises(InputError, match=r"band\.json: "):
+            load_golden(str(tmp_path / "band.json"))
+    with pytest.raises(ArgumentError, match="no such folder"):
+        watch.watch(flags(workshop, tmp_path / "none"), {})
