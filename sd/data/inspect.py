@@ -212,7 +212,8 @@ def cache_lines(manifest, found):
         f"a row holds {manifest.num_variants}: --crop {manifest.crop} --num_crops {manifest.num_crops}"
         + (" --flip" if manifest.flip else "")
         + f", {manifest.interpolation}, seed {manifest.seed}",
-        f"cache {manifest.id}, VAE {manifest.vae_hash[:12]}, scaling factor {manifest.scaling_factor:g}",
+        f"cache {manifest.id}, VAE {manifest.vae_hash[:12]}, scaling factor {manifest.scaling_factor:g}"
+        + (f", pictures resized by {manifest.resizer}" if manifest.resizer else ""),
     ]
     if found.latents:
         total, squares, variances, count = np.sum(found.latents, axis=0)

@@ -9,6 +9,7 @@ import paddle
 
 from sd import devices
 from sd.cpu.layers import speed_up
+from sd.data.images.resize import RESIZER
 from sd.data.parts.moments import Manifest
 from sd.errors import InputError
 from sd.latents.options import CacheOptions
@@ -61,6 +62,7 @@ class Encoders:
             latent_shape=self.latent_shape,
             **{name: getattr(options, name) for name in ("resolution", "crop", "num_crops", "flip", "interpolation")},
             seed=options.seed,
+            resizer=RESIZER,
             **text,
             **source,
         )

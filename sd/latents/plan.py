@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sd.data.filters.rows import RowRule
 from sd.data.parts import storage
@@ -85,6 +85,20 @@ def make_plan(options: CacheOptions) -> Plan:
 
 def part_folder(options: CacheOptions) -> str:
     return storage.join(options.output_path, PART_FOLDER)
+
+
+def continued(tasks: Sequence, manifest: Manifest, options: CacheOptions) -> Manifest:
+    """The Manifest, without its resizer where the folder holds parts from before that was written down."""
+    earlier = replace(manifest, resizer=None)
+    there = set(storage.list_folder(part_folder(options)))
+    for task in tasks:
+        if storage.base_name(task.path) in there and not options.overwrite:
+            try:
+                index = parse_index(storage.read_bytes(task.path + SUFFIX), task.path)
+            except (FileNotFoundError, PartError):
+                continue
+            return earlier if index.notes.get("cache") == earlier.id else manifest
+    return manifest
 
 
 def unfinished(tasks: Sequence, manifest: Manifest, options: CacheOptions) -> list[Task]:

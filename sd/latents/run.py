@@ -24,7 +24,7 @@ from sd.latents.finish import finish
 from sd.latents.models import encoders_for
 from sd.latents.options import CacheOptions
 from sd.latents.part import chunks_of, write_part
-from sd.latents.plan import LIST_FOLDER, Task, is_finished, make_plan, part_folder, unfinished
+from sd.latents.plan import LIST_FOLDER, Task, continued, is_finished, make_plan, part_folder, unfinished
 from sd.logs import rank
 from sd.processes.pool import run_local, stopped_by_signals
 from sd.processes.ray_engine import run_on_ray
@@ -45,7 +45,7 @@ def precompute(options: CacheOptions) -> tuple[str, dict] | None:
         with stopped_by_signals() as raise_if_stopped:
             plan = make_plan(options)
             encoders = encoders_for(options)
-            manifest = encoders.manifest(source=plan.fingerprint)
+            manifest = continued(plan.tasks, encoders.manifest(source=plan.fingerprint), options)
             if options.cache_text and (
                 line := describe_cut(plan.captions, options.model_max_length, encoders.tokenizer)
             ):

@@ -11,10 +11,12 @@ import paddle
 import psutil
 import pytest
 
+from sd.data.images.resize import RESIZER
 from sd.data.parts.filelist import read_file_list
 from sd.data.parts.moments import decode_payload, find_manifest
 from sd.data.parts.part import PartError, PartWriter
 from sd.data.parts.record import encode_captions_row, encode_row
+from sd.data.streaming.dataset import TextImagePair
 from sd.data.streaming.sample import centre_crop, decode_for
 from sd.diffusion.model import StableDiffusionModel
 from sd.errors import InputError, RunError
@@ -207,6 +209,25 @@ def test_a_second_run_makes_only_what_is_missing_or_cut_to_the_same_bytes(tmp_pa
     assert made == [0, 2] and contents(out) == before
     precompute(options(source, out))
     assert made == [0, 2]
+
+
+def test_a_cache_of_before_its_resizer_was_named_goes_on_and_is_read_beside_a_new_one(tmp_path):
+    source, out, new = make_shapes(tmp_path / "in", [5, 3]), tmp_path / "out", tmp_path / "new"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "RESIZER", None)
+        before, _ = precompute(options(source, out))
+    kept = contents(out)
+    (out / "latents/part-000001.gz").unlink()
+    precompute(options(source, out))
+    assert contents(out) == kept
+    after, _ = precompute(options(source, new))
+    manifests = [find_manifest(file_list) for file_list in (before, after)]
+    assert [manifest.resizer for manifest in manifests] == [None, RESIZER]
+    both = tmp_path / "both.filelist.list"
+    both.write_text("".join(f"{source.name}\n" for path in (before, after) for source in read_file_list(path)))
+    data = iter(TextImagePair(str(both), lambda caption: [0], resolution=manifests[0].resolution, batch_size=2))
+    places = {tuple(next(data)["place"].tolist()) for _ in range(16)}
+    assert {part for part, _ in places} == {0, 1, 2, 3}
 
 
 def test_crops_do_not_depend_on_the_place_in_the_list(tmp_path):

@@ -21,7 +21,7 @@ CROPS = ("random", "centre")
 VERSION = 1
 _EXPONENT = np.uint16(0x7C00)  # all ones in what is infinite or no number
 # A source may have grown and its caches may lie apart; these say where the rows come from, not what is in them.
-_NOT_SETTINGS = ("id", "source", "num_rows", "num_bad", "empty_state", "path")
+_NOT_SETTINGS = ("id", "source", "num_rows", "num_bad", "empty_state", "path", "ids")
 
 
 def encode_payload(moments: np.ndarray, text_states: np.ndarray | None = None) -> bytes:
@@ -66,8 +66,9 @@ class Manifest:
     latent_shape: (C, h, w). num_crops, flip: a row has `num_variants`, each crop followed by its mirror image. seed: of
     the random crops. source: fingerprint of the file list that was read; num_rows, num_bad: of the filelist beside it.
     empty_state: the file beside it with the text states of the empty caption. That, text_encoder_hash, tokenizer_hash
-    and model_max_length are None without cached text. id: hash of all that decides the bytes of a row. path: where it
-    was read, "" if it was made here.
+    and model_max_length are None without cached text. resizer: the name of what resized the pictures; None in caches
+    of before it was written down. id: hash of all that decides the bytes of a row. path: where it was read, "" if it
+    was made here. ids: those of the caches that `find_manifest` found to agree; of this one alone if empty.
     """
 
     vae_hash: str
@@ -88,8 +89,10 @@ class Manifest:
     num_bad: int = 0
     empty_state: str | None = None
     version: int = VERSION
+    resizer: str | None = None
     id: str = ""
     path: str = field(default="", compare=False)
+    ids: tuple = field(default=(), compare=False)
 
     def __post_init__(self):
         object.__setattr__(self, "latent_shape", tuple(self.latent_shape))
@@ -106,6 +109,8 @@ class Manifest:
     def settings(self) -> dict[str, Any]:
         """What decides the bytes of a row, as a dict for JSON."""
         kept = {name: value for name, value in asdict(self).items() if name not in _NOT_SETTINGS}
+        if self.resizer is None:
+            del kept["resizer"]
         return kept | {"latent_shape": list(self.latent_shape)}
 
     def differences(self, **run) -> list[str]:
@@ -120,7 +125,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The `.cache.json` file."""
-        told = {name: value for name, value in asdict(self).items() if name != "path"}
+        told = {name: value for name, value in asdict(self).items() if name not in ("path", "ids")}
         return json.dumps(told, indent=2).encode() + b"\n"
 
     def empty_text_state(self) -> np.ndarray:
@@ -157,7 +162,7 @@ def parse_manifest(data: bytes, path: str | Path) -> Manifest:
         told = json.loads(data)
         if told["version"] != VERSION:
             raise InputError(f"{path}: version {told['version']}, this program reads {VERSION}; make the cache again")
-        known = {entry.name for entry in fields(Manifest)}
+        known = {entry.name for entry in fields(Manifest)} - {"path", "ids"}
         manifest = replace(Manifest(**{name: told[name] for name in known & told.keys()}), path=str(path))
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
@@ -171,6 +176,8 @@ def parse_manifest(data: bytes, path: str | Path) -> Manifest:
 def find_manifest(file_list: str) -> Manifest | None:
     """The Manifest of a `.filelist.list` of cached parts, the first one's where several agree; None for images.
 
+    Caches agree that differ in the seed of their crops, or of which one does not name its resizer.
+
     Raises InputError where caches of other settings, or caches and images, stand in one list.
     """
     names = [source.name for source in read_file_list(file_list)]
@@ -182,13 +189,15 @@ def find_manifest(file_list: str) -> Manifest | None:
             raise InputError(f"{file_list}: {cached} is a cache of latents, {images} is not; keep them apart")
         if first is None:
             continue
-        others = {key: value for key, value in manifest.settings().items() if key != "seed"}
+        unknown = None in (first.resizer, manifest.resizer)
+        left_out = ("seed", "resizer") if unknown else ("seed",)
+        others = {key: value for key, value in manifest.settings().items() if key not in left_out}
         if lines := first.differences(**others):
             raise InputError(
                 f"{file_list}: {names[0]} and {name} are caches of other settings ({'; '.join(lines)}); keep them "
                 "apart, or cache both alike"
             )
-    return first
+    return first and replace(first, ids=tuple(manifest.id for manifest in manifests))
 
 
 def _manifest_beside(filelist):

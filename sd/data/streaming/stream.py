@@ -93,7 +93,7 @@ class RowReader:
             except PartError as error:
                 return None, error
         manifest = self._catalog.manifest
-        if manifest is not None and index.notes.get("cache") != manifest.id:
+        if manifest is not None and index.notes.get("cache") not in (manifest.ids or (manifest.id,)):
             raise RunError(f"{path}: cached by other settings than {manifest.path} says; make the cache again")
         try:
             rows = self._catalog.rule(part).rows(index)

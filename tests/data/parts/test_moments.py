@@ -1,5 +1,6 @@
 """Payloads and manifests of a latent cache: writer and reader are inverses, what is wrong or does not fit is said."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -127,6 +128,22 @@ def test_the_manifest_is_found_beside_the_filelist(tmp_path):
     assert manifest_path("a/one.filelist") == "a/one.cache.json"
     found = find_manifest(write_list(tmp_path, one=MANIFEST, two=replace(MANIFEST, num_rows=9, seed=5)))
     assert found == MANIFEST and found.path == f"{tmp_path}/one.cache.json"
+
+
+def test_a_cache_names_its_resizer_and_one_of_before_stays_valid(tmp_path):
+    """The manifest and the id of a cache from before the resizer was written down."""
+    old = json.loads(MANIFEST.to_bytes())
+    del old["resizer"]
+    assert parse_manifest(json.dumps(old).encode(), "x.cache.json") == MANIFEST
+    settings = {name: value for name, value in old.items() if name in MANIFEST.settings()}
+    text = json.dumps(settings, sort_keys=True)
+    assert MANIFEST.id == hashlib.sha256(text.encode()).hexdigest()[:32] and "resizer" not in settings
+    named, other = replace(MANIFEST, resizer="a 4"), replace(MANIFEST, resizer="b 1")
+    assert len({MANIFEST.id, named.id, other.id}) == 3
+    found = find_manifest(write_list(tmp_path, one=named, two=MANIFEST))
+    assert found == named and found.ids == (named.id, MANIFEST.id)
+    with pytest.raises(InputError, match=r"\(resizer was a 4, is b 1\)"):
+        find_manifest(write_list(tmp_path, one=named, two=other))
 
 
 def test_a_mixture_says_which_filelist_is_which(tmp_path):
