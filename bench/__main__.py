@@ -6,7 +6,7 @@ from pathlib import Path
 from sd.entry import run
 from sd.errors import InputError, run_script
 
-BENCHMARKS = ("export_diffusers", "operations", "packing", "sampling", "streaming", "train_step", "training")
+BENCHMARKS = ("export_diffusers", "filters", "operations", "packing", "sampling", "streaming", "train_step", "training")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ what follows from it alone; a row passes where the whole is true. So a missing v
 `is missing` asks for it.
 """
 
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,8 +28,6 @@ _NUMBER = "number"
 _KIND = {FLOAT: _NUMBER, INT: _NUMBER, BOOL: BOOL, TEXT: TEXT}
 _LEAST, _MOST = -(2**63), 2**63 - 1
 
-Truth = tuple[np.ndarray, np.ndarray]  # bool [rows]: where it is true, where it is false; neither where it is unknown
-
 
 class TypeMismatchError(ValueError):
     """A comparison of a column with what is of another kind. at: the place in the text."""
@@ -38,29 +37,24 @@ class TypeMismatchError(ValueError):
         self.at, self.reason = at, reason
 
 
-def evaluate(node: Node, columns: Mapping[str, Column], num_rows: int) -> Truth:
-    """Where a tree is true and where it is false. A name that is not in `columns` is missing in all rows.
+def where(node: Node, columns: Mapping[str, Column], num_rows: int, wanted: bool = True) -> np.ndarray:
+    """Where a tree is true, or where it is false (not `wanted`): bool [rows]. It is neither where it is unknown.
 
-    Raises TypeMismatchError.
+    A name that is not in `columns` is missing in all rows. Raises TypeMismatchError.
     """
-    if isinstance(node, Not):
-        true, false = evaluate(node.child, columns, num_rows)
-        return false, true
     if isinstance(node, Compare):
-        return _compare(node, columns, num_rows)
+        return _compare(node, columns, num_rows, wanted)
+    if isinstance(node, Not):
+        return where(node.child, columns, num_rows, not wanted)
     if isinstance(node, OneOf):
-        return _one_of(node, columns.get(node.name.name), num_rows)
+        return _one_of(node, columns.get(node.name.name), num_rows, wanted)
     if isinstance(node, IsMissing):
-        missing = ~_present(columns.get(node.name.name), num_rows)
-        return (~missing, missing) if node.negated else (missing, ~missing)
+        present = _present(columns.get(node.name.name), num_rows)
+        return present if node.negated == wanted else ~present
     if isinstance(node, IsTrue):
-        return _compare(Compare("==", node.name, Literal(True), node.name.at), columns, num_rows)
-    one, other = (operator.and_, operator.or_) if isinstance(node, And) else (operator.or_, operator.and_)
-    true, false = evaluate(node.children[0], columns, num_rows)
-    for child in node.children[1:]:
-        next_true, next_false = evaluate(child, columns, num_rows)
-        true, false = one(true, next_true), other(false, next_false)
-    return true, false
+        return _compare(Compare("==", node.name, Literal(True), node.name.at), columns, num_rows, wanted)
+    joined = operator.and_ if isinstance(node, And) == wanted else operator.or_  # the second by De Morgan
+    return functools.reduce(joined, (where(child, columns, num_rows, wanted) for child in node.children))
 
 
 def _present(column, num_rows):
@@ -71,24 +65,17 @@ def _present(column, num_rows):
     return np.ones(num_rows, bool) if column.present is None else column.present
 
 
-def _split(result, *columns):
-    """(true, false) of a result where all the columns have a value."""
-    true, false = result, ~result
+def _known(result, wanted, *columns):
+    """Where a result is the wanted one and all the columns have a value."""
+    if not wanted:
+        result = ~result
     for column in columns:
-        if column.type == TEXT:
-            present = column.values.is_valid().to_numpy(zero_copy_only=False) if column.values.null_count else None
-        else:
-            present = column.present
-        if present is not None:
-            true, false = true & present, false & present
-    return true, false
+        if column.num_missing if column.type == TEXT else column.present is not None:
+            result = result & _present(column, len(result))
+    return result
 
 
-def _unknown(num_rows):
-    return np.zeros(num_rows, bool), np.zeros(num_rows, bool)
-
-
-def _compare(node, columns, num_rows):
+def _compare(node, columns, num_rows, wanted):
     op, left, right = node.op, node.left, node.right
     if isinstance(left, Literal):
         op, left, right = _TURNED.get(op, op), right, left
@@ -96,16 +83,16 @@ def _compare(node, columns, num_rows):
     if isinstance(right, Name):
         other = columns.get(right.name)
         if column is None or other is None:
-            return _unknown(num_rows)
+            return np.zeros(num_rows, bool)
         _check(node.at, op, left.name, _KIND[column.type], f"column {right.name!r}, {_said(_KIND[other.type])}", other)
         compared = _TEXT_COLUMNS[op] if column.type == TEXT else _OPERATORS[op]
-        return _split(compared(column.values, other.values), column, other)
+        return _known(compared(column.values, other.values), wanted, column, other)
     if column is None:
-        return _unknown(num_rows)
+        return np.zeros(num_rows, bool)
     _check(node.at, op, left.name, _KIND[column.type], f"{_said(_kind(right.value))} {right}", right.value)
     if column.type == TEXT:
-        return _split(_equal_text(column.values, right.value, op == "=="), column)
-    return _split(_compared(column, op, right.value), column)
+        return _known(_equal_text(column.values, right.value, op == "=="), wanted, column)
+    return _known(_compared(column, op, right.value), wanted, column)
 
 
 def _check(at, op, name, kind, other, value):
@@ -134,9 +121,9 @@ def _compared(column: Column, op: str, value: Any) -> np.ndarray:
     return _OPERATORS[op](column.values, float(value) if column.type == FLOAT else value)
 
 
-def _one_of(node, column, num_rows):
+def _one_of(node, column, num_rows, wanted):
     if column is None:
-        return _unknown(num_rows)
+        return np.zeros(num_rows, bool)
     kind = _KIND[column.type]
     for literal in node.values:
         _check(literal.at, "==", node.name.name, kind, f"{_said(_kind(literal.value))} {literal}", literal.value)
@@ -151,8 +138,7 @@ def _one_of(node, column, num_rows):
         result = np.zeros(num_rows, bool)
         for value in values:
             result |= _compared(column, "==", value)
-    true, false = _split(result, column)
-    return (false, true) if node.negated else (true, false)
+    return _known(result, wanted != node.negated, column)
 
 
 def _equal_text(array, value, equal):

@@ -1,13 +1,14 @@
 """Which rows of a part are used: those whose picture is large enough and that pass the filters."""
 
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import xxhash
 
-from sd.data.filters.evaluate import TypeMismatchError, evaluate
+from sd.data.filters.evaluate import TypeMismatchError, where
 from sd.data.filters.parse import FilterError, parse
 from sd.data.filters.tree import And, Node, names_in
 from sd.data.parts import storage
@@ -82,11 +83,11 @@ class RowRule:
     filters: tuple[RowFilter, ...] = ()
     left_out: bool = False
 
-    @cached_property
+    @functools.cached_property
     def clauses(self) -> tuple[tuple[RowFilter, Node], ...]:
         return tuple((one, clause) for one in self.filters for clause in one.clauses)
 
-    @cached_property
+    @functools.cached_property
     def names(self) -> frozenset[str]:
         """The columns that the filters speak of, width and height among them."""
         return frozenset(name.name for _, clause in self.clauses for name in names_in(clause))
@@ -101,26 +102,28 @@ class RowRule:
         Raises PartError where the columns are damaged or of other rows, FilterError for a comparison of unlike types.
         """
         num_rows = header.num_rows
-        if header.num_usable(self.min_side) == num_rows:
-            large, num_large = np.ones(num_rows, bool), num_rows
-        else:
+        large: np.ndarray | None = None  # all
+        num_large = num_rows
+        if header.num_usable(self.min_side) != num_rows:
             large = load_index().short_sides >= max(1, self.min_side)
             num_large = int(np.count_nonzero(large))
         if not self.filters:
-            return Judgement(large, num_large, num_rows)
+            return Judgement(np.ones(num_rows, bool) if large is None else large, num_large, num_rows)
         columns, types = self._columns(header, load_index)
-        passing, removed = np.ones(num_rows, bool), []
+        clauses, removed = [], []
         for one, clause in self.clauses:
             try:
-                true, _ = evaluate(clause, columns, num_rows)
+                true = where(clause, columns, num_rows)
             except TypeMismatchError as error:
                 raise one.error(error.at, f"{storage.base_name(header.path)}: {error.reason}", types) from None
-            removed.append(num_large - int(np.count_nonzero(true & large)))
-            passing &= true
+            removed.append(num_large - int(np.count_nonzero(true if large is None else true & large)))
+            clauses.append(true)
+        passing = functools.reduce(operator.and_, clauses)
         if self.left_out:
             passing = ~passing
         digest = f"{xxhash.xxh3_64_intdigest(np.packbits(passing).tobytes()):016x}"
-        return Judgement(passing & large, num_large, int(np.count_nonzero(passing)), tuple(removed), digest, types)
+        mask = passing if large is None else passing & large
+        return Judgement(mask, num_large, int(np.count_nonzero(passing)), tuple(removed), digest, types)
 
     def _columns(self, header, load_index):
         """(name -> Column of the names that the part has, name -> type of all its columns)."""

@@ -66,7 +66,7 @@ def open_binary(path: str | Path) -> BinaryIO:
     if is_remote(path):
         fs, name = filesystem(path)
         return io.BufferedReader(fs.open(name, "rb"))  # for readline with a limit, which fsspec lacks
-    return Path(path).open("rb")
+    return open(path, "rb")  # noqa: PTH123 - a start over 60,000 parts spends a fifth of its time in pathlib
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -95,7 +95,7 @@ def exists(path: str | Path) -> bool:
     if is_remote(path):
         fs, name = filesystem(path)
         return fs.exists(name)
-    return Path(path).exists()
+    return os.path.exists(path)  # noqa: PTH110
 
 
 @_as_os_errors
@@ -104,7 +104,7 @@ def size_of(path: str | Path) -> int:
     if is_remote(path):
         fs, name = filesystem(path)
         return fs.size(name)
-    return Path(path).stat().st_size
+    return os.stat(path).st_size  # noqa: PTH116
 
 
 @_as_os_errors

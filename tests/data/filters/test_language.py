@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd.data.filters.evaluate import TypeMismatchError, evaluate
+from sd.data.filters.evaluate import TypeMismatchError, where
 from sd.data.filters.parse import FilterError, parse
 from sd.data.filters.tree import names_in
 from sd.data.parts.columns import from_arrow
@@ -109,7 +109,7 @@ def sqlite_passes(table, num_rows, where):
 
 def passes(text, table, num_rows):
     columns = {name: from_arrow(array) for name, (_, array) in table.items()}
-    true, false = evaluate(parse(text), columns, num_rows)
+    true, false = (where(parse(text), columns, num_rows, wanted) for wanted in (True, False))
     assert not (true & false).any()
     return np.flatnonzero(true).tolist()
 
