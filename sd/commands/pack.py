@@ -23,7 +23,7 @@ def parse_arguments(argv=None):
     add("--input_path", required=True, help="JSONL, one object a line; or a folder, tables, shards: see --input_format")
     add("--output_path", required=True, help="folder for parts, file lists and report")
     add("--output_name", default="custom_dataset", help="name of the file list")
-    add("--caption_key", default="caption", help="key of the caption")
+    add("--caption_key", default="caption", help="key of the caption, or several: caption,long_caption,tags")
     add("--image_key", default="image", help="key of the image's path, relative to the folder of the JSONL or table")
     add("--per_part_file_num", type=int, default=1000, help="input rows a part")
     add("--save_gzip_file", action="store_true", help="gzip the parts")

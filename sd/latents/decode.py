@@ -36,6 +36,7 @@ class Decoded:
     chunk: Chunk
     rows: list = field(default_factory=list)
     captions: list = field(default_factory=list)
+    sources: list = field(default_factory=list)  # the names of the captions' sources
     crops: np.ndarray | None = None
     bad: dict = field(default_factory=dict)
 
@@ -53,6 +54,7 @@ def decode_chunk(chunk: Chunk, options: CacheOptions) -> Decoded:
             continue
         decoded.rows.append(row)
         decoded.captions.append(record.captions)
+        decoded.sources.append(record.sources)
     if crops:
         decoded.crops = np.stack(crops)
     return decoded

@@ -104,9 +104,10 @@ def _encoded(decoded, encoders):
 def _lines(decoded, started, encoders):
     lines = [(row, None, why) for row, why in decoded.bad.items()]
     arrays = encoders.finish(started) if started else []
-    for row, captions, (moments, states) in zip(decoded.rows, decoded.captions, arrays, strict=True):
+    rows = zip(decoded.rows, decoded.captions, decoded.sources, arrays, strict=True)
+    for row, captions, sources, (moments, states) in rows:
         try:
-            line = encode_captions_row(captions, encode_payload(moments, states))
+            line = encode_captions_row(captions, encode_payload(moments, states), sources)
         except RowError as error:
             lines.append((row, None, str(error)))
             continue

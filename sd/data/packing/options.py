@@ -79,10 +79,17 @@ class PackOptions:
                 f"--max_pixels {self.max_pixels} without --resize: training reads at most {MAX_PIXELS} pixels; add "
                 "--resize to shrink larger images"
             )
+        keys = self.caption_keys
+        self._hold("caption_key", all(keys) and len(set(keys)) == len(keys), "different keys, with commas between them")
         if self.kohya_folders and self.input_format != "folder":
             raise InputError(f"--kohya_folders needs --input_format folder, not {self.input_format}")
         if self.ray_address and self.engine != "ray":
             raise InputError(f"--ray_address {self.ray_address} needs --engine ray")
+
+    @property
+    def caption_keys(self) -> tuple[str, ...]:
+        """The keys of the captions, the most usual first."""
+        return tuple(key.strip() for key in self.caption_key.split(","))
 
     def _hold(self, name, holds, expected):
         if not holds:

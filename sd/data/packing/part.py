@@ -1,5 +1,6 @@
 """The work on one part: load its rows, check their images, write what is good. The same function in every engine."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -10,7 +11,7 @@ from sd.data.packing.outcomes import BadRow, Filtered
 from sd.data.parts import storage
 from sd.data.parts.index import SUFFIX, PartError, PartIndex, parse_index
 from sd.data.parts.part import PartWriter
-from sd.data.parts.record import RowError, clean_caption, encode_row
+from sd.data.parts.record import RowError, clean_caption, encode_named_row, encode_row
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class PartResult:
     changed: str = ""
     repeat: int = 1
     num_filtered: int = 0  # rows that --data_filter took out, too many to be listed
+    captions: Counter = field(default_factory=Counter)  # rows that have one, by key, where there are several keys
 
 
 def pack_part(task, source, options):
@@ -51,17 +53,23 @@ def pack_part(task, source, options):
 def _write(task, source, loader, signature, options):
     rejected = []
     with PartWriter(task.path, save_gzip=options.save_gzip_file) as part:
-        num_packed = 0
+        num_packed, rows_with = 0, Counter()
         for item in task.items:
             try:
-                row, size = _make_row(*loader.load(item), options)
+                loaded = loader.load(item)
+                captions = _captions(loaded.captions, options)
+                image, size = _image(loaded.image, options)
             except BadRow as bad:
                 rejected.append(source.place(item) | _outcome(bad, loader.image_name(item)))
                 continue
-            part.add(row, *size)
+            part.add(_encode(captions, image, options), *size)
             num_packed += 1
+            rows_with.update({key for key, _ in captions})
         part.notes = {"settings": options.part_settings(), "input": signature, "rejected": rejected}
-    return PartResult(task.path, num_packed=num_packed, num_bytes=part.index.part_bytes, rejected=rejected)
+        if len(options.caption_keys) > 1:
+            part.notes["captions"] = dict(sorted(rows_with.items()))
+    num_bytes = part.index.part_bytes
+    return PartResult(task.path, num_packed=num_packed, num_bytes=num_bytes, rejected=rejected, captions=rows_with)
 
 
 def _outcome(bad, image_name):
@@ -69,10 +77,25 @@ def _outcome(bad, image_name):
     return {"outcome": bad.outcome, "reason": bad.reason, "detail": detail}
 
 
-def _make_row(caption, data, options):
-    caption = clean_caption(caption)
-    if len(caption.strip()) < options.min_caption_length:
-        raise Filtered("caption too short", f"{len(caption.strip())} characters")
+def _captions(captions, options):
+    """The captions of a row, cleaned; of several those that are long enough and not blank. Raises Filtered."""
+    cleaned = [(key, clean_caption(text)) for key, text in captions]
+    kept = [(key, text) for key, text in cleaned if len(text.strip()) >= options.min_caption_length]
+    if not kept:
+        longest = max(len(text.strip()) for _, text in cleaned)
+        raise Filtered("caption too short", f"{longest} characters")
+    return [(key, text) for key, text in kept if text.strip()] or kept[:1]
+
+
+def _encode(captions, image, options):
+    """The row; a single caption of a single key stands in it without its name."""
+    if len(captions) == len(options.caption_keys) == 1:
+        return encode_row(captions[0][1], image)
+    return encode_named_row(captions, image)
+
+
+def _image(data, options):
+    """(bytes to pack, size as shown) of an image file. Raises BadRow."""
     try:
         opened = open_image(data, options.max_pixels)
         size = opened.size
@@ -88,7 +111,7 @@ def _make_row(caption, data, options):
             reason, _, detail = str(error).partition(": ")
             raise BadRow(reason, detail) from error
         size = (0, 0)  # packed as it is; without a size, training passes it by
-    return encode_row(caption, data), size
+    return data, size
 
 
 def _filter(size, options):
@@ -116,7 +139,9 @@ def _finished(path, signature, settings):
         return PartResult(path, changed=difference)
     if num_bytes != index.part_bytes:
         return None
-    return PartResult(path, num_packed=index.num_rows, num_bytes=num_bytes, rejected=index.notes["rejected"])
+    captions = Counter(index.notes.get("captions", {}))
+    rejected = index.notes["rejected"]
+    return PartResult(path, num_packed=index.num_rows, num_bytes=num_bytes, rejected=rejected, captions=captions)
 
 
 def holds_nothing(index: PartIndex) -> bool:

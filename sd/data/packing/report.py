@@ -22,6 +22,7 @@ class Tally:
         self.all_parts, self.parts = [], []  # `parts` have rows
         self.listed = []  # `parts` as the file lists name them, each as often as it is to be repeated
         self.rejected = Counter()  # (outcome, reason) -> rows
+        self.captions = Counter()  # rows that have a caption of a key, where there are several keys
         self._first = {}
 
     def add(self, result):
@@ -29,6 +30,7 @@ class Tally:
         if result.num_packed:
             self.parts.append(result.path)
             self.listed += [result.path] * getattr(result, "repeat", 1)
+        self.captions.update(getattr(result, "captions", {}))
         self.num_packed += result.num_packed
         self.num_bytes += result.num_bytes
         if result.num_filtered:
@@ -58,7 +60,7 @@ class Tally:
             "parts": len(self.parts),
             "bytes": self.num_bytes,
             "settings": settings,
-        }
+        } | ({"rows_with_caption": dict(sorted(self.captions.items()))} if len(self.captions) > 1 else {})
 
     def check(self, source, options):
         """Raise InputError if nothing was good, RunError if more than `max_bad_fraction` was bad. source: its name."""

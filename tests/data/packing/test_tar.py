@@ -29,12 +29,13 @@ def write_tar(path, members, kind=tarfile.PAX_FORMAT):
 
 def outcomes(path, caption_key="caption"):
     """(image member or None, caption or reason, image bytes or detail) of each item of the shards."""
-    source = WebdatasetSource(str(path), caption_key)
+    source = WebdatasetSource(str(path), (caption_key,))
     found = []
     with source.open() as loader:
         for item, _ in source.items():
             try:
-                result = loader.load(item)
+                loaded = loader.load(item)
+                result = loaded.captions[0][1], loaded.image
             except BadRow as row:
                 result = row.reason, row.detail
             found.append((item.image and item.image.name, *result))
@@ -160,7 +161,8 @@ def test_links_are_followed_within_the_archive(tmp_path):
     [
         ({"caption": "json"}, b"text", "json"),
         ({"caption": None}, b"text", "text"),
-        ({"caption": ["a"]}, b"text", "text"),
+        ({"caption": ["a", "b"]}, b"text", "a"),
+        ({"caption": ["a", 1]}, b"text", "text"),
         ({"other": "json"}, b"text", "text"),
         ({"caption": None}, None, "'caption' is not text"),
         (None, "\ufeff有标记".encode("utf-16"), "有标记"),
@@ -187,7 +189,7 @@ def test_a_caption_may_be_named_after_the_whole_image(tmp_path):
 def test_what_img2dataset_did_not_download_is_no_bad_row(tmp_path):
     members = [("1.json", json.dumps({"status": "failed_to_download", "error_message": "HTTP 404"}).encode())]
     assert outcomes(write_tar(tmp_path / "a.tar", members)) == [(None, "failed_to_download", "HTTP 404")]
-    source = WebdatasetSource(str(tmp_path / "a.tar"), "caption")
+    source = WebdatasetSource(str(tmp_path / "a.tar"), ("caption",))
     [(item, _)] = source.items()
     with source.open() as loader, pytest.raises(NotDownloaded):
         loader.load(item)

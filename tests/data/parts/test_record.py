@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd.data.parts.record import RowError, clean_caption, decode_row, encode_captions_row, encode_row
+from sd.data.parts.record import (
+    RowError,
+    clean_caption,
+    decode_row,
+    encode_captions_row,
+    encode_named_row,
+    encode_row,
+)
 
 captions = st.text(st.characters(exclude_categories=["Cs"]))
 IMAGE = b"\x89PNG bytes"
@@ -95,3 +102,62 @@ def test_text_that_is_not_utf8_is_read_as_gb18030():
 def test_what_is_wrong_with_a_row_is_said(line, says):
     with pytest.raises(RowError, match=says):
         decode_row(line)
+
+
+# -- rows of several captions by name -------------------------------------------------------------------------------
+
+sources = st.text('ab_ 红|"\\,', min_size=1)
+named = st.dictionaries(sources, st.lists(captions, min_size=1, max_size=3), min_size=1, max_size=4)
+
+
+def read_by_the_reference(row, filename="out/laion400m_format_data/part-000001.gz"):
+    """(caption, image) as `parse_line` of PaddleMIX's sd/text_image_pair_dataset.py takes them."""
+    vec = row.decode("utf-8").strip().split("\t")
+    assert "laion_aes" not in filename and "laion400m" in filename
+    caption, _, img_b64 = vec[:3]
+    return caption, base64.b64decode(img_b64)
+
+
+@given(named, st.binary(min_size=1))
+def test_named_captions_come_back_with_their_sources(texts, image):
+    pairs = [(source, text) for source, several in texts.items() for text in several]
+    row = encode_named_row(pairs, image)
+    record = decode_row(row)
+    assert record.image == image and row.count(b"\n") == 1
+    assert record.captions == tuple(clean_caption(text) for _, text in pairs)
+    assert record.sources == tuple(source for source, _ in pairs)
+    assert decode_row(encode_captions_row(record.captions, image, record.sources)) == record
+
+
+@given(named, st.binary(min_size=1))
+def test_the_reference_reads_the_first_caption_of_a_named_row(texts, image):
+    pairs = [(source, text) for source, several in texts.items() for text in several]
+    first = clean_caption(pairs[0][1])
+    if first.strip():  # the reference loses rows whose caption is empty
+        assert read_by_the_reference(encode_named_row(pairs, image)) == (first.lstrip(), image)
+
+
+def test_the_reference_would_lose_a_row_of_six_fields_in_the_packed_folder():
+    row = encode_captions_row(["one", "two"], IMAGE)
+    assert row.startswith(b"NONE\tone|two\t")
+    assert read_by_the_reference(row) == ("NONE", base64.b64decode("NONE"))
+
+
+def test_a_bar_in_a_caption_cuts_nothing():
+    texts = ["a | b", "tags|more"]
+    assert decode_row(encode_named_row([("caption", texts[0]), ("tags", texts[1])], IMAGE)).captions == tuple(texts)
+    assert decode_row(encode_captions_row(texts, IMAGE)).captions == tuple(texts)
+    assert decode_row(encode_row("a | b", IMAGE)).captions == ("a | b",)
+
+
+def test_rows_without_names_are_of_the_usual_source():
+    for row in (encode_row("a", IMAGE), encode_captions_row(["a", "b"], IMAGE)):
+        assert set(decode_row(row).sources) == {"caption"}
+    other = b'a\t{"url": "http://x"}\t' + IMAGE64  # of another program
+    assert decode_row(other).captions == ("a",)
+
+
+@pytest.mark.parametrize("text", ['{"captions":', '{"captions":{}}', '{"captions":{"a":[1]}}', '{"captions":[1]}'])
+def test_a_damaged_field_of_captions_is_said(text):
+    with pytest.raises(RowError, match="the second field does not hold captions"):
+        decode_row(b"a\t" + text.encode() + b"\t" + IMAGE64)

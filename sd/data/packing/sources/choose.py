@@ -24,25 +24,21 @@ _BY_SUFFIX = {"tar": "webdataset", "parquet": "parquet", "csv": "csv", "tsv": "t
 
 def open_source(options: PackOptions) -> Source:
     """The source that the options ask for."""
-    path, caption_key, image_key, outside = (
-        options.input_path,
-        options.caption_key,
-        options.image_key,
-        options.allow_outside,
-    )
+    path, keys = options.input_path, options.caption_keys
+    image_key, outside = options.image_key, options.allow_outside
     match options.input_format:
         case "webdataset":
-            return WebdatasetSource(path, caption_key)
+            return WebdatasetSource(path, keys)
         case "parquet":
-            return ParquetSource(path, caption_key, image_key, outside)
+            return ParquetSource(path, keys, image_key, outside)
         case "folder":
-            return PairSource(path, caption_key, outside, options.kohya_folders)
+            return PairSource(path, keys, outside, options.kohya_folders)
         case "csv" | "tsv" as kind:
-            return TableSource(path, kind, caption_key, image_key, outside)
+            return TableSource(path, kind, keys, image_key, outside)
         case "imagefolder":
             named = IMAGE_KEY if image_key == DEFAULT_IMAGE_KEY else image_key
-            return ImagefolderSource(path, caption_key, named, outside)
-    return JsonlSource(path, caption_key, image_key, outside)
+            return ImagefolderSource(path, keys, named, outside)
+    return JsonlSource(path, keys, image_key, outside)
 
 
 def other_format(options: PackOptions) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from isal import isal_zlib
 
 from sd.data.packing.sources.jsonl import JsonlSource
+from sd.data.packing.sources.loaded import Loaded
 from sd.data.packing.sources.parquet import ParquetSource
 from sd.data.packing.sources.table import TableSource
 from sd.data.packing.sources.walk import walk
@@ -35,7 +36,7 @@ class ImagefolderSource:
     """
 
     path: str
-    caption_key: str
+    caption_keys: tuple[str, ...]
     image_key: str
     allow_outside: bool
 
@@ -56,7 +57,7 @@ class ImagefolderSource:
 
     def source(self, path: str) -> JsonlSource | TableSource | ParquetSource:
         """The source that reads one metadata file."""
-        keys = (self.caption_key, self.image_key, self.allow_outside)
+        keys = (self.caption_keys, self.image_key, self.allow_outside)
         if path.endswith(".jsonl"):
             return JsonlSource(path, *keys)
         return TableSource(path, "csv", *keys) if path.endswith(".csv") else ParquetSource(path, *keys)
@@ -91,5 +92,5 @@ class ImagefolderLoader:
     def image_name(self, item):
         return self._loader(item.path).image_name(item.item)
 
-    def load(self, item: MetadataItem) -> tuple[str, bytes]:
+    def load(self, item: MetadataItem) -> Loaded:
         return self._loader(item.path).load(item.item)

@@ -1,8 +1,8 @@
 """Where rows to pack come from. The parent lists items, cheaply and in order; a worker loads them.
 
 A source has `items()`, which yields (item, share of the input listed so far), and `open()`, a context manager for a
-loader: `loader.signature(items)` says what the items are without reading images, and `loader.load(item)` gives
-(caption, image bytes) or raises BadRow. `place(item)` names an item for people. This file has the JSONL source.
+loader: `loader.signature(items)` says what the items are without reading images, and `loader.load(item)` gives a
+Loaded or raises BadRow. `place(item)` names an item for people. This file has the JSONL source.
 """
 
 import json
@@ -16,6 +16,7 @@ from isal import isal_zlib
 from sd.data.packing.outcomes import BadRow
 from sd.data.packing.sources.folders import folder_at
 from sd.data.packing.sources.inputs import raise_if_not_downloaded, refuse_utf16, text_of
+from sd.data.packing.sources.loaded import Loaded, captions_of
 from sd.data.parts import storage
 from sd.errors import InputError
 from sd.text import decode_text
@@ -29,7 +30,7 @@ class JsonlSource:
     """One JSON object a line, images as files beside it. An item is (line number from 1, line)."""
 
     path: str
-    caption_key: str
+    caption_keys: tuple[str, ...]
     image_key: str
     allow_outside: bool
 
@@ -69,14 +70,14 @@ class JsonlLoader:
 
     def __init__(self, source, folder):
         self._source, self._folder = source, folder
-        self._rows = {}  # line number -> (caption, image path), of rows that are not loaded yet
+        self._rows = {}  # line number -> (captions, image path, fields), of rows that are not loaded yet
 
     def signature(self, items):
         """CRC-32 over the lines, and over size and time of change of the images they name."""
         for number, line in items:
             with suppress(BadRow):
                 self._rows[number] = self._parse(line)
-        versions = self._folder.versions([image_path for _, image_path in self._rows.values()])
+        versions = self._folder.versions([image_path for _, image_path, _ in self._rows.values()])
         seen = dict(zip(self._rows, versions, strict=True))
         crc = 0
         for number, line in items:
@@ -89,13 +90,13 @@ class JsonlLoader:
             return self._parse(item[1])[1]
         return ""
 
-    def load(self, item):
+    def load(self, item) -> Loaded:
         number, line = item
-        caption, image_path = self._rows.pop(number, None) or self._parse(line)
+        captions, image_path, fields = self._rows.pop(number, None) or self._parse(line)
         if not self._folder.holds(image_path):
-            following = (path for _, path in islice(self._rows.values(), _PREFETCH - 1))
+            following = (path for _, path, _ in islice(self._rows.values(), _PREFETCH - 1))
             self._folder.prefetch([image_path, *following])
-        return caption, self._folder.read(image_path)
+        return Loaded(captions, self._folder.read(image_path), fields)
 
     def _parse(self, line):
         try:
@@ -104,4 +105,4 @@ class JsonlLoader:
             raise BadRow("not JSON", str(error)) from error
         if isinstance(fields, dict) and fields.get(self._source.image_key) is None:
             raise_if_not_downloaded(fields)
-        return text_of(fields, self._source.caption_key), text_of(fields, self._source.image_key)
+        return captions_of(fields, self._source.caption_keys), text_of(fields, self._source.image_key), fields

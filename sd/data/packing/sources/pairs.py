@@ -11,7 +11,7 @@ from isal import isal_zlib
 
 from sd.data.packing.outcomes import BadRow, Filtered, Unpaired
 from sd.data.packing.sources.folders import folder_at
-from sd.data.packing.sources.inputs import text_of
+from sd.data.packing.sources.loaded import Loaded, captions_beside
 from sd.data.packing.sources.tar import IMAGE_SUFFIXES
 from sd.data.packing.sources.walk import Listed, top_folders, walk
 from sd.errors import InputError
@@ -39,13 +39,13 @@ class PairItem:
 class PairSource:
     """A folder with its sub-folders; every picture is an item, and so is every text without a picture.
 
-    The caption of `a.jpg` is `caption_key` of `a.json` if there is text under it, else `a.txt`, else `a.caption`; a
-    caption may also be named after the whole image, `a.jpg.txt`. kohya_folders: pictures below a folder `NN_name` carry
-    the repeat NN, and the caption `name` where they have no other.
+    A caption of `a.jpg` is what `a.json` has under a key of `caption_keys`, else `a.KEY`, else, of the first key,
+    `a.txt` or `a.caption`; it may also be named after the whole image, `a.jpg.txt`. kohya_folders: pictures below a
+    folder `NN_name` carry the repeat NN, and the caption `name` where they have no other.
     """
 
     path: str
-    caption_key: str
+    caption_keys: tuple[str, ...]
     allow_outside: bool
     kohya_folders: bool = False
 
@@ -54,7 +54,7 @@ class PairSource:
         num_images = 0
         for listed in walk(self.path):
             repeat, default = self._kohya(listed.folder)
-            found = list(_pairs(listed, repeat, default))
+            found = list(_pairs(listed, self.caption_keys, repeat, default))
             for number, item in enumerate(found, 1):
                 num_images += bool(item.image)
                 yield item, listed.start + listed.share * number / len(found)
@@ -78,7 +78,7 @@ class PairSource:
 
     @contextmanager
     def open(self):
-        yield PairLoader(self.caption_key, folder_at(self.path, self.allow_outside))
+        yield PairLoader(self.caption_keys, folder_at(self.path, self.allow_outside))
 
 
 def looks_like_kohya(path: str) -> list[str]:
@@ -86,12 +86,12 @@ def looks_like_kohya(path: str) -> list[str]:
     return [name for name in top_folders(path) if _REPEAT.fullmatch(name)]
 
 
-def _pairs(listed: Listed, repeat, default):
+def _pairs(listed: Listed, keys, repeat, default):
     """The items of one folder, in the order of names."""
     texts, images = {}, set()
     for name in listed.names:
         stem, suffix = _split(name)
-        if suffix in _TEXT_SUFFIXES:
+        if suffix in (*_TEXT_SUFFIXES, *keys):
             texts.setdefault(stem, {}).setdefault(suffix, listed.folder + name)
         elif suffix in IMAGE_SUFFIXES:
             images |= {stem, name}
@@ -111,8 +111,8 @@ def _split(name):
 class PairLoader:
     """Looks at all files of a part first, then reads them, remote images several at a time."""
 
-    def __init__(self, caption_key, folder):
-        self._caption_key, self._folder = caption_key, folder
+    def __init__(self, caption_keys, folder):
+        self._caption_keys, self._folder = caption_keys, folder
         self._ahead = {}  # images that are not read yet, in order
 
     def signature(self, items: list[PairItem]) -> str:
@@ -128,7 +128,7 @@ class PairLoader:
         """Nothing: the item's place has it."""
         return ""
 
-    def load(self, item: PairItem) -> tuple[str, bytes]:
+    def load(self, item: PairItem) -> Loaded:
         if not item.image:
             raise Unpaired("a text without an image", "")
         if item.image.lower().endswith(_MASKS):
@@ -136,22 +136,17 @@ class PairLoader:
         if item.repeat == 0:
             raise Filtered("a folder of repeat 0", "")
         self._ahead.pop(item.image, None)
-        caption = self._caption(item)
+        fields = self._fields(item.texts["json"]) if "json" in item.texts else None
+        captions = captions_beside(
+            fields, self._caption_keys, item.texts, CAPTION_SUFFIXES, lambda suffix: self._text(item.texts[suffix])
+        )
+        if captions is None:
+            if item.default is None:
+                raise BadRow("no caption beside the image", "expected a .txt of the same name")
+            captions = ((self._caption_keys[0], item.default),)
         if not self._folder.holds(item.image):
             self._folder.prefetch([item.image, *islice(self._ahead, _PREFETCH - 1)])
-        return caption, self._folder.read(item.image)
-
-    def _caption(self, item):
-        text = next((suffix for suffix in CAPTION_SUFFIXES if suffix in item.texts), None)
-        if "json" in item.texts:
-            fields = self._fields(item.texts["json"])
-            if text is None or (isinstance(fields, dict) and isinstance(fields.get(self._caption_key), str)):
-                return text_of(fields, self._caption_key)
-        if text is not None:
-            return self._text(item.texts[text])
-        if item.default is not None:
-            return item.default
-        raise BadRow("no caption beside the image", "expected a .txt of the same name")
+        return Loaded(captions, self._folder.read(item.image), fields if isinstance(fields, dict) else {})
 
     def _fields(self, name):
         try:

@@ -9,6 +9,7 @@ from isal import isal_zlib
 from sd.data.packing.outcomes import BadRow
 from sd.data.packing.sources.folders import check_size, folder_at
 from sd.data.packing.sources.inputs import find_inputs, raise_if_not_downloaded
+from sd.data.packing.sources.loaded import Loaded
 from sd.data.parts import storage
 from sd.errors import InputError, first_line
 from sd.text import TextError, decode_text
@@ -37,7 +38,7 @@ class ParquetSource:
     """
 
     path: str
-    caption_key: str
+    caption_keys: tuple[str, ...]
     image_key: str
     allow_outside: bool
 
@@ -69,7 +70,7 @@ class ParquetSource:
 
     def _check_columns(self, path, names):
         for flag, key, column in (
-            ("caption_key", self.caption_key, self.caption_key if self.caption_key in names else None),
+            *(("caption_key", key, key if key in names else None) for key in self.caption_keys),
             ("image_key", self.image_key, self.image_column(names)),
         ):
             if column is None:
@@ -125,7 +126,7 @@ class ParquetLoader:
         """Nothing: the item's place has file and row."""
         return ""
 
-    def load(self, item: ParquetItem) -> tuple[str, bytes]:
+    def load(self, item: ParquetItem) -> Loaded:
         if item.damage:
             raise BadRow("not readable as parquet", item.damage)
         place = (item.path, item.group)
@@ -138,10 +139,11 @@ class ParquetLoader:
         image = self._image_value(fields[self._image_column])
         if image is None:
             raise_if_not_downloaded({name: _text(fields[name]) for name in _STATUS_COLUMNS if name in fields})
-        caption = _text(fields[self._source.caption_key])
-        if not isinstance(caption, str):
-            raise BadRow("the caption is not text", repr(caption))
-        return caption, self._image(image)
+        keys = [key for key in self._source.caption_keys if key in fields]
+        captions = tuple((key, text) for key in keys for text in _texts(fields[key]))
+        if not captions:
+            raise BadRow("the caption is not text", repr(fields[keys[0]].as_py()))
+        return Loaded(captions, self._image(image), fields)
 
     def _open(self, path, group):
         from pyarrow import ArrowException, parquet
@@ -154,11 +156,15 @@ class ParquetLoader:
             raise BadRow("not readable as parquet", first_line(error)) from error
         names = opened.schema_arrow.names
         self._image_column = self._source.image_column(names)
-        for key, column in ((self._source.image_key, self._image_column), (self._source.caption_key,) * 2):
+        captions = [key for key in self._source.caption_keys if key in names]
+        for key, column in (
+            (self._source.image_key, self._image_column),
+            (self._source.caption_keys[0], *captions)[:2],
+        ):
             if column not in names:
                 raise BadRow(f"no column {key!r}", f"it has {', '.join(names)}")
         self._folder = folder_at(storage.folder_of(path), self._source.allow_outside)
-        self._columns = [self._source.caption_key, self._image_column]
+        self._columns = [*captions, self._image_column]
         self._columns += [name for name in _STATUS_COLUMNS if name in names and name not in self._columns]
         self._batches = opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=self._columns)
         self._at, self._start = (path, group), 0
@@ -190,6 +196,17 @@ class ParquetLoader:
         if isinstance(image, str):
             return self._folder.read(image)
         raise BadRow("no image in the row", type(image).__name__)
+
+
+def _texts(scalar):
+    """The texts of a column of text, or of lists of texts; none where there is something else. Raises BadRow."""
+    from pyarrow import types
+
+    if scalar.is_valid and (types.is_list(scalar.type) or types.is_large_list(scalar.type)):
+        texts = [_text(value) for value in scalar.values]
+    else:
+        texts = [_text(scalar)]
+    return texts if all(isinstance(text, str) for text in texts) else []
 
 
 def _text(scalar):

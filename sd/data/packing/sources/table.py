@@ -12,6 +12,7 @@ from isal import isal_zlib
 from sd.data.packing.outcomes import BadRow
 from sd.data.packing.sources.folders import folder_at
 from sd.data.packing.sources.inputs import find_inputs, raise_if_not_downloaded, refuse_utf16
+from sd.data.packing.sources.loaded import Loaded, captions_of
 from sd.data.parts import storage
 from sd.errors import InputError, first_line
 from sd.text import TextError, decode_text, unquoted
@@ -43,7 +44,7 @@ class TableSource:
 
     path: str
     kind: str
-    caption_key: str
+    caption_keys: tuple[str, ...]
     image_key: str
     allow_outside: bool
 
@@ -82,7 +83,7 @@ class TableSource:
         if damage:
             raise InputError(f"{path}, line 1: the header cannot be read: {damage}")
         names = tuple(_decoded(field).strip() for field in fields)
-        for flag, key in (("caption_key", self.caption_key), ("image_key", self.image_key)):
+        for flag, key in (*(("caption_key", key) for key in self.caption_keys), ("image_key", self.image_key)):
             if names.count(key) != 1:
                 wrong = "several columns" if key in names else "no column"
                 raise InputError(f"{path}, line 1: {wrong} {key!r} (--{flag}); the header has {', '.join(names)}")
@@ -172,7 +173,7 @@ class TableLoader:
             return _row(item)[self._source.image_key]
         return ""
 
-    def load(self, item: TableItem) -> tuple[str, bytes]:
+    def load(self, item: TableItem) -> Loaded:
         row = _row(item)
         image = row[self._source.image_key]
         if not image:
@@ -183,7 +184,7 @@ class TableLoader:
         if not folder.holds(image):
             following = (name for (path, _), name in self._ahead.items() if path == item.path)
             folder.prefetch([image, *islice(following, _PREFETCH - 1)])
-        return row[self._source.caption_key], folder.read(image)
+        return Loaded(captions_of(row, self._source.caption_keys), folder.read(image), row)
 
     def _folder(self, path):
         if path not in self._folders:

@@ -3,6 +3,7 @@
 import posixpath
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 # Also of formats that are refused: by name and reason is better than not at all.
@@ -117,11 +118,11 @@ def _is_apple_double(member, file):
     return file.read(len(_APPLE_DOUBLE)) == _APPLE_DOUBLE
 
 
-def group_samples(members: list[Member]) -> list[Sample]:
+def group_samples(members: list[Member], suffixes: Sequence[str] = ()) -> list[Sample]:
     """Samples in the order of their first members: what has one stem, wherever it stands in the archive.
 
     Where a name comes more than once, as in an archive that was put together from others, neighbours of its stem are a
-    sample. A caption may also be named after the whole image, `a.jpg.txt`.
+    sample. A caption may also be named after the whole image, `a.jpg.txt`. suffixes: of further texts.
     """
     times = Counter(member.name for member in members)
     repeated = {member.stem for member in members if times[member.name] > 1}
@@ -131,7 +132,7 @@ def group_samples(members: list[Member]) -> list[Sample]:
             run, names, stem = run + 1, set(), member.stem
         names.add(member.name)
         is_image = member.suffix in IMAGE_SUFFIXES
-        if not is_image and member.suffix not in TEXT_SUFFIXES:
+        if not is_image and member.suffix not in (*TEXT_SUFFIXES, *suffixes):
             continue
         sample = samples.setdefault((stem, run if stem in repeated else 0), Sample(stem))
         if is_image:

@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from isal import isal_zlib
 
 from sd.data.packing.outcomes import BadRow
 from sd.data.packing.sources.folders import check_size, check_text_size
-from sd.data.packing.sources.inputs import find_inputs, raise_if_not_downloaded, text_of
+from sd.data.packing.sources.inputs import find_inputs, raise_if_not_downloaded
+from sd.data.packing.sources.loaded import Loaded, captions_beside
 from sd.data.packing.sources.tar import Member, group_samples, list_members
 from sd.data.parts import storage
 from sd.text import TextError, decode_text
@@ -30,16 +32,17 @@ class TarItem:
 class WebdatasetSource:
     """Tar shards by glob, folder, braces or name; every image member is an item.
 
-    The caption is `caption_key` of the JSON member if there is text under it, else the text member.
+    A caption is what the JSON member has under a key of `caption_keys`, else the member of that suffix, else, of the
+    first key, the text member.
     """
 
     path: str
-    caption_key: str
+    caption_keys: tuple[str, ...]
 
     def items(self) -> Iterator[tuple[TarItem, float]]:
         shards = find_inputs(self.path, ".tar")
         for number, shard in enumerate(shards):
-            items = list(_items(shard))
+            items = list(_items(shard, self.caption_keys))
             for at, item in enumerate(items, 1):
                 yield item, (number + at / len(items)) / len(shards)
 
@@ -50,20 +53,20 @@ class WebdatasetSource:
 
     @contextmanager
     def open(self):
-        loader = WebdatasetLoader(self.caption_key)
+        loader = WebdatasetLoader(self.caption_keys)
         try:
             yield loader
         finally:
             loader.close()
 
 
-def _items(shard):
+def _items(shard, keys):
     try:
         with storage.open_binary(shard) as file:
             members, damage = list_members(file)
     except FileNotFoundError:
         members, damage = [], "no such file"
-    for sample in group_samples(members):
+    for sample in group_samples(members, keys):
         for image in sample.images or [None]:
             yield TarItem(shard, sample.key, image, sample.texts)
     if damage:
@@ -73,8 +76,8 @@ def _items(shard):
 class WebdatasetLoader:
     """Reads members by their place; the shard read last stays open."""
 
-    def __init__(self, caption_key):
-        self._caption_key = caption_key
+    def __init__(self, caption_keys):
+        self._caption_keys = caption_keys
         self._shard = self._file = None
 
     def close(self):
@@ -94,7 +97,7 @@ class WebdatasetLoader:
         """Nothing: the item's place has it."""
         return ""
 
-    def load(self, item: TarItem) -> tuple[str, bytes]:
+    def load(self, item: TarItem) -> Loaded:
         if item.damage:
             raise BadRow("the shard is damaged", item.damage)
         if item.image is None:
@@ -105,16 +108,11 @@ class WebdatasetLoader:
         if item.image.problem:
             raise BadRow("the member cannot be read", item.image.problem)
         check_size(item.image.num_bytes, item.image.name)
-        return self._caption(item), self._read(item.shard, item.image)
-
-    def _caption(self, item):
-        if "json" in item.texts:
-            fields = self._fields(item)
-            if "txt" not in item.texts or (isinstance(fields, dict) and isinstance(fields.get(self._caption_key), str)):
-                return text_of(fields, self._caption_key)
-        if "txt" not in item.texts:
+        fields = self._fields(item) if "json" in item.texts else None
+        captions = captions_beside(fields, self._caption_keys, item.texts, ("txt",), partial(self._text, item))
+        if captions is None:
             raise BadRow("no caption in the shard", f"neither {item.key}.json nor {item.key}.txt is in it")
-        return self._text(item, "txt")
+        return Loaded(captions, self._read(item.shard, item.image), fields if isinstance(fields, dict) else {})
 
     def _fields(self, item):
         try:
