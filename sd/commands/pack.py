@@ -9,7 +9,7 @@ from sd.data.packing.packer import pack
 from sd.data.packing.sources.pairs import looks_like_kohya
 from sd.data.parts import storage
 from sd.data.parts.part import load_header
-from sd.data.streaming.captions import describe_cut, sample_captions
+from sd.data.streaming.captions import by_source, describe_cut, sample_records
 from sd.data.streaming.catalog import Catalog
 from sd.flags.arguments import SDModelArguments
 from sd.flags.files import expand
@@ -60,6 +60,8 @@ def main():
     file_list, report = pack(options)
     outcomes = ", ".join(f"{count} {name}" for name, count in report["outcomes"].items())
     print(f"{report['rows']} rows into {report['parts']} parts: {outcomes}")
+    if counts := report.get("rows_with_caption"):
+        print("rows with captions: " + ", ".join(f"{count} {key}" for key, count in counts.items()))
     is_folder = options.input_format == "folder" and not options.kohya_folders
     if is_folder and (names := looks_like_kohya(options.input_path)):
         print(f"{names[0]}: if its number is a repeat of kohya's scripts, --kohya_folders takes it; now all count once")
@@ -80,5 +82,5 @@ def outlook(file_list: str) -> Iterator[str]:
             f"of {catalog.num_usable} images {' and '.join(told)}; training leaves out those smaller than its "
             "--resolution, or takes them enlarged with --enlarge True"
         )
-    if line := describe_cut(sample_captions(catalog), TEXT_LENGTH):
+    for line in describe_cut(by_source(sample_records(catalog)), TEXT_LENGTH):
         yield f"{line} (CLIP's words counted; python -m sd.data.inspect LIST --tokenizer_name NAME counts its tokens)"

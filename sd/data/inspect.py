@@ -63,7 +63,8 @@ class Findings:
 
     num_read: int = 0
     caption_lengths: list = field(default_factory=list)
-    captions: list = field(default_factory=list)  # the first of each row
+    captions: dict = field(default_factory=dict)  # source -> its captions
+    rows_with: Counter = field(default_factory=Counter)  # rows that have a caption of a source
     captions_per_row: Counter = field(default_factory=Counter)
     bad: list = field(default_factory=list)
     samples: list = field(default_factory=list)
@@ -133,7 +134,9 @@ def read_rows(catalog, options, whole=False):
             name = storage.base_name(catalog.paths[part]) if at is None else catalog.name(part, at)
             found.bad.append(f"{name}: {error}")
             continue
-        found.captions += record.captions[:1]
+        for source, caption in zip(record.sources, record.captions, strict=True):
+            found.captions.setdefault(source, []).append(caption)
+        found.rows_with.update({*record.sources})
         found.caption_lengths += [len(caption) for caption in record.captions]
         found.captions_per_row[len(record.captions)] += 1
         if row in chosen and catalog.manifest is None:
@@ -197,6 +200,11 @@ def report(catalog, sizes, found):
         several = sum(count for number, count in found.captions_per_row.items() if number > 1)
         lines.append(f"caption length: {summary_of(found.caption_lengths, 'characters')}; {several} rows with several")
         lines += histogram(found.caption_lengths, CAPTION_LENGTHS)
+    if len(found.captions) > 1:
+        lines += [f"captions by name ({found.num_read - len(found.bad)} rows)"]
+        for source, texts in found.captions.items():
+            lengths = summary_of(list(map(len, texts)), "characters")
+            lines.append(f"    {source}: {found.rows_with[source]} rows, {len(texts)} captions, {lengths}")
     lines += catalog.filtering.lines() + column_lines(catalog)
     lines += [f"damaged: {reason}" for reason in list(catalog.damage.values())[:_BAD_NAMED]]
     lines += [f"    and {len(catalog.damage) - _BAD_NAMED} more"] * (len(catalog.damage) > _BAD_NAMED)
@@ -287,7 +295,7 @@ def main(arguments=None):
     found = read_rows(readable, options, whole=too_small)
     print("\n".join(report(catalog, read_sizes(catalog), found)))
     tokenizer = load_tokenizer(options.tokenizer_name) if options.tokenizer_name else None
-    if found.captions and (line := describe_cut(found.captions, options.model_max_length, tokenizer)):
+    for line in describe_cut(found.captions, options.model_max_length, tokenizer):
         print(line + ("" if tokenizer else " (CLIP's words counted; --tokenizer_name NAME counts its tokens)"))
     output = Path(options.output)
     aside = output.with_name(f"{output.stem}_left_out{output.suffix}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from sd.errors import ArgumentError, InputError
+from sd.flags.captions import CaptionFlags, parse_shares, parse_sources
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 INTERPOLATIONS = ("lanczos", "bilinear", "linear", "bicubic", "box", "hamming", "nearest")
@@ -107,6 +108,14 @@ class SDDataArguments:
     )
     shuffle_every_n_samples: int = flag(5, "Accepted and without effect: every window is shuffled whole.")
     caption_dropout: float = flag(0.1, "Share of the samples that lose their caption (classifier-free guidance).")
+    caption_shares: Optional[str] = flag(
+        None, "Shares of named captions, as long_caption=0.7,caption=0.3; default: every caption of a row alike."
+    )
+    shuffle_tags: Optional[str] = flag(
+        None, "Names of captions that are lists of tags with commas; their order is drawn for each sample."
+    )
+    keep_tags: int = flag(0, "With shuffle_tags: so many tags stay first, and are never left out.")
+    tag_dropout: float = flag(0.0, "With shuffle_tags: probability with which a tag is left out.")
     data_lanes: Optional[int] = flag(
         None, "Lanes into which the data is dealt, each shuffled by itself; default: the machines of the first start."
     )
@@ -122,7 +131,26 @@ class SDDataArguments:
             check_range("buffer_size", self.buffer_size, low=1)
         check_range("shuffle_every_n_samples", self.shuffle_every_n_samples, low=1)
         check_range("caption_dropout", self.caption_dropout, low=0, high=1)
+        check_range("keep_tags", self.keep_tags, low=0)
+        check_range("tag_dropout", self.tag_dropout, low=0, high=1)
+        if self.shuffle_tags is None and (self.keep_tags or self.tag_dropout):
+            raise InputError("keep_tags and tag_dropout need shuffle_tags; name the captions that are lists of tags")
+        if self.caption_shares is not None:  # in normal form, which settings and checkpoints keep
+            shares = parse_shares(self.caption_shares)
+            self.caption_shares = ",".join(f"{source}={share!r}" for source, share in shares)
+        if self.shuffle_tags is not None:
+            self.shuffle_tags = ",".join(sorted(parse_sources("shuffle_tags", self.shuffle_tags)))
         check_range("max_bad_fraction", self.max_bad_fraction, low=0, high=1)
         check_range("data_cache_bytes", self.data_cache_bytes, low=0)
         if self.data_lanes is not None:
             check_range("data_lanes", self.data_lanes, low=1)
+
+    @property
+    def caption_flags(self) -> CaptionFlags:
+        """How captions are drawn."""
+        return CaptionFlags(
+            parse_shares(self.caption_shares) if self.caption_shares else (),
+            parse_sources("shuffle_tags", self.shuffle_tags) if self.shuffle_tags else (),
+            self.keep_tags,
+            self.tag_dropout,
+        )

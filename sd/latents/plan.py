@@ -9,7 +9,7 @@ from sd.data.parts import storage
 from sd.data.parts.index import SUFFIX, PartError, PartIndex, parse_index
 from sd.data.parts.moments import KIND, Manifest
 from sd.data.parts.part import load_index
-from sd.data.streaming.captions import sample_captions
+from sd.data.streaming.captions import by_source, sample_records
 from sd.data.streaming.catalog import Catalog
 from sd.errors import InputError
 from sd.latents.options import CacheOptions
@@ -40,14 +40,15 @@ class Plan:
     """Everything to be made of a file list.
 
     sources: [(weight, Tasks in the list's order)], one for each filelist; tasks: each once; unreadable: {source part:
-    why}, the parts of which nothing can be made. fingerprint: of the source. captions: a sample, with --cache_text.
+    why}, the parts of which nothing can be made. fingerprint: of the source. captions: with
+    --cache_text a sample, by source.
     """
 
     sources: list
     tasks: list
     unreadable: dict
     fingerprint: str
-    captions: list = field(default_factory=list)
+    captions: dict = field(default_factory=dict)
 
 
 def make_plan(options: CacheOptions) -> Plan:
@@ -79,7 +80,7 @@ def make_plan(options: CacheOptions) -> Plan:
         tasks[path, rule] = task
         of_source[source].append(task)
     sources = list(zip(catalog.weights, of_source, strict=True))
-    captions = sample_captions(catalog) if options.cache_text else []
+    captions = by_source(sample_records(catalog)) if options.cache_text else {}
     return Plan(sources, list(tasks.values()), unreadable, catalog.fingerprint, captions)
 
 

@@ -46,9 +46,8 @@ def precompute(options: CacheOptions) -> tuple[str, dict] | None:
             plan = make_plan(options)
             encoders = encoders_for(options)
             manifest = continued(plan.tasks, encoders.manifest(source=plan.fingerprint), options)
-            if options.cache_text and (
-                line := describe_cut(plan.captions, options.model_max_length, encoders.tokenizer)
-            ):
+            tokenizer = encoders.tokenizer if options.cache_text else None
+            for line in describe_cut(plan.captions, options.model_max_length, tokenizer):
                 tqdm.write(f"{options.file_list}: {line}", sys.stderr)
             for folder in (part_folder(options), storage.join(options.output_path, LIST_FOLDER)):
                 storage.make_folder(folder)

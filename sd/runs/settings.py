@@ -30,6 +30,7 @@ _MODEL = [
     "model_max_length",
 ]
 _DATA = ["resolution", "enlarge", "interpolation", "caption_dropout"]
+_DATA += ["caption_shares", "shuffle_tags", "keep_tags", "tag_dropout"]
 _TRAINING = [
     "seed",
     "learning_rate",
@@ -63,6 +64,7 @@ _ENVIRONMENT = ("FLAG_", "FLAGS_", "PADDLE_TRAINERS_NUM", "MKL_", "OMP_", "CUDA_
 
 # What checkpoints of earlier versions, which do not say it, were made with.
 _EARLIER = {"snr_weight_floor": 0.0, "resizer": "matrix products", "enlarge": False, "data_filter": None}
+_EARLIER |= {"caption_shares": None, "shuffle_tags": None, "keep_tags": 0, "tag_dropout": 0.0}
 _HASH_DIGITS = 16
 
 

@@ -199,12 +199,13 @@ def report_memory(peaks, available, batch_size, full_at=None):
 def report_data(model, data_args, training_args, images_per_second):
     """Tell what the data holds and whether reading keeps up with one device's step."""
     from sd.data.streaming.dataset import collate, raise_if_failed
-    from sd.training.run import make_dataset, warn_of_cut_captions
+    from sd.training.run import check_tags, look_at_captions, make_dataset
     from sd.training.setup import end_workers, make_dataloader
 
     try:
         dataset = make_dataset(model, data_args, training_args, checkpoint=None)
-        warn_of_cut_captions(model, dataset.catalog)
+        check_tags(data_args, dataset.catalog.manifest)
+        look_at_captions(model, data_args, dataset.catalog)
         batches = iter(make_dataloader(dataset, collate, training_args))
         with end_workers(batches), training_told_plainly():
             raise_if_failed(next(batches))

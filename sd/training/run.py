@@ -13,7 +13,8 @@ from sd import devices
 from sd.data.filters.rows import RowFilter
 from sd.data.images.resize import RESIZER
 from sd.data.parts.moments import find_manifest
-from sd.data.streaming.captions import describe_cut, sample_captions
+from sd.data.streaming.caption_draw import check_sources
+from sd.data.streaming.captions import by_source, describe_cut, sample_records
 from sd.data.streaming.dataset import EvalPairs, TextImagePair, collate, raise_if_failed
 from sd.diffusion.model import StableDiffusionModel
 from sd.errors import ArgumentError, InputError
@@ -52,6 +53,7 @@ def train(model_args, data_args, training_args):
     if data_args.data_filter is not None:
         RowFilter(data_args.data_filter)
     manifests = [find_manifest(file_list) for file_list in file_lists(data_args)]
+    check_tags(data_args, manifests[0])
     locks = []
     checkpoint = on_rank_0(training_args, lambda: prepare(model_args, data_args, training_args, locks))
     if checkpoint and not Path(checkpoint).is_dir():
@@ -64,8 +66,7 @@ def train(model_args, data_args, training_args):
     model = StableDiffusionModel.from_arguments(model_args, data_args.resolution, cached_parts(manifests[0]))
     skipped = skipped_samples(training_args.output_dir, checkpoint)
     dataset = make_dataset(model, data_args, training_args, checkpoint, skipped)
-    if training_args.process_index == 0:
-        warn_of_cut_captions(model, dataset.catalog)
+    on_rank_0(training_args, lambda: look_at_captions(model, data_args, dataset.catalog))
     if training_args.max_steps <= 0:
         training_args.max_steps = steps_of_epochs(training_args, min(data_args.num_records, dataset.num_usable))
         if checkpoint and is_finished(checkpoint, training_args):
@@ -220,15 +221,30 @@ def make_dataset(model, data_args, training_args, checkpoint, skipped=()):
         draw=model.draws(data_args.resolution),
         enlarge=data_args.enlarge,
         data_filter=data_args.data_filter,
+        captions=data_args.caption_flags,
     )
 
 
-def warn_of_cut_captions(model, catalog):
-    """Log which share of a sample of the captions is longer than the text encoder sees, if any is."""
-    if "text_encoder" in model.deferred:  # their states were computed when they were cached
-        return
-    if line := describe_cut(sample_captions(catalog), model.model_args.model_max_length, model.tokenizer):
+def look_at_captions(model, data_args, catalog):
+    """Log which share of a sample of the captions is longer than the text encoder sees, and how many rows lack one that
+    has a share. Raises InputError where the flags name captions that no row has."""
+    if "text_encoder" in model.deferred and not data_args.caption_flags.named:
+        return  # the captions' states were computed when they were cached
+    records = sample_records(catalog)
+    lines = check_sources([record.sources for record in records], data_args.caption_flags)
+    if "text_encoder" not in model.deferred:
+        lines += describe_cut(by_source(records), model.model_args.model_max_length, model.tokenizer)
+    for line in lines:
         logger.warning("%s: %s", catalog.file_list, line)
+
+
+def check_tags(data_args, manifest):
+    """Raise InputError where tags are to be shuffled, but the list has the states of texts that were encoded before."""
+    if data_args.shuffle_tags is not None and manifest is not None and manifest.has_text:
+        raise InputError(
+            f"shuffle_tags={data_args.shuffle_tags}, but {data_args.file_list} has the texts' states, in which the "
+            "tags have their order; cache without --cache_text"
+        )
 
 
 def _eval_pairs(model, data_args, training_args, file_list, limit):

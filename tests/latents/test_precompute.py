@@ -15,7 +15,7 @@ from sd.data.images.resize import RESIZER
 from sd.data.parts.filelist import read_file_list
 from sd.data.parts.moments import decode_payload, find_manifest
 from sd.data.parts.part import PartError, PartWriter
-from sd.data.parts.record import encode_captions_row, encode_row
+from sd.data.parts.record import encode_captions_row, encode_named_row, encode_row
 from sd.data.streaming.dataset import TextImagePair
 from sd.data.streaming.sample import centre_crop, decode_for
 from sd.diffusion.model import StableDiffusionModel
@@ -35,7 +35,8 @@ from tests.pack_input import contents
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Two parts: 6 rows, one broken, one without a size, one too small; and 3 rows, the second of 2 captions."""
+    """Two parts: 6 rows, one broken, one without a size, one too small; and 3 rows, the second of 2 captions, the third
+    of 2 with names."""
     parts = [tmp_path / "in" / f"part-{number}.gz" for number in range(2)]
     parts[0].parent.mkdir()
     with PartWriter(parts[0]) as part:
@@ -46,7 +47,10 @@ def mixed(tmp_path):
         for number in range(6, 9):
             caption, image = shape(number)
             captions = (caption, "a longer one " * 20) if number == 7 else (caption,)
-            part.add(encode_captions_row(captions, image), SIDE, SIDE)
+            row = encode_captions_row(captions, image)
+            if number == 8:
+                row = encode_named_row([("caption", caption), ("tags", "a | b, c")], image)
+            part.add(row, SIDE, SIDE)
     return write_lists(tmp_path / "in", (1.0, parts))
 
 
@@ -62,8 +66,9 @@ def test_every_row_keeps_its_place_and_has_one_outcome(mixed, tmp_path):
     assert [rows[row].captions for row in range(3)] == [
         (shape(6)[0],),
         (shape(7)[0], "a longer one " * 20),
-        (shape(8)[0],),
+        (shape(8)[0], "a | b, c"),
     ]
+    assert [rows[row].sources for row in range(3)] == [("caption",), ("caption",) * 2, ("caption", "tags")]
     rejected = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
     part = f"{tmp_path}/in/part-0.gz"
     assert [(row["part"], row["row"], row["outcome"]) for row in rejected] == [
@@ -106,7 +111,9 @@ def test_what_is_cached_is_what_training_would_compute(mixed, tmp_path):
 def test_captions_that_are_cut_are_told_when_their_states_are_cached(mixed, tmp_path, capsys):
     flags = {"max_bad_fraction": 0.3, "cache_text": True, "model_max_length": 4}
     precompute(options(mixed, tmp_path / "out", **flags))
-    assert "100% of 7 captions read are longer than the 4 tokens of --model_max_length" in capsys.readouterr().err
+    told = "100% of {} captions read are longer than the 4 tokens of --model_max_length"
+    lines = capsys.readouterr().err
+    assert f"caption: {told.format(8)}" in lines and f"tags: {told.format(1)}" in lines
     precompute(options(mixed, tmp_path / "plain", max_bad_fraction=0.3))
     assert "captions read" not in capsys.readouterr().err
 

@@ -56,6 +56,7 @@ CHANGES = {
     "use_ema": "use_ema: True -> False",
     "batch": "global_batch_size: 4 -> 8",
     "accumulation": "global_batch_size: 4 -> 12",
+    "caption_shares": r"caption_shares: None -> 'caption=1\.0'",
     "data_filter": r"data: the parts of .* \(fingerprint .*\), data_filter: None -> 'width == 40 and height < 100'",
 }
 
@@ -69,6 +70,7 @@ def test_what_changes_the_result_is_refused_with_the_difference(workshop, run, o
         "use_ema": ["--use_ema", False],
         "batch": ["--per_device_train_batch_size", 8],
         "accumulation": ["--gradient_accumulation_steps", 3],
+        "caption_shares": ["--caption_shares", "caption=3"],
         "data_filter": ["--data_filter", "width==40 AND (height<100)"],
     }[name]
     before = checksums(run / "checkpoint-2")

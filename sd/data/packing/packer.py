@@ -169,6 +169,8 @@ def _pack_parts(tasks, source, options):
 
 def _finish(tally, options):
     report = tally.report(options.part_settings())
+    if len(options.caption_keys) > 1:
+        report["rows_with_caption"] = {key: tally.captions[key] for key in options.caption_keys}
     storage.write_whole(storage.join(options.output_path, "report.json"), json.dumps(report, indent=2).encode() + b"\n")
     with _other_format_named(options):
         tally.check(options.input_path, options)

@@ -60,7 +60,7 @@ class Tally:
             "parts": len(self.parts),
             "bytes": self.num_bytes,
             "settings": settings,
-        } | ({"rows_with_caption": dict(sorted(self.captions.items()))} if len(self.captions) > 1 else {})
+        }
 
     def check(self, source, options):
         """Raise InputError if nothing was good, RunError if more than `max_bad_fraction` was bad. source: its name."""

@@ -4,8 +4,9 @@ import numpy as np
 
 from sd.data.parts.moments import decode_payload
 from sd.data.parts.record import RowError
-from sd.data.streaming.order import CAPTION, CROP, DRAW, rng
-from sd.data.streaming.sample import choose_caption, token_ids
+from sd.data.streaming.caption_draw import CaptionDraw
+from sd.data.streaming.order import CROP, DRAW, rng
+from sd.data.streaming.sample import token_ids
 
 
 class CachedSampleMaker:
@@ -16,20 +17,19 @@ class CachedSampleMaker:
     with cached text `text_states` float16 [L,D] where one from images holds `input_ids`.
     """
 
-    def __init__(self, tokenize, manifest, *, caption_dropout, seed, draw=None):
+    def __init__(self, tokenize, manifest, *, caption_dropout, seed, draw=None, captions=None):
         self.tokenize, self.draw, self.seed = tokenize, draw, seed
-        self.manifest, self.caption_dropout = manifest, caption_dropout
+        self.manifest, self.captions = manifest, CaptionDraw(seed, caption_dropout, captions)
         self.empty_state = manifest.empty_text_state() if manifest.has_text else None
 
     def train(self, record, sample):
         """A variant and a caption drawn (or dropped), and the draws of the diffusion, all keyed by `sample`."""
         moments, states = self._decode(record)
         variant = int(rng(self.seed, CROP, sample).integers(len(moments)))
-        caption_rng = rng(self.seed, CAPTION, sample)
         if states is None:
-            text = self._ids(choose_caption(record.captions, self.caption_dropout, caption_rng))
+            text = self._ids(self.captions.text(record, sample))
         else:
-            text = {"text_states": choose_caption(states, self.caption_dropout, caption_rng, self.empty_state)}
+            text = {"text_states": self.captions.state(record, states, sample, self.empty_state)}
         return self._arrays(moments[variant], text, rng(self.seed, DRAW, sample), sample)
 
     def evaluate(self, record, number, draw_rng):

@@ -1,12 +1,13 @@
 """How many captions are longer than the text encoder sees: judged by a sample of a data set's rows."""
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
 import numpy as np
 
-from sd.data.parts.record import RowError
+from sd.data.parts.record import Record, RowError
 from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.stream import RowReader
@@ -20,12 +21,17 @@ _PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\s\w]+|_+")
 
 
 def sample_captions(catalog: Catalog, most: int = SAMPLED) -> list[str]:
-    """First captions of up to `most` usable rows spread over a catalog's parts.
+    """First captions of the rows that `sample_records` reads."""
+    return [record.captions[0] for record in sample_records(catalog, most)]
+
+
+def sample_records(catalog: Catalog, most: int = SAMPLED) -> list[Record]:
+    """Up to `most` usable rows spread over a catalog's parts, without their images.
 
     Parts that would have to be copied here first are left out, and so are bad rows.
     """
     ends = np.cumsum(catalog.usable)
-    captions = []
+    records = []
     with closing(Watchdog()) as watchdog, closing(RowReader(catalog, LocalCopies(), watchdog)) as reader:
         for row in np.unique(np.linspace(0, catalog.num_usable - 1, min(most, catalog.num_usable)).astype(int)):
             part = int(np.searchsorted(ends, row, side="right"))
@@ -33,8 +39,17 @@ def sample_captions(catalog: Catalog, most: int = SAMPLED) -> list[str]:
                 continue
             with suppress(RowError):
                 _, record = reader.read(part, int(row - ends[part] + catalog.usable[part]))
-                captions += record.captions[:1]
-    return captions
+                records.append(Record(record.captions, b"", record.sources))
+    return records
+
+
+def by_source(records: Iterable[Record]) -> dict[str, list[str]]:
+    """Source -> all its captions in the records, in the order in which the sources come."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        for source, caption in zip(record.sources, record.captions, strict=True):
+            found.setdefault(source, []).append(caption)
+    return found
 
 
 def num_tokens(caption: str, max_length: int, tokenizer: Any = None) -> int:
@@ -44,13 +59,32 @@ def num_tokens(caption: str, max_length: int, tokenizer: Any = None) -> int:
     return _ENDS + len(tokenizer.tokenize(seen) if tokenizer else _PIECE.findall(seen))
 
 
-def describe_cut(captions: list[str], max_length: int, tokenizer: Any = None) -> str:
-    """A line on the captions that are longer than `max_length` tokens; an empty one if there are none."""
-    cut = sum(num_tokens(caption, max_length, tokenizer) > max_length for caption in captions)
-    if not cut:
-        return ""
-    least = "" if tokenizer else "at least "
-    return (
-        f"{least}{cut / len(captions):.0%} of {len(captions)} captions read are longer than the {max_length} tokens "
-        "of --model_max_length; what is beyond is cut"
-    )
+def words_lost(caption: str, max_length: int, tokenizer: Any = None) -> int:
+    """Words of a caption, told apart by blanks, of which the text encoder does not see all tokens; a lower bound
+    without a tokenizer."""
+    words = caption.split()
+    if len(caption) <= max_length - _ENDS:  # no token has less than a letter
+        return 0
+    left = max_length - _ENDS
+    for number, word in enumerate(words):
+        left -= num_tokens(word, max_length, tokenizer) - _ENDS
+        if left < 0:
+            return len(words) - number
+    return 0
+
+
+def describe_cut(captions: Mapping[str, Sequence[str]], max_length: int, tokenizer: Any = None) -> list[str]:
+    """A line for each source of which captions are longer than `max_length` tokens; with more than one it is named."""
+    least, lines = "" if tokenizer else "at least ", []
+    for source, texts in captions.items():
+        cut = [text for text in texts if num_tokens(text, max_length, tokenizer) > max_length]
+        if not cut:
+            continue
+        lost = sum(words_lost(text, max_length, tokenizer) for text in cut)
+        share = lost / max(1, sum(len(text.split()) for text in texts))
+        named = f"{source}: " if len(captions) > 1 else ""
+        lines.append(
+            f"{named}{least}{len(cut) / len(texts):.0%} of {len(texts)} captions read are longer than the {max_length} "
+            f"tokens of --model_max_length; what is beyond is cut, {lost} words ({share:.1%})"
+        )
+    return lines

@@ -44,8 +44,8 @@ class TextImagePair(IterableDataset):
     seed, buffer_size, resolution and fingerprint. To resume pass `start_sample=samples_seen` with the lanes, deal_size
     and seed of the state; ranks, batch size and workers may have changed. The stream is the same only if buffer_size,
     resolution and fingerprint are. With `data_filter`, an expression on columns, the rows that pass are all there is.
-    skipped: intervals [first, stop) of the order's numbers that the run leaves out; `start_sample` does not count them,
-    the batches' `sample` does.
+    captions: CaptionFlags, how captions are drawn. skipped: intervals [first, stop) of the order's numbers that the run
+    leaves out; `start_sample` does not count them, the batches' `sample` does.
 
     Attributes: fingerprint (str), num_usable, num_rows, lanes, deal_size (int). Raises InputError at once if the file
     list is unusable or there are fewer usable records than one batch for each lane.
@@ -74,6 +74,7 @@ class TextImagePair(IterableDataset):
         draw=None,
         enlarge=False,
         data_filter=None,
+        captions=None,
     ):
         super().__init__()
         if not 0 <= rank < world_size:
@@ -102,6 +103,7 @@ class TextImagePair(IterableDataset):
             caption_dropout=caption_dropout,
             seed=seed,
             draw=draw,
+            captions=captions,
         )
 
     def move(self, start_sample: int, skipped: Iterable[Interval]) -> None:

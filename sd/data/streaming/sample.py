@@ -9,7 +9,8 @@ from sd.data.images.decode import Picture, decode
 from sd.data.images.open import open_image
 from sd.data.images.resize import shown_size
 from sd.data.parts.record import RowError
-from sd.data.streaming.order import CAPTION, CROP, DRAW, rng
+from sd.data.streaming.caption_draw import CaptionDraw
+from sd.data.streaming.order import CROP, DRAW, rng
 from sd.errors import InputError
 
 SHORT_SIDE_SHARE = 0.9  # the crop is this share of the short side
@@ -61,16 +62,19 @@ def token_ids(tokenize, caption):
 class SampleMaker:
     """What turns the record at place `sample` of the run into the arrays of one sample."""
 
-    def __init__(self, tokenize, *, resolution, interpolation, caption_dropout, seed, draw=None, min_side=None):
+    def __init__(
+        self, tokenize, *, resolution, interpolation, caption_dropout, seed, draw=None, min_side=None, captions=None
+    ):
         self.min_side = min_side or resolution
+        self.captions = CaptionDraw(seed, caption_dropout, captions)
         self.tokenize, self.draw, self.seed = tokenize, draw, seed
-        self.resolution, self.interpolation, self.caption_dropout = resolution, interpolation, caption_dropout
+        self.resolution, self.interpolation = resolution, interpolation
 
     def train(self, record, sample):
         """Random crop, caption drawn or dropped, and the draws of the diffusion, all keyed by `sample`."""
         picture = decode_for(record.image, self.resolution, self.min_side)
         pixels = random_crop(picture, self.resolution, self.interpolation, rng(self.seed, CROP, sample))
-        caption = choose_caption(record.captions, self.caption_dropout, rng(self.seed, CAPTION, sample))
+        caption = self.captions.text(record, sample)
         return self._arrays(pixels, caption, rng(self.seed, DRAW, sample), sample)
 
     def evaluate(self, record, number, draw_rng):

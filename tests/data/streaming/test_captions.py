@@ -37,10 +37,14 @@ def test_the_share_of_cut_captions_is_told_by_pieces_or_by_a_tokenizer():
         def tokenize(text):
             return list(text)
 
-    captions = ["word " * 75, "word " * 76, "a" * 75, "a" * 76]
-    assert describe_cut(captions, 77).startswith("at least 25% of 4 captions read are longer than the 77 tokens")
-    assert describe_cut(captions, 77, Letters).startswith("75% of 4 captions")
-    assert describe_cut(captions[:1], 77) == ""
+    captions = ["word " * 75, "word " * 78, "a" * 75, "a" * 76]
+    told = "captions read are longer than the 77 tokens of --model_max_length; what is beyond is cut,"
+    assert describe_cut({"caption": captions}, 77) == [f"at least 25% of 4 {told} 3 words (1.9%)"]
+    [line] = describe_cut({"caption": captions}, 77, Letters)  # 18 words of four letters fit, of 76 letters none
+    assert line == f"75% of 4 {told} {75 - 18 + 78 - 18 + 1} words (76.1%)"
+    assert describe_cut({"caption": captions[:1]}, 77) == []
+    by_name = {"caption": ["a cat"] * 3, "long_caption": ["word " * 150, "short"]}
+    assert describe_cut(by_name, 77) == [f"long_caption: at least 50% of 2 {told} 75 words (49.7%)"]
     assert num_tokens("a" * 10**7, 77, Letters) == 77 * 40 + 2  # no more is looked at
 
 
