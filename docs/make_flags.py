@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/flags.md"
 SCRIPTS = ("create_pretraining_data.py", "precompute_latents.py", "eval.py", "export.py", "app.py")
-MODULES = ("sd.data.inspect", "sd.data.columns")
+MODULES = ("sd.data.inspect", "sd.data.columns", "sd.data.duplicates")
 INTRODUCTION = """\
 # Flags
 

@@ -78,3 +78,8 @@ def columns() -> None:
 def inspect() -> None:
     """sd-inspect, python -m sd.data.inspect"""
     run("sd.data.inspect")
+
+
+def duplicates() -> None:
+    """python -m sd.data.duplicates"""
+    run("sd.data.duplicates.command", "the same command goes on from the parts that were read")

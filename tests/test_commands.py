@@ -42,6 +42,7 @@ LEFT_OUT = {
 RUNS = [
     (r"python create_pretraining_data\.py ", " --num_workers 1"),
     (r"python -m sd\.data\.inspect ", " --resolution 32"),
+    (r"python -m sd\.data\.duplicates ", " --num_workers 1"),
     (r"python precompute_latents\.py ", MODELS),
     (r"sh train\.sh.*--unet_name_or_path", TRAIN),
     (r"sh train_multi\.sh @recipes/v1_512\.args", TRAIN + " --unet_name_or_path runs/v1_256/checkpoint-4/unet"),

@@ -86,7 +86,8 @@ def test_files_and_modules_that_are_named_exist(name):
     files = re.findall(r"`((?:sd|tests|bench|demo|docs|recipes)/[\w./]*)`", text)
     assert [file for file in files if not (ROOT / file).exists()] == []
     modules = {module.replace(".", "/") for module in re.findall(r"python -m ((?:sd|demo)[\w.]*)", text)}
-    assert [module for module in modules if not (ROOT / f"{module}.py").exists()] == []
+    places = {module: (ROOT / f"{module}.py", ROOT / module / "__main__.py") for module in modules}
+    assert [module for module, files in places.items() if not any(file.exists() for file in files)] == []
 
 
 def test_the_architecture_is_what_its_script_draws():

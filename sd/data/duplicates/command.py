@@ -1,0 +1,262 @@
+"""Find duplicate pictures in a data set, and write the column `duplicate`.
+
+Each group of equal or nearly equal pictures keeps its largest: the column is false for it and for what has no
+duplicate, true for the others, and missing where the picture cannot be read.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from sd.data.duplicates.bands import HASH_BITS, MOST_DISTANCE
+from sd.data.duplicates.fingerprint import Fingerprints, fingerprint_part
+from sd.data.duplicates.groups import find_groups
+from sd.data.duplicates.kept import KeptFingerprints
+from sd.data.duplicates.sheet import choose_groups, draw_groups
+from sd.data.packing.options import ENGINES
+from sd.data.parts import storage
+from sd.data.parts.columns import BOOL, Column, merge_columns
+from sd.data.parts.filelist import read_file_list
+from sd.data.parts.index import PartError, PartHeader
+from sd.data.parts.moments import KIND
+from sd.data.parts.part import load_header, load_index
+from sd.errors import InputError, RunError
+from sd.home import ensure_writable_home
+from sd.processes.pool import run_local, stopped_by_signals
+from sd.processes.ray_engine import run_on_ray
+from sd.runtime import usable_cores
+
+COLUMN = "duplicate"
+DISTANCE = 8
+_NAMED = 10
+
+
+@dataclass
+class Found:
+    """What a run found: the parts in order, {part: why} of those that cannot be read, and for each row its group.
+
+    starts: int64 [parts + 1], numbers of the parts' first rows. owner, exact: see `find_groups`.
+    """
+
+    parts: list[PartHeader]
+    unreadable: dict[str, str]
+    starts: np.ndarray
+    prints: Fingerprints
+    owner: np.ndarray
+    exact: np.ndarray
+
+    def place(self, row: int) -> tuple[str, int]:
+        """(path of the part, number in it) of a row of the whole list."""
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.parts[part].path, row - int(self.starts[part])
+
+
+def list_parts(file_list: str) -> tuple[list[PartHeader], dict[str, str]]:
+    """Headers of the list's parts, each once, and {part: why} of those without one. Raises InputError."""
+    parts, unreadable = [], {}
+    for path in dict.fromkeys(part for source in read_file_list(file_list) for part in source.parts):
+        try:
+            part = load_header(path)
+        except PartError as error:
+            unreadable[path] = str(error)
+            continue
+        if part.kind == KIND:
+            raise InputError(f"{file_list} is a cache of latents; name the list of the images, and cache them again")
+        parts.append(part)
+    if not parts:
+        raise InputError(f"{file_list}: none of its parts can be read; the first: {next(iter(unreadable.values()))}")
+    return parts, unreadable
+
+
+def _work(path: str) -> Fingerprints:
+    """A task of a worker process or of Ray."""
+    threadpool_limits(1)
+    return fingerprint_part(load_index(path))
+
+
+def read_fingerprints(parts: list[PartHeader], options: argparse.Namespace, unreadable: dict[str, str]) -> Fingerprints:
+    """The Fingerprints of all rows, kept ones first; thumbnails in a temporary file of 768 bytes a row.
+
+    A part that cannot be opened gives unreadable rows, and a line in `unreadable`.
+    """
+    starts = np.cumsum([0] + [part.num_rows for part in parts])
+    total = int(starts[-1])
+    kept = KeptFingerprints(options.cache_dir)
+    found = replace(Fingerprints.empty(0), **_arrays(total)) if total else Fingerprints.empty(0)
+
+    def take(number, prints):
+        for name, array in prints.arrays().items():
+            getattr(found, name)[starts[number] : starts[number + 1]] = array
+
+    todo = []
+    for number, part in enumerate(parts):
+        if (prints := kept.load(part)) is None:
+            todo.append(number)
+        else:
+            take(number, prints)
+    if len(todo) < len(parts):
+        tqdm.write(f"{len(parts) - len(todo)} of {len(parts)} parts are known from an earlier run", sys.stderr)
+    if todo:
+        tasks = [parts[number].path for number in todo]
+        if options.engine == "ray":
+            results = run_on_ray(_try, tasks, options.ray_address)
+        else:
+            results = run_local(_try, tasks, options.num_workers or usable_cores())
+        interval = 0.5 if sys.stderr.isatty() else 30
+        rows = int(sum(parts[number].num_rows for number in todo))
+        bar = tqdm(desc="reading", unit=" images", total=rows, mininterval=interval)
+        with closing(results), bar:
+            for number, (prints, why) in zip(todo, results, strict=True):
+                bar.update(parts[number].num_rows)
+                if prints is None:
+                    unreadable[parts[number].path] = why
+                    continue
+                take(number, prints)
+                kept.save(parts[number], prints)
+    return found
+
+
+def _try(path):
+    try:
+        return _work(path), ""
+    except (PartError, OSError) as error:
+        return None, str(error)
+
+
+def _arrays(total):
+    """Empty arrays of `total` rows; the thumbnails lie in a file without a name, which goes with the process."""
+    arrays = Fingerprints.empty(0).arrays()
+    made = {
+        name: np.zeros((total, *array.shape[1:]), array.dtype) for name, array in arrays.items() if name != "thumbs"
+    }
+    thumbs = arrays["thumbs"]
+    with tempfile.TemporaryFile() as file:
+        made["thumbs"] = np.memmap(file, thumbs.dtype, "w+", shape=(total, *thumbs.shape[1:]))
+    return made
+
+
+def find_duplicates(file_list: str, options: argparse.Namespace) -> Found:
+    """Fingerprints of all rows and their groups. Raises InputError, or RunError for a worker that was killed."""
+    parts, unreadable = list_parts(file_list)
+    prints = read_fingerprints(parts, options, unreadable)
+    interval = 0.5 if sys.stderr.isatty() else 30
+    with tqdm(desc="grouping", unit=" images", total=len(prints), mininterval=interval) as bar:
+        owner, exact = find_groups(prints, options.max_distance, bar.update)
+    starts = np.cumsum([0] + [part.num_rows for part in parts])
+    return Found(parts, unreadable, starts, prints, owner, exact)
+
+
+def write_column(found: Found) -> None:
+    """The column beside each part that can be read; each atomic. Raises OSError."""
+    is_duplicate = found.owner != np.arange(len(found.owner))
+    for part, start, end in zip(found.parts, found.starts, found.starts[1:], strict=False):
+        if part.path not in found.unreadable:
+            readable = found.prints.readable[start:end]
+            present = None if readable.all() else readable
+            merge_columns(part, {COLUMN: Column(BOOL, is_duplicate[start:end], present)})
+
+
+def report(found: Found) -> list[str]:
+    """The lines that the command prints: outcomes that add up to the rows, and the largest groups."""
+    joined = found.owner != np.arange(len(found.owner))
+    heads, counts = np.unique(found.owner[joined], return_counts=True)
+    num_exact = int(np.count_nonzero(joined & found.exact))
+    num_bad = int(np.count_nonzero(~found.prints.readable))
+    num_rows, num_joined = len(joined), int(np.count_nonzero(joined))
+    lines = [
+        f"{num_rows} rows in {len(found.parts)} parts: {num_rows - num_joined - num_bad} kept, {num_joined} duplicates "
+        f"({num_exact} of equal files, {num_joined - num_exact} near), {num_bad} unreadable",
+        f"groups of duplicates: {len(heads)}",
+    ]
+    for group in np.lexsort((heads, -counts))[:_NAMED]:
+        path, row = found.place(int(heads[group]))
+        lines.append(f"    {counts[group] + 1} rows, kept: {storage.base_name(path)} row {row + 1}")
+    lines += [f"    and {len(heads) - _NAMED} smaller or equal ones"] * (len(heads) > _NAMED)
+    bad = list(found.unreadable.values())
+    lines += [f"no column: {why}" for why in bad[:_NAMED]]
+    lines += [f"    and {len(bad) - _NAMED} more"] * (len(bad) > _NAMED)
+    return lines
+
+
+def contact_sheet(found: Found, path: str) -> None:
+    """Draw some groups. Raises RunError where the file cannot be written."""
+    groups = []
+    for rows in choose_groups(found.owner, found.exact):
+        head = found.prints.hashes[rows[0]]
+        texts = [
+            f"kept, one of {len(rows)}"
+            if row == rows[0]
+            else "equal file"
+            if found.exact[row]
+            else f"near, {int(head ^ found.prints.hashes[row]).bit_count()} bits"
+            for row in rows.tolist()
+        ]
+        groups.append([(*found.place(row), text) for row, text in zip(rows.tolist(), texts, strict=True)])
+    try:
+        draw_groups(groups).save(path, "PNG")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m sd.data.duplicates",
+        description=(__doc__ or "").split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    unset = argparse.SUPPRESS
+    add = parser.add_argument
+    add("file_list", default=unset, help="a .filelist.list, as --file_list of training takes it")
+    add(
+        "--max_distance",
+        type=int,
+        default=DISTANCE,
+        help=f"bits of {HASH_BITS} in which the hashes of near duplicates may differ, 0 to {MOST_DISTANCE}",
+    )
+    add("--num_workers", type=int, help="processes on this machine (default: the cores)", default=unset)
+    add("--engine", choices=ENGINES, default="local", help="this machine, or a Ray cluster")
+    add("--ray_address", default=unset, help="address of the Ray cluster (default: start one here)")
+    add("--cache_dir", default=unset, help="where fingerprints are kept (default: sd_fingerprints in the user's cache)")
+    add("--output", default="duplicates.png", help="the contact sheet of some groups")
+    unset_ones = {"num_workers": None, "ray_address": None, "cache_dir": None}
+    options = argparse.Namespace(**{**unset_ones, **vars(parser.parse_args(arguments))})
+    if not 0 <= options.max_distance <= MOST_DISTANCE:
+        raise InputError(f"--max_distance {options.max_distance}; expected 0 to {MOST_DISTANCE}")
+    if options.num_workers is not None and options.num_workers < 1:
+        raise InputError(f"--num_workers {options.num_workers}; expected at least 1")
+    if options.ray_address and options.engine != "ray":
+        raise InputError(f"--ray_address {options.ray_address} needs --engine ray")
+    if Path(options.output).suffix.lower() != ".png":
+        raise InputError(f"--output {options.output}; expected a name that ends in .png")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the flags, find the groups, write the columns, print the report, draw the sheet."""
+    options = parse_arguments(arguments)
+    ensure_writable_home(os.environ)
+    try:
+        with stopped_by_signals() as raise_if_stopped:
+            found = find_duplicates(options.file_list, options)
+            raise_if_stopped()
+            write_column(found)
+    except KeyboardInterrupt:
+        raise RunError("stopped; the same command goes on from the parts that were read") from None
+    except storage.failures() as error:
+        place = getattr(error, "filename", None) or options.file_list
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"{place}: {reason}; mend that, and the same command goes on") from error
+    print("\n".join(report(found)))
+    if (found.owner != np.arange(len(found.owner))).any():
+        contact_sheet(found, options.output)
+        print(f"contact sheet: {options.output}")
+    print(f'train without them: --file_list {options.file_list} --data_filter "not {COLUMN}"')
