@@ -54,10 +54,9 @@ class PairSource:
         num_images = 0
         for listed in walk(self.path):
             repeat, default = self._kohya(listed.folder)
-            found = list(_pairs(listed, self.caption_keys, repeat, default))
-            for number, item in enumerate(found, 1):
+            for item, number in _pairs(listed, self.caption_keys, repeat, default):
                 num_images += bool(item.image)
-                yield item, listed.start + listed.share * number / len(found)
+                yield item, listed.start + listed.share * number / len(listed.names)
         if not num_images:
             raise InputError(f"--input_path {self.path}: no picture in it or its sub-folders")
 
@@ -87,20 +86,35 @@ def looks_like_kohya(path: str) -> list[str]:
 
 
 def _pairs(listed: Listed, keys, repeat, default):
-    """The items of one folder, in the order of names."""
-    texts, images = {}, set()
+    """(item, number of the name that it stands for) of one folder, in the order of names.
+
+    A folder may hold millions: beside the names there is no more than a set of them.
+    """
+    names = set(listed.names)
+    unusual: dict[str, dict[str, str]] = {}  # stem -> {suffix: name}, of suffixes that are neither small nor capital
+    suffixes = {*_TEXT_SUFFIXES, *keys}
     for name in listed.names:
         stem, suffix = _split(name)
-        if suffix in (*_TEXT_SUFFIXES, *keys):
-            texts.setdefault(stem, {}).setdefault(suffix, listed.folder + name)
-        elif suffix in IMAGE_SUFFIXES:
-            images |= {stem, name}
-    for name in listed.names:
+        if not name.endswith((f".{suffix}", f".{suffix.upper()}")):
+            unusual.setdefault(stem, {})[suffix] = name
+
+    def named(stem, suffix):
+        found = (f"{stem}.{variant}" for variant in (suffix, suffix.upper()) if f"{stem}.{variant}" in names)
+        return next(found, None) or unusual.get(stem, {}).get(suffix)
+
+    for number, name in enumerate(listed.names, 1):
         stem, suffix = _split(name)
         if suffix in IMAGE_SUFFIXES:
-            yield PairItem(listed.folder + name, texts.get(name, {}) | texts.get(stem, {}), repeat, default)
-        elif suffix in CAPTION_SUFFIXES and stem not in images:
-            yield PairItem("", {suffix: listed.folder + name}, repeat)
+            found = {end: named(stem, end) or named(name, end) for end in suffixes}
+            texts = {end: listed.folder + text for end, text in sorted(found.items()) if text}
+            yield PairItem(listed.folder + name, texts, repeat, default), number
+        elif suffix in CAPTION_SUFFIXES and not _has_image(stem, names, named):
+            yield PairItem("", {suffix: listed.folder + name}, repeat), number
+
+
+def _has_image(stem, names, named):
+    whole = stem in names and _split(stem)[1] in IMAGE_SUFFIXES
+    return whole or any(named(stem, suffix) for suffix in IMAGE_SUFFIXES)
 
 
 def _split(name):
