@@ -43,7 +43,12 @@ def text_lines(data: bytes) -> list[str]:
 
     Raises TextError.
     """
-    return _LINE_BREAK.split(decode_text(data))
+    return split_lines(decode_text(data))
+
+
+def split_lines(text: str) -> list[str]:
+    """Lines of a text, ended as on Unix, Windows or old Macs; other separators of Unicode end none."""
+    return _LINE_BREAK.split(text)
 
 
 def unquoted(field: str) -> str:

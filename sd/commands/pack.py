@@ -40,6 +40,7 @@ def parse_arguments(argv=None):
         action="store_true",
         help="of --input_format folder: list the parts of a folder NN_name NN times",
     )
+    add("--caption_lines", action="store_true", help="of --input_format folder: every line of a text is a caption")
     add("--verify", choices=VERIFY, default="header", help="open each image, decode it whole, or neither")
     add("--min_size", type=int, default=0, help="leave out images with a shorter short side")
     add("--max_aspect_ratio", type=float, help="leave out images that are longer than this times their short side")

@@ -26,6 +26,7 @@ _PART_SETTINGS = (
     "quality",
     "allow_outside",
     "max_pixels",
+    "caption_lines",
 )
 
 
@@ -56,6 +57,7 @@ class PackOptions:
     engine: str = "local"
     ray_address: str | None = None
     kohya_folders: bool = False
+    caption_lines: bool | None = None
 
     def __post_init__(self):
         if self.num_workers is None:
@@ -81,8 +83,12 @@ class PackOptions:
             )
         keys = self.caption_keys
         self._hold("caption_key", all(keys) and len(set(keys)) == len(keys), "different keys, with commas between them")
-        if self.kohya_folders and self.input_format != "folder":
-            raise InputError(f"--kohya_folders needs --input_format folder, not {self.input_format}")
+        for name in ("kohya_folders", "caption_lines"):
+            if getattr(self, name) and self.input_format != "folder":
+                raise InputError(f"--{name} needs --input_format folder, not {self.input_format}")
+        object.__setattr__(
+            self, "caption_lines", self.caption_lines or None
+        )  # None: as parts of earlier versions have it
         if self.ray_address and self.engine != "ray":
             raise InputError(f"--ray_address {self.ray_address} needs --engine ray")
 

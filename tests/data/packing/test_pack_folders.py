@@ -11,7 +11,9 @@ import pytest
 from pyarrow import parquet
 
 from sd.data.packing.options import INPUT_FORMATS, PackOptions
+from sd.data.packing.packer import pack
 from sd.data.parts.filelist import read_file_list
+from sd.data.parts.record import decode_row
 from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.order import Order
 from sd.errors import InputError
@@ -72,6 +74,17 @@ def test_every_picture_and_every_lone_text_has_one_outcome(tmp_path):
         "z/a-masklabel.png": "filtered: a mask of OneTrainer's",
     }
     assert report["rows"] == sum(report["outcomes"].values()) == 9
+
+
+def test_lines_of_a_text_are_captions_if_a_flag_says_so(tmp_path):
+    """As OneTrainer reads them."""
+    folder = write(tmp_path / "in", {"1.png": 0, "1.txt": "one\r\n\n two \n", "2.png": 1, "2.txt": "\n"})
+    file_list, _ = pack(PackOptions(str(folder), str(tmp_path / "out"), input_format="folder", caption_lines=True))
+    [part] = read_file_list(file_list)[0].parts
+    rows = [decode_row(line) for line in Path(part).read_bytes().splitlines()]
+    assert [row.captions for row in rows] == [("one", " two "), ("",)]
+    with pytest.raises(InputError, match="it was packed with --caption_lines True, now None"):
+        pack(PackOptions(str(folder), str(tmp_path / "out"), input_format="folder"))
 
 
 def test_two_pictures_of_one_name_share_their_text_and_json_goes_before_it(tmp_path):

@@ -32,7 +32,7 @@ def open_source(options: PackOptions) -> Source:
         case "parquet":
             return ParquetSource(path, keys, image_key, outside)
         case "folder":
-            return PairSource(path, keys, outside, options.kohya_folders)
+            return PairSource(path, keys, outside, options.kohya_folders, bool(options.caption_lines))
         case "csv" | "tsv" as kind:
             return TableSource(path, kind, keys, image_key, outside)
         case "imagefolder":

@@ -36,13 +36,13 @@ def captions_of(fields: Any, keys: Sequence[str]) -> Captions:
 
 
 def captions_beside(
-    fields: Any, keys: Sequence[str], files: Mapping[str, Any], plain: Sequence[str], read: Callable[[str], str]
+    fields: Any, keys: Sequence[str], files: Mapping[str, Any], plain: Sequence[str], read: Callable[[str], list[str]]
 ) -> Captions | None:
     """The captions of an image with files beside it; None where there is neither JSON nor a text.
 
     fields: of its JSON, None without one. files: those of its name, by suffix; a key is also the suffix of a file. For
     the first key, where nothing else has it, stands the first of the suffixes `plain` that is there. read: gives the
-    text of the file with a suffix. Raises BadRow.
+    texts of the file with a suffix. Raises BadRow.
     """
     found: list[tuple[str, str]] = []
     for number, key in enumerate(keys):
@@ -50,7 +50,7 @@ def captions_beside(
         suffixes = (key, *plain) if number == 0 else (key,)
         suffix = next((suffix for suffix in suffixes if suffix in files and suffix != "json"), None)
         if not texts and suffix:
-            texts = [read(suffix)]
+            texts = read(suffix)
         found += [(key, text) for text in texts]
     if found:
         return tuple(found)

@@ -15,7 +15,7 @@ from sd.data.packing.sources.loaded import Loaded, captions_beside
 from sd.data.packing.sources.tar import IMAGE_SUFFIXES
 from sd.data.packing.sources.walk import Listed, top_folders, walk
 from sd.errors import InputError
-from sd.text import TextError, decode_text
+from sd.text import TextError, decode_text, split_lines
 
 CAPTION_SUFFIXES = ("txt", "caption")
 _TEXT_SUFFIXES = (*CAPTION_SUFFIXES, "json")
@@ -41,13 +41,15 @@ class PairSource:
 
     A caption of `a.jpg` is what `a.json` has under a key of `caption_keys`, else `a.KEY`, else, of the first key,
     `a.txt` or `a.caption`; it may also be named after the whole image, `a.jpg.txt`. kohya_folders: pictures below a
-    folder `NN_name` carry the repeat NN, and the caption `name` where they have no other.
+    folder `NN_name` carry the repeat NN, and the caption `name` where they have no other. caption_lines: every line of
+    a text is a caption.
     """
 
     path: str
     caption_keys: tuple[str, ...]
     allow_outside: bool
     kohya_folders: bool = False
+    caption_lines: bool = False
 
     def items(self) -> Iterator[tuple[PairItem, float]]:
         """Raises InputError for what is no folder, or has no pictures."""
@@ -77,7 +79,7 @@ class PairSource:
 
     @contextmanager
     def open(self):
-        yield PairLoader(self.caption_keys, folder_at(self.path, self.allow_outside))
+        yield PairLoader(self.caption_keys, folder_at(self.path, self.allow_outside), self.caption_lines)
 
 
 def looks_like_kohya(path: str) -> list[str]:
@@ -125,8 +127,8 @@ def _split(name):
 class PairLoader:
     """Looks at all files of a part first, then reads them, remote images several at a time."""
 
-    def __init__(self, caption_keys, folder):
-        self._caption_keys, self._folder = caption_keys, folder
+    def __init__(self, caption_keys, folder, caption_lines=False):
+        self._caption_keys, self._folder, self._caption_lines = caption_keys, folder, caption_lines
         self._ahead = {}  # images that are not read yet, in order
 
     def signature(self, items: list[PairItem]) -> str:
@@ -152,7 +154,7 @@ class PairLoader:
         self._ahead.pop(item.image, None)
         fields = self._fields(item.texts["json"]) if "json" in item.texts else None
         captions = captions_beside(
-            fields, self._caption_keys, item.texts, CAPTION_SUFFIXES, lambda suffix: self._text(item.texts[suffix])
+            fields, self._caption_keys, item.texts, CAPTION_SUFFIXES, lambda suffix: self._captions(item.texts[suffix])
         )
         if captions is None:
             if item.default is None:
@@ -161,6 +163,11 @@ class PairLoader:
         if not self._folder.holds(item.image):
             self._folder.prefetch([item.image, *islice(self._ahead, _PREFETCH - 1)])
         return Loaded(captions, self._folder.read(item.image), fields if isinstance(fields, dict) else {})
+
+    def _captions(self, name):
+        """The text of a file, or its lines that are not blank."""
+        text = self._text(name)
+        return [line for line in split_lines(text) if line.strip()] or [""] if self._caption_lines else [text]
 
     def _fields(self, name):
         try:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 from isal import isal_zlib
 
@@ -109,7 +108,9 @@ class WebdatasetLoader:
             raise BadRow("the member cannot be read", item.image.problem)
         check_size(item.image.num_bytes, item.image.name)
         fields = self._fields(item) if "json" in item.texts else None
-        captions = captions_beside(fields, self._caption_keys, item.texts, ("txt",), partial(self._text, item))
+        captions = captions_beside(
+            fields, self._caption_keys, item.texts, ("txt",), lambda suffix: [self._text(item, suffix)]
+        )
         if captions is None:
             raise BadRow("no caption in the shard", f"neither {item.key}.json nor {item.key}.txt is in it")
         return Loaded(captions, self._read(item.shard, item.image), fields if isinstance(fields, dict) else {})
