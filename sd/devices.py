@@ -10,7 +10,7 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd.errors import ArgumentError, InputError
+from sd.errors import ArgumentError, InputError, last_line
 
 GIB = 2**30
 # Compute capability from which Paddle has the kernels of a half precision; below it autocast switches itself off.
@@ -112,8 +112,7 @@ def select(name: str | None = None, precision: str = "fp32") -> Device:
     try:
         paddle.set_device(str(device))
     except (ValueError, RuntimeError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise InputError(f"--device {device} cannot be used: {reason}") from None
+        raise InputError(f"--device {device} cannot be used: {last_line(error)}") from None
     if device.kind == "gpu":
         device = current()
     check_precision(device, precision)

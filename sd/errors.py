@@ -44,6 +44,11 @@ def first_line(error: BaseException) -> str:
     return one_line((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
+def last_line(error: BaseException) -> str:
+    """The same of the last line of its text, where Paddle puts the reason, behind its stack."""
+    return one_line((str(error).strip().splitlines() or [type(error).__name__])[-1])
+
+
 def one_line(text: str, most: int = 200) -> str:
     """Text of at most `most` letters as it is; a longer one is cut behind a word, which an ellipsis says."""
     if len(text) <= most:

@@ -7,6 +7,8 @@ import numpy as np
 NUM_TRAIN_TIMESTEPS = 1000
 BETA_START = 0.00085
 BETA_END = 0.012
+# First and last timestep of the quarters by which losses are reported.
+TIMESTEP_BANDS = [(first, first + 249) for first in range(0, NUM_TRAIN_TIMESTEPS, 250)]
 
 
 def beta_table(

@@ -16,7 +16,7 @@ from sd import devices
 from sd.data.parts import storage
 from sd.data.parts.index import PartError
 from sd.data.streaming.captions import describe_cut
-from sd.errors import RunError
+from sd.errors import RunError, last_line
 from sd.latents.check import check_cache
 from sd.latents.claims import Claims
 from sd.latents.decode import close_readers, decode_alone, decode_chunk
@@ -73,8 +73,8 @@ def precompute(options: CacheOptions) -> tuple[str, dict] | None:
     except PartError as error:
         raise RunError(f"{error}; the same command goes on from the finished parts") from error
     except MemoryError as error:  # Paddle's, of a GPU's too
-        told = (str(error).strip().splitlines() or ["out of memory"])[-1]
-        raise RunError(f"{told}; lower --batch_size, and the same command goes on") from error
+        full = last_line(error) if str(error) else "out of memory"
+        raise RunError(f"{full}; lower --batch_size, and the same command goes on") from error
     except storage.failures() as error:
         place = getattr(error, "filename", None) or options.output_path
         reason = getattr(error, "strerror", None) or error

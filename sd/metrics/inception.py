@@ -10,10 +10,10 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional as F
-from safetensors import SafetensorError, safe_open
 
 from sd.errors import InputError
 from sd.models.torch_file import read_torch_file
+from sd.models.weight_file import read_safetensors
 
 FEATURES = 2048
 SIDE = 299
@@ -188,9 +188,4 @@ def _read_weights(path):
     if Path(path).suffix != ".safetensors":
         yield from read_torch_file(path).items()
         return
-    try:
-        with safe_open(str(path), framework="np") as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping)
-                yield name, file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: unreadable weights ({error})") from error
+    yield from read_safetensors(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sd.errors import InputError
+from sd.errors import InputError, first_line
 
 # What a state dict needs besides numbers and texts. NumPy 1 and 2 name the first by different modules.
 _KNOWN = {
@@ -33,8 +33,7 @@ def read_paddle_file(path: str | Path) -> dict[str, np.ndarray]:
     except InputError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: no readable Paddle file ({reason}); copy or download it again") from None
+        raise InputError(f"{path}: no readable Paddle file ({first_line(error)}); copy or download it again") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}; expected a state dict, {{name: array}}")
     content.pop(_NAMES_TABLE, None)

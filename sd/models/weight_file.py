@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sd.errors import InputError
+from sd.errors import InputError, first_line
 from sd.models.paddle_file import from_bfloat16, read_paddle_file
 from sd.models.torch_file import read_torch_file
 
@@ -71,11 +71,19 @@ def read_header(path: Path) -> tuple[dict, int]:
     return header, 8 + num_bytes
 
 
+def read_safetensors(path: str | Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (name, array) of a safetensors file, one tensor at a time. Raises InputError if it is unreadable."""
+    with _opened(Path(path)) as file:
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            yield name, file.get_tensor(name)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator:
     try:
         with safe_open(str(path), framework="np") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path}: unreadable weights ({reason}); copy or download the file again") from error
+        raise InputError(
+            f"{path}: unreadable weights ({first_line(error)}); copy or download the file again"
+        ) from error

@@ -6,7 +6,7 @@ from typing import Any
 from sd.errors import InputError, RunError
 
 
-def first_line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """An exception in one line: its own words, after its type where that is not ours."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [""]
     return lines[0] if isinstance(error, InputError | RunError) else f"{type(error).__name__}: {lines[0]}"
@@ -23,7 +23,7 @@ def gather_failures(training_args: Any, failure: Exception | None) -> list[tuple
     import paddle
 
     texts = []
-    paddle.distributed.all_gather_object(texts, None if failure is None else first_line(failure))
+    paddle.distributed.all_gather_object(texts, None if failure is None else error_line(failure))
     failures = [(number, text) for number, text in enumerate(texts) if text is not None]
     return [(number, failure if failure is not None and number == rank else text) for number, text in failures]
 
@@ -40,11 +40,11 @@ def on_rank_0(training_args: Any, function: Callable[[], Any]) -> Any:
             result = function()
         except Exception as error:  # whatever it is, the others wait for this rank
             failure = error
-    told = [(result, None if failure is None else first_line(failure))]
-    paddle.distributed.broadcast_object_list(told, src=0)
+    message = [(result, None if failure is None else error_line(failure))]
+    paddle.distributed.broadcast_object_list(message, src=0)
     if failure is not None:
         raise failure
-    result, failed = told[0]
+    result, failed = message[0]
     if failed is not None:
         raise RunError(f"rank 0: {failed}")
     return result

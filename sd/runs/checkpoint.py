@@ -13,10 +13,10 @@ from typing import TextIO
 
 import numpy as np
 import xxhash
-from safetensors import SafetensorError, safe_open
 
 from sd.errors import InputError, RunError
 from sd.files import fsync, is_disk_full, is_unfinished, publish
+from sd.models.weight_file import read_safetensors
 from sd.processes.locks import HeldError, lock_file
 
 logger = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def find_problem(folder: str | os.PathLike, thorough: bool = True) -> str | None
 
 def _non_finite(path):
     """The name of a tensor with numbers that are not finite, or None."""
-    for name, array in read_tensors(path):
+    for name, array in read_safetensors(path):
         if not _is_finite(_raw(array), _dtype_name(array)):
             return name
     return None
@@ -285,13 +285,3 @@ def keep_newest(output_dir: str | os.PathLike, limit: int | None) -> None:
 def read_json(folder, name):
     """The content of a JSON file in a checkpoint."""
     return json.loads((Path(folder) / name).read_text())
-
-
-def read_tensors(path):
-    """Yield (name, NumPy array) of a safetensors file, one at a time."""
-    try:
-        with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping)
-                yield name, file.get_tensor(name)
-    except SafetensorError as error:
-        raise InputError(f"{path} is no safetensors file ({error})") from None

@@ -10,10 +10,12 @@ from sd.text import TextError, text_lines, unquoted
 COLUMNS = ("prompt", "caption_en", "caption", "text")
 
 
-def read_prompts(path, column=None, limit=None):
+def read_prompts(
+    path: str | Path, column: str | None = None, limit: int | None = None, flag: str = "prompts_file"
+) -> list[str]:
     """The prompts of a file, in its order, as a list of strings; blank lines are left out.
 
-    column: the column or key that holds the prompt; by default the first of COLUMNS that is there.
+    column: the column or key that holds the prompt; by default the first of COLUMNS that is there. flag: its flag.
     Raises InputError if there is no such file or column, a line that cannot be read, or nothing in it.
     """
     path = Path(path)
@@ -21,7 +23,7 @@ def read_prompts(path, column=None, limit=None):
         # Not splitlines(): a caption may hold other line separators of Unicode.
         lines = [(number, line) for number, line in enumerate(text_lines(path.read_bytes()), start=1) if line.strip()]
     except OSError as error:
-        raise ArgumentError("prompts_file", str(path), f" cannot be read: {error.strerror}") from None
+        raise ArgumentError(flag, str(path), f" cannot be read: {error.strerror}") from None
     except TextError as error:
         raise InputError(f"{path}: {error}") from None
     read_rows = {".jsonl": _jsonl_rows, ".json": _jsonl_rows, ".tsv": _tsv_rows, ".csv": _csv_rows}

@@ -11,12 +11,11 @@ from paddlenlp.trainer import TrainerCallback
 from paddlenlp.trainer.integrations import get_reporting_integration_callbacks
 from tqdm.auto import tqdm
 
-from sd.diffusion.schedule import sampler_config
+from sd.diffusion.schedule import TIMESTEP_BANDS
 from sd.errors import first_line
 
 logger = logging.getLogger(__name__)
 
-TIMESTEP_BANDS = 4
 _SCALARS = (
     "loss",
     "gradient_norm",
@@ -160,12 +159,10 @@ class VisualDL(TrainerCallback):
 
     def _write_histograms(self, step):
         timesteps, losses = self.trainer.records.take_timestep_losses()
-        total = sampler_config()["num_train_timesteps"]
-        for band in range(TIMESTEP_BANDS):
-            low, high = band * total // TIMESTEP_BANDS, (band + 1) * total // TIMESTEP_BANDS
-            chosen = losses[(timesteps >= low) & (timesteps < high) & np.isfinite(losses)]
+        for first, last in TIMESTEP_BANDS:
+            chosen = losses[(timesteps >= first) & (timesteps <= last) & np.isfinite(losses)]
             if chosen.size:
-                name = f"train_loss_by_timestep/{low:04d}-{high - 1:04d}"
+                name = f"train_loss_by_timestep/{first:04d}-{last:04d}"
                 self.writer.add_histogram(name, chosen, step, buckets=20)
                 self.writer.add_scalar(f"{name}/mean", float(chosen.mean()), step)
 

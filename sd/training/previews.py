@@ -1,32 +1,17 @@
 """The pictures logged while training: the same captions and seeds every time, so that they can be compared."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 
 from sd.diffusion.schedule import sampler_config
-from sd.errors import InputError
 from sd.sampling.grid import labelled_sheet
 from sd.sampling.pipeline import draw_images, make_scheduler, reconstruct, reconstruct_cached
-from sd.text import TextError, text_lines
 
 logger = logging.getLogger(__name__)
 
 COUNT = 4
 GUIDANCE_SCALES = (1.0, 7.5)
-
-
-def read_prompts(path):
-    """Prompts of a text file, one a line, blank lines left out. Raises InputError if there are none."""
-    try:
-        lines = text_lines(Path(path).read_bytes())
-    except (OSError, TextError) as error:
-        raise InputError(f"--validation_prompts {path} cannot be read ({error})") from None
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise InputError(f"--validation_prompts {path} holds no prompt; expected one a line")
-    return prompts
 
 
 class Previews:

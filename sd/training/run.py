@@ -35,8 +35,9 @@ from sd.runs.checkpoint import (
 )
 from sd.runs.settings import check_same_run, checkpoint_settings, result_settings, write_run_json
 from sd.runs.skipped import SKIPPED, gaps_of, mark_abandoned, skipped_samples
+from sd.sampling.prompts import read_prompts
 from sd.training.previews import COUNT as PREVIEW_COUNT
-from sd.training.previews import Previews, read_prompts
+from sd.training.previews import Previews
 from sd.training.trainer import StableDiffusionTrainer
 
 logger = logging.getLogger(__name__)
@@ -273,7 +274,8 @@ def make_eval_dataset(model, data_args, training_args):
 
 def make_previews(model, model_args, data_args, training_args, catalog):
     """What is drawn while training, on rank 0 alone: the first records of the file list and the user's prompts."""
-    prompts = read_prompts(training_args.validation_prompts) if training_args.validation_prompts else []
+    path = training_args.validation_prompts
+    prompts = read_prompts(path, flag="validation_prompts") if path else []
     wanted = training_args.image_logging_steps > 0 and "visualdl" in training_args.report_to
     if training_args.process_index != 0 or not wanted:
         return None

@@ -8,6 +8,7 @@ import paddle
 
 from sd.diffusion.schedule import sampler_config
 from sd.errors import InputError, RunError
+from sd.models.weight_file import read_safetensors
 from sd.processes.ranks import gather_failures
 from sd.runs.checkpoint import (
     CheckpointWriter,
@@ -15,7 +16,6 @@ from sd.runs.checkpoint import (
     is_disk_full,
     keep_newest,
     read_json,
-    read_tensors,
 )
 from sd.runs.skipped import SKIPPED
 from sd.training.optimizer import held_parameters, innermost, named_state, needs_master, paddle_state
@@ -192,13 +192,13 @@ def load_models(trainer, checkpoint):
             logger.warning("%s holds no moving average; it starts from the weights", checkpoint)
             trainer.ema = type(trainer.ema)(model.unet, trainer.args.ema_decay, trainer.args.ema_start_step)
         else:
-            trainer.ema.load(read_tensors(f"{checkpoint}/{EMA_WEIGHTS}"), updates)
+            trainer.ema.load(read_safetensors(f"{checkpoint}/{EMA_WEIGHTS}"), updates)
 
 
 def _load_layer(layer, path):
     weights = layer.state_dict()
     found = set()
-    for name, array in read_tensors(path):
+    for name, array in read_safetensors(path):
         if name not in weights or list(weights[name].shape) != list(array.shape):
             raise InputError(
                 f"{path}: {name} {list(array.shape)} does not fit the model; was it made with another one?"
@@ -216,7 +216,7 @@ def load_optimizer(trainer, checkpoint):
     wanted = {names[parameter.name] for parameter in held_parameters(trainer.optimizer)}
     state = {}
     for path in sorted(Path(checkpoint).glob("optimizer*.safetensors")):
-        for key, array in read_tensors(str(path)):
+        for key, array in read_safetensors(str(path)):
             if key.rpartition("/")[0] in wanted:
                 state[key] = paddle.to_tensor(array)
     _change_precision(trainer, checkpoint, names, state)
@@ -246,6 +246,6 @@ def _change_precision(trainer, checkpoint, names, state):
             parameter.set_value(master)
     for part, path in (("unet", UNET_WEIGHTS), ("text_encoder", TEXT_WEIGHTS)):
         if any(weight.startswith(f"{part}.") for weight in missing):
-            for name, array in read_tensors(f"{checkpoint}/{path}"):
+            for name, array in read_safetensors(f"{checkpoint}/{path}"):
                 if f"{part}.{name}" in missing:
                     state[f"{part}.{name}/master"] = paddle.to_tensor(array)

@@ -4,9 +4,9 @@ import numpy as np
 import paddle
 
 from sd.data.streaming.dataset import raise_if_failed
-from sd.diffusion.schedule import NUM_TRAIN_TIMESTEPS
+from sd.diffusion.schedule import TIMESTEP_BANDS
 
-BANDS = 4
+_FIRST_TIMESTEPS = [first for first, _ in TIMESTEP_BANDS]
 
 
 def evaluate_loss(model, dataset, collate, batch_size, prefix="eval", rank=0, world_size=1):
@@ -14,7 +14,7 @@ def evaluate_loss(model, dataset, collate, batch_size, prefix="eval", rank=0, wo
 
     Each record counts once; rank r takes the records r, r + world_size, ...
     """
-    sums = np.zeros([BANDS, 2])  # loss, count
+    sums = np.zeros([len(TIMESTEP_BANDS), 2])  # loss, count
     indices = range(rank, len(dataset), world_size)
     model.eval()
     with paddle.no_grad():
@@ -22,7 +22,7 @@ def evaluate_loss(model, dataset, collate, batch_size, prefix="eval", rank=0, wo
             batch = collate([dataset[index] for index in indices[start : start + batch_size]])
             raise_if_failed(batch)
             outputs = model(**{name: paddle.to_tensor(value) for name, value in batch.items()})
-            bands = np.asarray(batch["timestep"]) * BANDS // NUM_TRAIN_TIMESTEPS
+            bands = np.searchsorted(_FIRST_TIMESTEPS, batch["timestep"], side="right") - 1
             losses = outputs["sample_loss"].numpy().astype(np.float64)
             np.add.at(sums, (bands, 0), losses)
             np.add.at(sums, (bands, 1), 1)
@@ -45,8 +45,7 @@ def describe_metrics(metrics: dict[str, float], prefix: str = "eval") -> str:
 
 def _metrics(sums, prefix):
     metrics = {f"{prefix}_loss": sums[:, 0].sum() / max(sums[:, 1].sum(), 1), f"{prefix}_records": sums[:, 1].sum()}
-    for band, (loss, count) in enumerate(sums):
+    for (first, last), (loss, count) in zip(TIMESTEP_BANDS, sums, strict=True):
         if count:
-            low, high = (edge * NUM_TRAIN_TIMESTEPS // BANDS for edge in (band, band + 1))
-            metrics[f"{prefix}_loss_{low:04d}-{high - 1:04d}"] = loss / count
+            metrics[f"{prefix}_loss_{first:04d}-{last:04d}"] = loss / count
     return {name: float(value) for name, value in metrics.items()}

@@ -22,7 +22,7 @@ import xxhash
 from sd import devices, runtime
 from sd.data.streaming.captions import sample_captions
 from sd.data.streaming.catalog import Catalog
-from sd.errors import ArgumentError, InputError, RunError, one_line
+from sd.errors import ArgumentError, InputError, RunError, last_line
 from sd.flags.arguments import check_choice, check_range
 from sd.logs import import_quietly, set_up_logging
 from sd.runs.locate import find_unet, list_choices, run_settings
@@ -252,8 +252,7 @@ class Server:
             end = {"end": "error", "message": str(error)}
         except Exception as error:  # whatever Paddle raises: the person reads a line, the terminal has the rest
             traceback.print_exc()
-            reason = (str(error).strip().splitlines() or [""])[-1]
-            end = {"end": "error", "message": f"drawing failed ({type(error).__name__}: {one_line(reason)})"}
+            end = {"end": "error", "message": f"drawing failed ({type(error).__name__}: {last_line(error)})"}
         self._answer({"job": job, **end})
 
 

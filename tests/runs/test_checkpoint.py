@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from sd.errors import InputError
+from sd.models.weight_file import read_safetensors
 from sd.runs import checkpoint as ck
 
 
@@ -36,7 +37,7 @@ def test_written_tensors_are_read_by_the_library_itself(tmp_path):
     assert sorted(read) == sorted(tensors)
     for name, array in tensors.items():
         assert read[name].dtype == array.dtype and np.array_equal(read[name], array)
-    assert {name: array.tolist() for name, array in ck.read_tensors(folder / "x.safetensors")}["bytes"] == [*range(7)]
+    assert {name: array.tolist() for name, array in read_safetensors(folder / "x.safetensors")}["bytes"] == [*range(7)]
 
 
 def test_nothing_has_the_name_of_a_checkpoint_before_commit(tmp_path):
