@@ -55,7 +55,7 @@ class SDTrainingArguments(TrainingArguments):
     profiler_options: Optional[str] = flag(None, "Options of Paddle's profiler, as `batch_range=[10,20];...`.")
     report_to: list[str] = field(
         default_factory=lambda: ["visualdl"],
-        metadata={"help": "Where logs go: visualdl, tensorboard, wandb, autonlp, all or none."},
+        metadata={"help": "Where logs go: visualdl or none."},
     )
     validation_prompts: Optional[str] = flag(None, "Text file of prompts, one a line, drawn with each image log.")
     save_on_exit: bool = flag(True, "Save a checkpoint when Ctrl-C or SIGTERM ends the run.")

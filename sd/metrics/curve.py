@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from sd.metrics.golden import Golden
+from sd.metrics.golden import Golden, newest_line
 from sd.metrics.report import MEASURES
 from sd.sampling.files import written
 
@@ -23,7 +23,7 @@ def draw_curves(lines: list[dict], path: Path, golden: Golden | None = None) -> 
     for axes, name in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
         draw_measure(axes, lines, name, golden)
     if golden:
-        figure.suptitle(golden.sentence(lines[-1]), fontsize=9)
+        figure.suptitle(golden.sentence(newest_line(lines, golden)), fontsize=9)
     with written(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
 

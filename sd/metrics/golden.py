@@ -60,6 +60,12 @@ class Golden:
         return f"{at}: {'; '.join(told)}"
 
 
+def newest_line(lines: list[dict], golden: Golden | None = None) -> dict:
+    """Of lines of scores.jsonl by step the last one of the band's variant, else of the average, else of all."""
+    judged = [line for line in lines if line["variant"] == ((golden and golden.variant) or "ema")]
+    return (judged or lines)[-1]
+
+
 def load_golden(name: str) -> Golden:
     """A band by its name, or by its file. Raises InputError."""
     known = sorted(path.stem for path in _FOLDER.glob("*.json"))

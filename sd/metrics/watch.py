@@ -15,7 +15,7 @@ from typing import Any
 from sd.errors import ArgumentError
 from sd.flags.arguments import check_range
 from sd.metrics.curve import draw_curves, log_scalars
-from sd.metrics.golden import Golden, load_golden
+from sd.metrics.golden import Golden, load_golden, newest_line
 from sd.metrics.measure import apply_preset, measure
 from sd.metrics.report import MEASURES
 from sd.metrics.score_file import append_line, read_lines
@@ -142,7 +142,7 @@ def report_scores(output: Path, protocol: str, golden: Golden | None = None) -> 
         return f"{output}: nothing scored; no whole checkpoint has the step of --every"
     draw_curves(lines, output / "curves.png", golden)
     log_scalars(lines, output / "visualdl")
-    newest = lines[-1]
+    newest = newest_line(lines, golden)
     told = ", ".join(f"{MEASURES[name][0]} {newest[name]:.4g}" for name in MEASURES if newest.get(name) is not None)
     head = f"step {newest['step']}, {newest['variant']}: {told}"
     return f"{head}\n{golden.sentence(newest)}" if golden else head

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from sd.diffusion.schedule import TIMESTEP_BANDS
 from sd.errors import first_line
+from sd.training.report import draw_report, note
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ def for_arguments(args, trainer):
             callbacks.append(Benchmark())
         if "visualdl" in args.report_to:
             callbacks.append(VisualDL(trainer))
+        if args.report_to and not args.benchmark:
+            callbacks.append(Report(trainer))
         others = [name for name in args.report_to if name != "visualdl"]
         callbacks += _handlers(others)
     if args.profiler_options:
@@ -109,6 +112,31 @@ class Benchmark(TrainerCallback):
             logs["samples_per_second"] * step_seconds,
             logs["samples_per_second"],
         )
+
+
+class Report(TrainerCallback):
+    """history.jsonl as the run goes on, and report.png at its end."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Note the scalars of a log."""
+        note(args.output_dir, logs)
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        """Note a validation."""
+        note(args.output_dir, {"global_step": state.global_step, **metrics})
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Draw the page, if the run is at its end. Whatever fails there costs the page alone."""
+        if state.global_step < state.max_steps:
+            return
+        previews = self.trainer.previews
+        try:
+            logger.info("report: %s", draw_report(args.output_dir, previews.latest if previews else None))
+        except Exception as error:
+            logger.warning("report.png was not drawn: %s", first_line(error))
 
 
 class Profile(TrainerCallback):

@@ -21,9 +21,15 @@ class Previews:
     def __init__(self, records, captions, prompts=(), resolution=512, num_inference_steps=50):
         self.records, self.captions, self.prompts = records, captions, list(prompts)
         self.resolution, self.num_inference_steps = resolution, num_inference_steps
+        self.latest = {}  # name -> sheet of the last drawing
 
     def draw(self, model):
         """Yield (name, labelled sheet as PIL image) of each group."""
+        for name, sheet in self._draw(model):
+            self.latest[name] = sheet
+            yield name, sheet
+
+    def _draw(self, model):
         if self.captions:
             yield "reconstruction", self._reconstruction(model.vae)
             for scale in GUIDANCE_SCALES:

@@ -5,11 +5,14 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sd.errors import InputError
+from sd.metrics import score_file
 from sd.training import callbacks
 from sd.training.previews import read_prompts
-from sd.training.validation import evaluate_loss
+from sd.training.report import draw_report, note, read_history
+from sd.training.validation import describe_metrics, evaluate_loss
 from tests.training_harness import Workshop, checksums, weights
 
 
@@ -74,6 +77,14 @@ def test_a_resumed_run_is_one_curve_of_one_run(workshop):
     assert [record.id for record in scalars["train/loss"]] == [2, 4]
     assert next(iter(sorted({tag.split("/")[0] for tag in scalars}))) == "train"  # VisualDL sorts the groups
     assert next(tag for tag in scalars if tag.startswith("train/")) == "train/loss"
+    (output_dir / "scores").mkdir()
+    line = {"variant": "ema", "guidance_scale": 2.0, "protocol": "a", "fid": 9.0}
+    for step in (2, 4):
+        score_file.append_line(output_dir / "scores/scores.jsonl", {"step": step, "images_seen": 4 * step, **line})
+    note(output_dir, {"global_step": 4, "eval_loss": 0.5, "eval_loss_source_laion": 0.4})
+    assert [line["global_step"] for line in read_history(output_dir)] == [2, 4]  # a validation is no log
+    height = Image.open(output_dir / "report.png").height
+    assert Image.open(draw_report(output_dir)).height > height  # it has the scores too
     workshop.train("curve", *flags, "--max_steps", 2, "--overwrite_output_dir")
     assert len([*output_dir.glob("runs/*/vdlrecords.*.log")]) == 2  # another run
 
@@ -170,6 +181,39 @@ def test_the_validation_loss_by_band_is_the_mean_of_its_records():
     assert half["half_loss"] == pytest.approx(4) and half["half_records"] == 2
 
 
+def test_the_validation_loss_by_source_is_the_mean_of_its_records():
+    class Model:
+        def eval(self):
+            pass
+
+        def __call__(self, timestep, value, place):
+            return {"sample_loss": value}
+
+    class Catalog:
+        names = ("a/laion.filelist.list", "b/coco.filelist", "c/coco.filelist", "empty")
+
+        def source_of(self, part):
+            return (0, 0, 1, 2)[part]
+
+    class Records(list):
+        catalog = Catalog()
+
+    places = np.array([[0, 1], [1, 7], [2, 3], [3, 0], [3, 2]])
+    values = np.array([1.0, 4.0, 10.0, 5.0, 8.0], np.float32)
+    records = Records(
+        {"timestep": np.int64(3), "value": value, "place": place} for value, place in zip(values, places, strict=True)
+    )
+
+    def collate(samples):
+        return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+    metrics = evaluate_loss(Model(), records, collate, 2)
+    by_source = {name: value for name, value in metrics.items() if "_source_" in name}
+    expected = {"laion": (1 + 4) / 2, "coco": 10, "coco-2": (5 + 8) / 2}
+    assert by_source == {f"eval_loss_source_{name}": pytest.approx(value) for name, value in expected.items()}
+    assert describe_metrics(metrics).endswith(" | timesteps 0000-0249 5.6 | sources laion 2.5 | coco 10 | coco-2 6.5")
+
+
 def test_the_average_is_what_is_judged(workshop, info):
     workshop.train("raw", "--eval_file_list", workshop.file_list, "--eval_steps", 4)
     frozen = ["--use_ema", "--ema_decay", 0, "--eval_file_list", workshop.file_list, "--eval_steps", 4]
@@ -190,7 +234,7 @@ def test_a_log_handler_that_is_not_installed_costs_a_line_not_the_run(handler, m
     monkeypatch.setattr(f"paddlenlp.trainer.integrations.is_{handler.replace('board', 'boardX')}_available", bool)
     caplog.set_level(logging.WARNING, logger="sd")
     made = callbacks.for_arguments(Arguments, trainer=None)
-    assert [type(callback).__name__ for callback in made] == ["LogLine"]
+    assert [type(callback).__name__ for callback in made] == ["LogLine", "Report"]
     assert re.search(rf"--report_to {handler}: .*installed.*; the run goes on without it", caplog.text)
 
 
