@@ -1,12 +1,13 @@
-"""Write docs/flags.md from the parsers of the scripts and the dataclasses of training.
+"""Write docs/flags.md, and the table of training's --help, from the parsers of the scripts and the dataclasses.
 
 python docs/make_flags.py            # write
-python docs/make_flags.py --check    # exit code 1 and the differences if the page is not up to date
+python docs/make_flags.py --check    # exit code 1 and the differences if one is not up to date
 """
 
 import argparse
 import dataclasses
 import difflib
+import json
 import re
 import runpy
 import sys
@@ -122,6 +123,18 @@ def section_of_training() -> str:
     return "\n".join([TRAINING, *tables])
 
 
+def make_help_table() -> str:
+    """The text of sd/flags/training_help.json: rows of training's flags, for a `--help` that imports no paddlenlp."""
+    from sd import SDTrainingArguments
+    from sd.flags.help import help_rows
+
+    own = set(SDTrainingArguments.__annotations__)
+    inherited = {field.name for field in dataclasses.fields(SDTrainingArguments)} - own
+    rows = {"own": help_rows(SDTrainingArguments, own), "inherited": help_rows(SDTrainingArguments, inherited)}
+    groups = [f'"{name}": [\n' + ",\n".join(map(json.dumps, group)) + "\n]" for name, group in rows.items()]
+    return "{" + ", ".join(groups) + "}\n"
+
+
 def make_page() -> str:
     """The whole text of docs/flags.md."""
     sections = [section_of_parser(script) for script in (*SCRIPTS, *MODULES)]
@@ -134,16 +147,18 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     check = parser.parse_args().check
     sys.path.insert(0, str(ROOT))
-    page = make_page()
-    if not check:
-        PAGE.write_text(page, encoding="utf-8")
-        return
-    now = page.splitlines()
-    before = PAGE.read_text(encoding="utf-8").splitlines()
-    differences = list(difflib.unified_diff(before, now, "docs/flags.md", "the parsers", lineterm="", n=0))
-    if differences:
-        print(*differences, "docs/flags.md is out of date; run `python docs/make_flags.py`", sep="\n")
-        raise SystemExit(1)
+    from sd.flags.help import TABLE
+
+    for path, text in ((PAGE, make_page()), (TABLE, make_help_table())):
+        if not check:
+            path.write_text(text, encoding="utf-8")
+            continue
+        name = str(path.relative_to(ROOT))
+        before = path.read_text(encoding="utf-8").splitlines()
+        differences = list(difflib.unified_diff(before, text.splitlines(), name, "the parsers", lineterm="", n=0))
+        if differences:
+            print(*differences, f"{name} is out of date; run `python docs/make_flags.py`", sep="\n")
+            raise SystemExit(1)
 
 
 if __name__ == "__main__":
