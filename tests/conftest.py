@@ -6,7 +6,11 @@ one, and on a busy machine two threads wait for each other. test_environments.py
 
 import os
 
+from hypothesis import HealthCheck, settings
+
 from sd import runtime
 
+settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any load")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 runtime.prepare()
