@@ -75,6 +75,10 @@ class SDTrainingArguments(TrainingArguments):
     rollback_loss_factor: float = flag(
         10.0, "With rollback_on_nonfinite: a loss of so many times the median of the last 100 steps goes back too."
     )
+    allow_fewer_ranks: bool = flag(
+        False,
+        "On a resume with another number of ranks choose gradient_accumulation_steps so that the global batch stays.",
+    )
     allow_changed_resume: bool = flag(False, "Resume although flags that change the result differ.")
 
     def __post_init__(self):

@@ -38,6 +38,7 @@ from sd.runs.skipped import SKIPPED, gaps_of, mark_abandoned, skipped_samples
 from sd.sampling.prompts import read_prompts
 from sd.training.previews import COUNT as PREVIEW_COUNT
 from sd.training.previews import Previews
+from sd.training.setup import keep_global_batch
 from sd.training.trainer import StableDiffusionTrainer
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ def train(model_args, data_args, training_args):
         )
     if checkpoint and is_finished(checkpoint, training_args):
         return None
+    if checkpoint and training_args.allow_fewer_ranks:
+        keep_global_batch(training_args, checkpoint_settings(checkpoint).get("global_batch_size"))
     paddle.seed(training_args.seed)
     model = StableDiffusionModel.from_arguments(model_args, data_args.resolution, cached_parts(manifests[0]))
     skipped = skipped_samples(training_args.output_dir, checkpoint)

@@ -1,6 +1,7 @@
 """What the trainer works with: data loader, learning rates, schedule, optimizer."""
 
 import contextlib
+import logging
 import time
 from typing import Any
 
@@ -8,8 +9,37 @@ import paddle
 from paddlenlp.trainer.trainer_utils import get_scheduler
 
 from sd.data.streaming.dataset import worker_init_fn
+from sd.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 _WORKER_END_SECONDS = 1
+
+
+def keep_global_batch(args: Any, wanted: int | None) -> None:
+    """Choose gradient_accumulation_steps so that the ranks that there are make the global batch of a checkpoint.
+
+    wanted: its images, None where it does not say. Raises InputError, with what would fit, if it does not divide.
+    """
+    micro_batch = args.per_device_train_batch_size * args.dataset_world_size
+    if wanted is None or micro_batch * args.gradient_accumulation_steps == wanted:
+        return
+    if wanted % micro_batch:
+        fitting = [ranks for ranks in range(1, wanted + 1) if wanted % (ranks * args.per_device_train_batch_size) == 0]
+        advice = f"{', '.join(map(str, fitting))} ranks would do" if fitting else "no number of ranks does"
+        raise InputError(
+            f"--allow_fewer_ranks: the checkpoint's global batch of {wanted} is no multiple of "
+            f"{args.dataset_world_size} rank(s) x per_device_train_batch_size {args.per_device_train_batch_size} = {micro_batch}; {advice}, or "
+            "another --per_device_train_batch_size"
+        )
+    before, args.gradient_accumulation_steps = args.gradient_accumulation_steps, wanted // micro_batch
+    logger.warning(
+        "%d rank(s): gradient_accumulation_steps %d -> %d keeps the global batch of %d",
+        args.dataset_world_size,
+        before,
+        args.gradient_accumulation_steps,
+        wanted,
+    )
 
 
 def make_dataloader(dataset, collate_fn, args) -> paddle.io.DataLoader:

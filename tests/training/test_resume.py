@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from safetensors.numpy import load_file, save_file
 
 from sd.errors import InputError
 from sd.runs import checkpoint as ck
+from sd.training.setup import keep_global_batch
 from tests.data_maker import make_data
 from tests.tiny import make_tiny_repository, make_tokenizer_files
-from tests.training_harness import EMA, UNET, Workshop, checksums
+from tests.training_harness import EMA, UNET, Workshop, checksums, weights
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +192,38 @@ def test_other_steps_of_a_constant_schedule_are_no_change_but_of_a_cosine_one(wo
     workshop.train("longer_cosine", "--lr_scheduler_type", "cosine", "--max_steps", 1)
     with pytest.raises(InputError, match="max_steps: 1 -> 2"):
         workshop.train("longer_cosine", "--lr_scheduler_type", "cosine", "--max_steps", 2)
+
+
+def ranks_of(world_size, batch, accumulation):
+    from types import SimpleNamespace
+
+    return SimpleNamespace(
+        dataset_world_size=world_size, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation
+    )
+
+
+@pytest.mark.parametrize(("ranks", "accumulation"), [(8, 1), (4, 2), (2, 4), (1, 8), (16, 0.5), (6, None), (3, None)])
+def test_the_global_batch_stays_where_it_divides(ranks, accumulation):
+    """256 images, 32 a card: of 1 to 16 cards those of which a whole number of micro-batches makes 256."""
+    args = ranks_of(ranks, 32, 1)
+    if accumulation is None or accumulation < 1:
+        with pytest.raises(InputError, match=rf"256 is no multiple of {ranks} rank\(s\) .*; 1, 2, 4, 8 ranks would do"):
+            keep_global_batch(args, 256)
+    else:
+        keep_global_batch(args, 256)
+        assert args.gradient_accumulation_steps == accumulation
+    keep_global_batch(args, None)  # a checkpoint of an earlier version
+
+
+def test_a_resume_on_fewer_ranks_ends_as_the_run_before(workshop, tmp_path, info):
+    """One rank of batch 2 takes the place of one of batch 4, which here stands for two ranks of 2."""
+    flags = ["--data_lanes", 1, "--learning_rate", 1e-4, "--max_steps", 4, "--save_steps", 2]
+    whole = workshop.train(tmp_path / "whole", *flags)
+    run = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(run / "checkpoint-4")
+    workshop.train(run, *flags, "--per_device_train_batch_size", 2, "--allow_fewer_ranks")
+    assert "1 rank(s): gradient_accumulation_steps 1 -> 2 keeps the global batch of 4" in info.text
+    ours, theirs = weights(run / "checkpoint-4"), weights(whole / "checkpoint-4")
+    start = weights(whole / "checkpoint-2")
+    # Two sums of rounded float32 gradients; AdamW divides small ones by their own size.
+    assert np.linalg.norm(ours - theirs) <= 1e-2 * np.linalg.norm(theirs - start)

@@ -9,8 +9,8 @@ from PIL import Image
 
 from sd.errors import InputError
 from sd.metrics import score_file
+from sd.sampling.prompts import read_prompts
 from sd.training import callbacks
-from sd.training.previews import read_prompts
 from sd.training.report import draw_report, note, read_history
 from sd.training.validation import describe_metrics, evaluate_loss
 from tests.training_harness import Workshop, checksums, weights
