@@ -1,5 +1,6 @@
 """Every command of the README and of docs/ runs as it is written, but for the sizes, models and paths of the demo."""
 
+import json
 import os
 import re
 import shutil
@@ -10,7 +11,9 @@ import tarfile
 import time
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,6 +49,9 @@ RUNS = [
     (r"python precompute_latents\.py ", MODELS),
     (r"sh train\.sh.*--unet_name_or_path", TRAIN),
     (r"sh train_multi\.sh @recipes/v1_512\.args", TRAIN + " --unet_name_or_path runs/v1_256/checkpoint-4/unet"),
+    (r"sh train_multi\.sh @recipes/v1_2\.args", TRAIN + " --unet_name_or_path runs/v1_512/checkpoint-4/unet"),
+    (r"sh train_multi\.sh @recipes/v1_4\.args", TRAIN + " --unet_name_or_path runs/v1_2/checkpoint-4/unet"),
+    (r"python -m sd\.data\.columns ", ""),
     (r"(NPROC=2 |RESTARTS=10 )?sh train(_multi)?\.sh", TRAIN + UNET),
     (r"visualdl ", ""),
     (r"python eval\.py ", " --num_inference_steps 2 --device cpu"),
@@ -114,15 +120,21 @@ def workspace(tmp_path_factory):
     (folder / "coco_data/shapes.jsonl").rename(folder / "coco_data/coco_data.jsonl")
     (folder / "prompts.txt").write_text("a red circle on a black background\na blue square on a white background\n")
     pictures = sorted((folder / "coco_data/images").iterdir())[:8]
-    (folder / "data/laion400m").mkdir(parents=True)
+    (folder / "data/laion").mkdir(parents=True)
     (folder / "my_pictures").mkdir()
-    with tarfile.open(folder / "data/laion400m/00000.tar", "w") as shard:
+    scores = folder / "scores.json"
+    with tarfile.open(folder / "data/laion/00000.tar", "w") as shard:
         for picture in pictures:
             caption = folder / "my_pictures" / f"{picture.stem}.txt"
             caption.write_text("a red circle")
             shutil.copy(picture, folder / "my_pictures")
             shard.add(picture, picture.name)
             shard.add(caption, caption.name)
+            fields = {"url": f"https://example.com/{picture.name}", "AESTHETIC_SCORE": 5.5, "pwatermark": 0.1}
+            scores.write_text(json.dumps(fields | {"original_width": 2000, "original_height": 1500}))
+            shard.add(scores, f"{picture.stem}.json")
+    urls = [f"https://example.com/{picture.name}" for picture in pictures]
+    parquet.write_table(pyarrow.table({"url": urls, "sharpness": range(len(urls))}), folder / "scores.parquet")
     (folder / "old/unet").mkdir(parents=True)
     program = (
         "import json, paddle; from ppdiffusers import UNet2DConditionModel as Model; "

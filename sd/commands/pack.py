@@ -25,6 +25,9 @@ def parse_arguments(argv=None):
     add("--output_name", default="custom_dataset", help="name of the file list")
     add("--caption_key", default="caption", help="key of the caption, or several: caption,long_caption,tags")
     add("--image_key", default="image", help="key of the image's path, relative to the folder of the JSONL or table")
+    add(
+        "--keep_columns", metavar="NAMES", help="fields to keep as columns for filters: aesthetic,url=URL,score:float64"
+    )
     add("--per_part_file_num", type=int, default=1000, help="input rows a part")
     add("--save_gzip_file", action="store_true", help="gzip the parts")
     add("--num_repeat", type=int, default=1, help="how often the file list names every part")
@@ -63,6 +66,9 @@ def main():
     print(f"{report['rows']} rows into {report['parts']} parts: {outcomes}")
     if counts := report.get("rows_with_caption"):
         print("rows with captions: " + ", ".join(f"{count} {key}" for key, count in counts.items()))
+    for name, column in report.get("columns", {}).items():
+        unfit = f", {column['unfit']} of another type" if column["unfit"] else ""
+        print(f"column {name}: {' and '.join(column['types']) or 'no value'}, {column['missing']} missing{unfit}")
     is_folder = options.input_format == "folder" and not options.kohya_folders
     if is_folder and (names := looks_like_kohya(options.input_path)):
         print(f"{names[0]}: if its number is a repeat of kohya's scripts, --kohya_folders takes it; now all count once")

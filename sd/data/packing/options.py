@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from sd.data.images.open import MAX_PIXELS
 from sd.data.images.resize import RESIZER
+from sd.data.packing.columns import KeptColumn, parse_kept
 from sd.errors import InputError
 from sd.runtime import usable_cores
 
@@ -27,6 +28,7 @@ _PART_SETTINGS = (
     "allow_outside",
     "max_pixels",
     "caption_lines",
+    "keep_columns",
 )
 
 
@@ -58,6 +60,7 @@ class PackOptions:
     ray_address: str | None = None
     kohya_folders: bool = False
     caption_lines: bool | None = None
+    keep_columns: str | None = None
 
     def __post_init__(self):
         if self.num_workers is None:
@@ -89,6 +92,8 @@ class PackOptions:
         object.__setattr__(
             self, "caption_lines", self.caption_lines or None
         )  # None: as parts of earlier versions have it
+        if self.keep_columns is not None:
+            object.__setattr__(self, "keep_columns", ",".join(map(str, self.kept_columns)))
         if self.ray_address and self.engine != "ray":
             raise InputError(f"--ray_address {self.ray_address} needs --engine ray")
 
@@ -96,6 +101,11 @@ class PackOptions:
     def caption_keys(self) -> tuple[str, ...]:
         """The keys of the captions, the most usual first."""
         return tuple(key.strip() for key in self.caption_key.split(","))
+
+    @property
+    def kept_columns(self) -> tuple[KeptColumn, ...]:
+        """The columns that parts keep. Raises InputError."""
+        return parse_kept(self.keep_columns)
 
     def _hold(self, name, holds, expected):
         if not holds:

@@ -3,14 +3,18 @@
 import errno
 import json
 import re
+import sys
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import chain, groupby, islice
+
+from tqdm import tqdm
 
 from sd.data.packing.part import Task, holds_nothing, pack_part
 from sd.data.packing.report import Progress, Tally
 from sd.data.packing.sources.choose import open_source, other_format
 from sd.data.parts import storage
+from sd.data.parts.columns import SUFFIX as COLUMNS_SUFFIX
 from sd.data.parts.filelist import write_file_lists
 from sd.data.parts.index import SUFFIX, PartError, parse_index
 from sd.errors import InputError, RunError
@@ -110,6 +114,8 @@ def _clear(folder, options):
 def _remove_part(folder, name):
     storage.remove(storage.join(folder, name))
     storage.remove(storage.join(folder, name + SUFFIX))
+    if storage.exists(columns := storage.join(folder, name + COLUMNS_SUFFIX)):
+        storage.remove(columns)
 
 
 def _without_empty(folder, names):
@@ -160,6 +166,8 @@ def _pack_parts(tasks, source, options):
                 raise _refusal(result.path, result.changed)
             tally.add(result)
             progress.update(result)
+            for line in tally.empty_columns():
+                tqdm.write(line, sys.stderr)
             for row in result.rejected:
                 rejected.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             if tally.num_packed == 0 and tally.num_bad >= _HOPELESS_ROWS:

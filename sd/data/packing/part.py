@@ -7,8 +7,11 @@ from PIL import Image
 
 from sd.data.images.decode import decode, shrink
 from sd.data.images.open import MAX_PIXELS, open_image
+from sd.data.packing.columns import ColumnBuilder, parse_kept
 from sd.data.packing.outcomes import BadRow, Filtered
 from sd.data.parts import storage
+from sd.data.parts.columns import SUFFIX as COLUMNS_SUFFIX
+from sd.data.parts.columns import ColumnsFile
 from sd.data.parts.index import SUFFIX, PartError, PartIndex, parse_index
 from sd.data.parts.part import PartWriter
 from sd.data.parts.record import RowError, clean_caption, encode_named_row, encode_row
@@ -37,6 +40,7 @@ class PartResult:
     repeat: int = 1
     num_filtered: int = 0  # rows that --data_filter took out, too many to be listed
     captions: Counter = field(default_factory=Counter)  # rows that have one, by key, where there are several keys
+    columns: dict = field(default_factory=dict)  # of the columns kept: {name: {type, missing, unfit}}
 
 
 def pack_part(task, source, options):
@@ -51,25 +55,38 @@ def pack_part(task, source, options):
 
 
 def _write(task, source, loader, signature, options):
-    rejected = []
+    rejected, kept = [], ColumnBuilder(options.kept_columns)
     with PartWriter(task.path, save_gzip=options.save_gzip_file) as part:
         num_packed, rows_with = 0, Counter()
         for item in task.items:
             try:
                 loaded = loader.load(item)
                 captions = _captions(loaded.captions, options)
-                image, size = _image(loaded.image, options)
+                image, size, original_size = _image(loaded.image, options)
             except BadRow as bad:
                 rejected.append(source.place(item) | _outcome(bad, loader.image_name(item)))
                 continue
             part.add(_encode(captions, image, options), *size)
+            kept.add(loaded.fields, original_size, loaded.has_types)
             num_packed += 1
             rows_with.update({key for key, _ in captions})
         part.notes = {"settings": options.part_settings(), "input": signature, "rejected": rejected}
         if len(options.caption_keys) > 1:
             part.notes["captions"] = dict(sorted(rows_with.items()))
-    num_bytes = part.index.part_bytes
-    return PartResult(task.path, num_packed=num_packed, num_bytes=num_bytes, rejected=rejected, captions=rows_with)
+        part.columns = kept.columns()
+        if part.columns:
+            part.notes["columns"] = {
+                name: {"type": column.type, "missing": column.num_missing, "unfit": kept.num_unfit[name]}
+                for name, column in part.columns.items()
+            }
+    return PartResult(
+        task.path,
+        num_packed=num_packed,
+        num_bytes=part.index.part_bytes,
+        rejected=rejected,
+        captions=rows_with,
+        columns=part.notes.get("columns", {}),
+    )
 
 
 def _outcome(bad, image_name):
@@ -95,10 +112,10 @@ def _encode(captions, image, options):
 
 
 def _image(data, options):
-    """(bytes to pack, size as shown) of an image file. Raises BadRow."""
+    """(bytes to pack, size as shown, size before --resize) of an image file. Raises BadRow."""
     try:
         opened = open_image(data, options.max_pixels)
-        size = opened.size
+        size = original_size = opened.size
         _filter(size, options)
         if options.resize and min(size) > options.resize:
             data, size = shrink(opened, options.resize, options.quality)
@@ -110,8 +127,8 @@ def _image(data, options):
         if options.verify != "none":
             reason, _, detail = str(error).partition(": ")
             raise BadRow(reason, detail) from error
-        size = (0, 0)  # packed as it is; without a size, training passes it by
-    return data, size
+        size = original_size = (0, 0)  # packed as it is; without a size, training passes it by
+    return data, size, original_size
 
 
 def _filter(size, options):
@@ -137,11 +154,29 @@ def _finished(path, signature, settings):
         if holds_nothing(index):
             return None
         return PartResult(path, changed=difference)
-    if num_bytes != index.part_bytes:
+    if num_bytes != index.part_bytes or not _has_columns(index, settings):
         return None
     captions = Counter(index.notes.get("captions", {}))
-    rejected = index.notes["rejected"]
-    return PartResult(path, num_packed=index.num_rows, num_bytes=num_bytes, rejected=rejected, captions=captions)
+    return PartResult(
+        path,
+        num_packed=index.num_rows,
+        num_bytes=num_bytes,
+        rejected=index.notes["rejected"],
+        captions=captions,
+        columns=index.notes.get("columns", {}),
+    )
+
+
+def _has_columns(index, settings):
+    """Whether the columns that were to be kept are there whole."""
+    names = {column.name for column in parse_kept(settings["keep_columns"])}
+    try:
+        with ColumnsFile(index) as file:
+            return names <= file.types.keys() and file.num_bytes == storage.size_of(index.path + COLUMNS_SUFFIX)
+    except FileNotFoundError:
+        return not names
+    except PartError:
+        return False
 
 
 def holds_nothing(index: PartIndex) -> bool:

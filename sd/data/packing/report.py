@@ -10,6 +10,7 @@ from sd.data.parts import storage
 from sd.errors import InputError, RunError
 
 _BY_FILTER = "data_filter"
+_ROWS_THAT_TELL = 1000
 _SAME_IN_ALL = ("outcome", "reason", "detail")  # the other keys of a rejected row say where it is
 
 
@@ -23,7 +24,8 @@ class Tally:
         self.listed = []  # `parts` as the file lists name them, each as often as it is to be repeated
         self.rejected = Counter()  # (outcome, reason) -> rows
         self.captions = Counter()  # rows that have a caption of a key, where there are several keys
-        self._first = {}
+        self.columns = {}  # name -> {types: of the parts, missing, unfit}
+        self._first, self._warned = {}, False
 
     def add(self, result):
         self.all_parts.append(result.path)
@@ -31,6 +33,9 @@ class Tally:
             self.parts.append(result.path)
             self.listed += [result.path] * getattr(result, "repeat", 1)
         self.captions.update(getattr(result, "captions", {}))
+        if result.num_packed:
+            for name, found in result.columns.items():
+                self._add_column(name, found, result.num_packed)
         self.num_packed += result.num_packed
         self.num_bytes += result.num_bytes
         if result.num_filtered:
@@ -40,6 +45,22 @@ class Tally:
             key = row["outcome"], row["reason"]
             self.rejected[key] += 1
             self._first.setdefault(key, row)
+
+    def _add_column(self, name, found, num_rows):
+        column = self.columns.setdefault(name, {"types": [], "missing": 0, "unfit": 0})
+        column["missing"] += found["missing"]
+        column["unfit"] += found["unfit"]
+        if found["type"] not in column["types"] and found["missing"] < num_rows:
+            column["types"] = sorted([*column["types"], found["type"]])
+
+    def empty_columns(self):
+        """A line on each column of which no row has a value, once there are enough rows to tell."""
+        if self._warned or self.num_packed < _ROWS_THAT_TELL:
+            return
+        self._warned = True
+        for name, column in self.columns.items():
+            if column["missing"] == self.num_packed:
+                yield f"none of {self.num_packed} rows has a value for the column {name!r}; is its key right?"
 
     @property
     def num_rows(self):
@@ -60,6 +81,7 @@ class Tally:
             "parts": len(self.parts),
             "bytes": self.num_bytes,
             "settings": settings,
+            **({"columns": self.columns} if self.columns else {}),
         }
 
     def check(self, source, options):

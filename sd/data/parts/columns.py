@@ -93,6 +93,11 @@ class ColumnsFile:
         return {name: entry["type"] for name, entry in self._entries.items()}
 
     @property
+    def num_bytes(self) -> int:
+        """The bytes of the whole file, as its directory says."""
+        return max((entry["place"] + entry["bytes"] for entry in self._entries.values()), default=0)
+
+    @property
     def num_missing(self) -> dict[str, int]:
         """Name -> rows without a value."""
         return {name: entry["missing"] for name, entry in self._entries.items()}

@@ -26,18 +26,19 @@ def open_source(options: PackOptions) -> Source:
     """The source that the options ask for."""
     path, keys = options.input_path, options.caption_keys
     image_key, outside = options.image_key, options.allow_outside
+    kept = tuple(column.key for column in options.kept_columns)
     match options.input_format:
         case "webdataset":
             return WebdatasetSource(path, keys)
         case "parquet":
-            return ParquetSource(path, keys, image_key, outside)
+            return ParquetSource(path, keys, image_key, outside, kept)
         case "folder":
             return PairSource(path, keys, outside, options.kohya_folders, bool(options.caption_lines))
         case "csv" | "tsv" as kind:
             return TableSource(path, kind, keys, image_key, outside)
         case "imagefolder":
             named = IMAGE_KEY if image_key == DEFAULT_IMAGE_KEY else image_key
-            return ImagefolderSource(path, keys, named, outside)
+            return ImagefolderSource(path, keys, named, outside, kept)
     return JsonlSource(path, keys, image_key, outside)
 
 

@@ -39,6 +39,7 @@ class ImagefolderSource:
     caption_keys: tuple[str, ...]
     image_key: str
     allow_outside: bool
+    kept_keys: tuple[str, ...] = ()
 
     def items(self) -> Iterator[tuple[MetadataItem, float]]:
         """Raises InputError for a folder without a metadata file, and for one with two."""
@@ -60,7 +61,9 @@ class ImagefolderSource:
         keys = (self.caption_keys, self.image_key, self.allow_outside)
         if path.endswith(".jsonl"):
             return JsonlSource(path, *keys)
-        return TableSource(path, "csv", *keys) if path.endswith(".csv") else ParquetSource(path, *keys)
+        if path.endswith(".csv"):
+            return TableSource(path, "csv", *keys)
+        return ParquetSource(path, *keys, self.kept_keys)
 
     def place(self, item: MetadataItem) -> dict:
         return {"file": item.path} | self.source(item.path).place(item.item)

@@ -11,11 +11,13 @@ Captions = tuple[tuple[str, str], ...]  # (key, text), in the order of the keys 
 
 @dataclass(frozen=True)
 class Loaded:
-    """captions: at least one. image: the bytes of its file. fields: the other values that stood with them, by name."""
+    """captions: at least one. image: the bytes of its file. fields: the other values that stood with them, by name, all
+    of them text where the input has no types."""
 
     captions: Captions
     image: bytes
     fields: Mapping[str, Any] = field(default_factory=dict)
+    has_types: bool = True
 
 
 def captions_of(fields: Any, keys: Sequence[str]) -> Captions:

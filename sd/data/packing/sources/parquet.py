@@ -41,6 +41,7 @@ class ParquetSource:
     caption_keys: tuple[str, ...]
     image_key: str
     allow_outside: bool
+    kept_keys: tuple[str, ...] = ()  # columns that a row's `fields` have besides
 
     def items(self) -> Iterator[tuple[ParquetItem, float]]:
         """Raises InputError where the first readable file lacks a column, or the only one is not readable."""
@@ -165,7 +166,9 @@ class ParquetLoader:
                 raise BadRow(f"no column {key!r}", f"it has {', '.join(names)}")
         self._folder = folder_at(storage.folder_of(path), self._source.allow_outside)
         self._columns = [*captions, self._image_column]
-        self._columns += [name for name in _STATUS_COLUMNS if name in names and name not in self._columns]
+        for name in (*_STATUS_COLUMNS, *self._source.kept_keys):
+            if name in names and name not in self._columns:
+                self._columns.append(name)
         self._batches = opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=self._columns)
         self._at, self._start = (path, group), 0
         self._batch = self._next_batch()

@@ -184,7 +184,7 @@ class TableLoader:
         if not folder.holds(image):
             following = (name for (path, _), name in self._ahead.items() if path == item.path)
             folder.prefetch([image, *islice(following, _PREFETCH - 1)])
-        return Loaded(captions_of(row, self._source.caption_keys), folder.read(image), row)
+        return Loaded(captions_of(row, self._source.caption_keys), folder.read(image), row, has_types=False)
 
     def _folder(self, path):
         if path not in self._folders:
