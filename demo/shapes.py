@@ -47,9 +47,17 @@ def caption_of(colour, shape, background):
     return f"a {colour} {shape} on a {background} background"
 
 
+def short_caption_of(colour, shape):
+    """The caption that leaves the background open: "a red circle"."""
+    return f"a {colour} {shape}"
+
+
 def labels_of(caption):
-    """Inverse of `caption_of`: (colour, shape, background). Raises ValueError for another kind of sentence."""
+    """Inverse of the two: (colour, shape, background), None for a background that is left open. Raises ValueError for
+    another kind of sentence."""
     words = caption.split()
+    if len(words) == 3 and words[1] in COLOURS and words[2] in SHAPES and caption == short_caption_of(*words[1:]):
+        return words[1], words[2], None
     labels = (words[1], words[2], words[5]) if len(words) == 7 else None
     if labels not in ALL_LABELS or caption != caption_of(*labels):
         raise ValueError(f"{caption!r} is no caption of this demo, such as {caption_of('red', 'circle', 'black')!r}")
@@ -93,8 +101,11 @@ def example(index, seed, size):
     return draw(*labels, np.random.default_rng((seed, index)), size), labels
 
 
-def write(output, count, seed, size):
-    """Write `count` captioned pictures below the folder `output`; every second one is a JPEG. Returns the JSONL."""
+def write(output, count, seed, size, long_captions=False):
+    """Write `count` captioned pictures below the folder `output`; every second one is a JPEG. Returns the JSONL.
+
+    long_captions: `caption` leaves the background open, and `long_caption` names it.
+    """
     output = Path(output)
     (output / "images").mkdir(parents=True, exist_ok=True)
     jsonl = output / "shapes.jsonl"
@@ -103,7 +114,10 @@ def write(output, count, seed, size):
             picture, labels = example(index, seed, size)
             name = f"images/{index:06d}" + (".jpg" if index // len(ALL_LABELS) % 2 else ".png")
             Image.fromarray(picture).save(output / name, quality=95, subsampling=0)
-            row = {"caption": caption_of(*labels), "image": name, "image_id": f"shapes_{seed}_{index}"}
+            captions = {"caption": caption_of(*labels)}
+            if long_captions:
+                captions = {"caption": short_caption_of(*labels[:2]), "long_caption": caption_of(*labels)}
+            row = captions | {"image": name, "image_id": f"shapes_{seed}_{index}"}
             lines.write(json.dumps(row) + "\n")
     return jsonl
 
@@ -114,5 +128,6 @@ def main():
     parser.add_argument("--count", type=int, default=5000, help="number of pictures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=70, help="width and height, in pixels")
+    parser.add_argument("--long_captions", action="store_true", help="a short caption and a long one for each")
     args = parser.parse_args()
-    print(write(args.output, args.count, args.seed, args.size))
+    print(write(args.output, args.count, args.seed, args.size, args.long_captions))

@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from demo.classify import classify, read_samples, score
-from demo.shapes import ALL_LABELS, caption_of, example
+from demo.shapes import ALL_LABELS, caption_of, example, short_caption_of
 
 
 def cropped(picture, index):
@@ -56,6 +56,14 @@ def test_the_shares_count_what_they_say():
     wrong_one = pytest.approx(35 / 36)
     assert (shares["background"], shares["colour"], shares["shape"]) == (wrong_one, wrong_one, wrong_one)
     assert shares["all"] == pytest.approx(33 / 36)
+
+
+def test_a_background_that_is_left_open_is_right():
+    pictures = [example(index, 3, 64)[0] for index in range(4)]
+    found = score(pictures, [short_caption_of(*ALL_LABELS[index][:2]) for index in range(4)])
+    assert found["all"] == found["background"] == 1.0
+    found = score(pictures, ["a red triangle"] * 4)
+    assert (found["colour"], found["shape"], found["background"], found["all"]) == (1.0, 0.0, 1.0, 0.0)
 
 
 def test_the_command_reads_captions_from_the_pngs(tmp_path):
