@@ -6,7 +6,17 @@ from pathlib import Path
 from sd.entry import run
 from sd.errors import InputError, run_script
 
-BENCHMARKS = ("export_diffusers", "filters", "operations", "packing", "sampling", "streaming", "train_step", "training")
+BENCHMARKS = (
+    "export_diffusers",
+    "filters",
+    "operations",
+    "order",
+    "packing",
+    "sampling",
+    "streaming",
+    "train_step",
+    "training",
+)
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ BACKGROUND_JITTER = 6
 # Radius of the circle of the same area, in widths of the picture; small enough that no crop of 90% cuts a shape.
 RADIUS_RANGE = {"circle": (0.25, 0.31), "square": (0.25, 0.31), "triangle": (0.21, 0.26)}
 CENTRE_JITTER = 0.04
+EXTRA_ROOM = 0.08  # of the shorter side, by which a shape may come nearer to the ends of the longer one
 OVERSAMPLING = 4
 
 ALL_LABELS = tuple((c, s, b) for c in COLOURS for s in SHAPES for b in BACKGROUNDS)
@@ -77,27 +78,43 @@ def outline(shape, x, y, radius):
 
 
 def draw(colour, shape, background, rng, size):
-    """One anti-aliased picture, [size, size, 3] uint8, with place, size and tints drawn from `rng`."""
+    """One anti-aliased picture, [height, width, 3] uint8, with place, size and tints drawn from `rng`.
+
+    size: the side of a square, or (width, height); the shape is as large as in a square of the shorter side, and lies
+    anywhere along the longer one.
+    """
+    width, height = (size, size) if isinstance(size, int) else size
+    size = min(width, height)
     fill = np.clip(np.array(COLOURS[colour]) + rng.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, 3), 0, 255)
     ground = np.array(BACKGROUNDS[background]) + rng.integers(-BACKGROUND_JITTER, BACKGROUND_JITTER + 1)
     large = size * OVERSAMPLING
     radius = rng.uniform(*RADIUS_RANGE[shape]) * large
     x, y = (0.5 + rng.uniform(-CENTRE_JITTER, CENTRE_JITTER, 2)) * large
+    if width != height:
+        room = (max(width, height) / size - 1) / 2 + EXTRA_ROOM
+        along = rng.uniform(-room, room) * large
+        x, y = x + (width - size) / 2 * OVERSAMPLING, y + (height - size) / 2 * OVERSAMPLING
+        x, y = (x + along, y) if width > height else (x, y + along)
     if shape == "triangle":  # its centroid lies a sixth of its height below the middle of its extent
         y += radius * math.sqrt(math.pi / math.sqrt(3)) * math.sqrt(3) / 6
-    picture = Image.new("RGB", (large, large), tuple(int(v) for v in ground))
+    picture = Image.new("RGB", (width * OVERSAMPLING, height * OVERSAMPLING), tuple(int(v) for v in ground))
     pen = ImageDraw.Draw(picture)
     corners = outline(shape, x, y, radius)
     if corners is None:
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tuple(int(v) for v in fill))
     else:
         pen.polygon(corners, fill=tuple(int(v) for v in fill))
-    return np.asarray(picture.resize((size, size), Image.Resampling.BOX))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BOX))
 
 
 def example(index, seed, size):
-    """Picture and labels number `index` of the endless set `seed`; each caption comes once in every 36."""
+    """Picture and labels number `index` of the endless set `seed`; each caption comes once in every 36.
+
+    size: as of `draw`, or a list of sizes that take turns, each with every caption.
+    """
     labels = ALL_LABELS[index % len(ALL_LABELS)]
+    if isinstance(size, list):
+        size = size[(index + index // len(ALL_LABELS)) % len(size)]
     return draw(*labels, np.random.default_rng((seed, index)), size), labels
 
 
@@ -128,6 +145,8 @@ def main():
     parser.add_argument("--count", type=int, default=5000, help="number of pictures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=70, help="width and height, in pixels")
+    parser.add_argument("--sizes", help="several in turn instead, width x height: 48x80,64x64,80x48")
     parser.add_argument("--long_captions", action="store_true", help="a short caption and a long one for each")
     args = parser.parse_args()
-    print(write(args.output, args.count, args.seed, args.size, args.long_captions))
+    sizes = [tuple(map(int, word.split("x"))) for word in args.sizes.split(",")] if args.sizes else args.size
+    print(write(args.output, args.count, args.seed, sizes, args.long_captions))

@@ -44,6 +44,7 @@ LEFT_OUT = {
 # Commands that run: pattern, what is appended. The last flag of a name wins.
 RUNS = [
     (r"python create_pretraining_data\.py ", " --num_workers 1"),
+    (r"python -m sd\.data\.inspect .*--aspect_buckets", " --resolution 32 --side_multiple 8"),
     (r"python -m sd\.data\.inspect ", " --resolution 32"),
     (r"python -m sd\.data\.duplicates ", " --num_workers 1"),
     (r"python precompute_latents\.py ", MODELS),
@@ -61,6 +62,7 @@ RUNS = [
 ]
 # What stands for the sizes, files and machines of the pages.
 IN_PLACE_OF = [
+    (r"--aspect_buckets \S+", "--aspect_buckets 3"),
     (r"checkpoint-300\b", "checkpoint-2"),
     (r"checkpoint-(600|10000)\b", "checkpoint-4"),
     (r"for side in 256 512", "for side in 32"),

@@ -42,6 +42,20 @@ def parse_arguments(argv=None):
         default=default["model_max_length"].default,
         help="longest caption in tokens, with --cache_text",
     )
+    buckets = parser.add_argument_group("aspect-ratio buckets, as in training")
+    add = buckets.add_argument
+    add("--aspect_buckets", default=unset, help="how many, or their sizes (default: every image is cut to a square)")
+    add(
+        "--aspect_group_size",
+        type=int,
+        default=default["aspect_group_size"].default,
+        help="buckets with fewer rows are merged: ranks x batch of the training",
+    )
+    add(
+        "--unet_name_or_path",
+        default=unset,
+        help="the UNet whose configuration says what sides must be multiples of (default: the pretrained model's)",
+    )
     crops = parser.add_argument_group("crops, which training from the cache no longer draws")
     add = crops.add_argument
     add("--crop", choices=CROPS, default=default["crop"].default, help="where the square is cut, once for all passes")

@@ -33,11 +33,13 @@ from sd.data.parts.index import PartError
 from sd.data.parts.moments import decode_payload, find_manifest
 from sd.data.parts.part import load_index
 from sd.data.parts.record import RowError
+from sd.data.streaming.bucketing import Bucketing, from_flags
+from sd.data.streaming.buckets import BucketTable
 from sd.data.streaming.captions import describe_cut
 from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.order import CAPTION, CROP, rng
-from sd.data.streaming.sample import choose_caption, decode_for, random_crop
+from sd.data.streaming.sample import bucket_crop, choose_caption, decode_covering, decode_for, random_crop
 from sd.data.streaming.stream import RowReader
 from sd.data.timing import report as timing_report
 from sd.data.timing import time_samples
@@ -119,14 +121,18 @@ def read_rows(catalog, options, whole=False):
     reader = RowReader(catalog, LocalCopies(), Watchdog())
     for row in tqdm(rows.tolist(), desc="rows", leave=False):
         part = int(np.searchsorted(ends, row, side="right"))
+        ordinal = row - int(ends[part] - catalog.usable[part])
+        size = catalog.bucket_rows.size(part, ordinal) if catalog.bucket_rows else None
         found.num_read += 1
         place = None
         try:
-            place, record = reader.read(part, row - int(ends[part] - catalog.usable[part]))
+            place, record = reader.read(part, ordinal)
             if catalog.manifest is not None:
                 _moments(record, found)
             elif whole:
                 picture = decode(open_image(record.image))
+            elif size:
+                picture = decode_covering(record.image, size, catalog.bucket_rows.covered)
             else:
                 picture = decode_for(record.image, catalog.resolution)
         except RowError as error:
@@ -143,6 +149,8 @@ def read_rows(catalog, options, whole=False):
             caption = choose_caption(record.captions, options.caption_dropout, rng(seed, CAPTION, row))
             if whole:
                 shown = picture.array().transpose(2, 0, 1)
+            elif size:
+                shown = bucket_crop(picture, size, options.interpolation, rng(seed, CROP, row))
             else:
                 shown = random_crop(picture, catalog.resolution, options.interpolation, rng(seed, CROP, row))
             found.samples.append((shown, caption, catalog.name(part, place)))
@@ -183,6 +191,7 @@ def report(catalog, sizes, found):
         f"{catalog.file_list}: {catalog.num_parts} parts, {catalog.num_rows} rows{lost}",
         f"fingerprint {catalog.fingerprint}, weights {', '.join(f'{weight:g}' for weight in catalog.weights)}",
         f"usable at {catalog.resolution} px: {catalog.num_usable} ({usable:.1%})",
+        *(catalog.bucket_rows.lines() if catalog.bucket_rows else ()),
         f"stored bytes a row: {summary_of(num_bytes, 'bytes')}",
         "short side in pixels (0: unreadable)",
         *histogram(short, SIDES),
@@ -257,11 +266,31 @@ def _timing(catalog, options):
     return timing_report(seconds, count, tokenize is not None)
 
 
+def _bucketing(options, manifest):
+    """The buckets that the flags ask for, or those of a cache."""
+    sizes = manifest.sizes if manifest is not None and manifest.aspect_buckets else None
+    if options.time and (sizes or options.aspect_buckets):
+        raise InputError("--time with aspect-ratio buckets; what it times is a square of --resolution")
+    if sizes or options.aspect_buckets is None:
+        return Bucketing(BucketTable(sizes)) if sizes else None
+    return from_flags(options.aspect_buckets, options.resolution, options.side_multiple, options.aspect_group_size)
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m sd.data.inspect", description=__doc__.split("\n\n")[1])
     parser.add_argument("file_list", help="a .filelist.list, as --file_list of training takes it")
     parser.add_argument("--resolution", type=int, help="as in training; default 256, or that of the cache")
     parser.add_argument("--data_filter", help="as in training; what it leaves out has a contact sheet of its own")
+    parser.add_argument("--aspect_buckets", help="as in training: how many buckets, or their sizes")
+    parser.add_argument(
+        "--aspect_group_size", type=int, default=1, help="as in training: buckets with fewer rows are merged; default 1"
+    )
+    parser.add_argument(
+        "--side_multiple",
+        type=int,
+        default=64,
+        help="what sides must be multiples of, for a number of buckets; default 64, as v1-4's VAE and UNet need",
+    )
     parser.add_argument("--tokenizer_name", help="folder or published name of a tokenizer that counts captions' tokens")
     parser.add_argument("--model_max_length", type=int, default=77, help="longest caption in tokens; default 77")
     parser.add_argument("--interpolation", choices=INTERPOLATIONS, default="lanczos")
@@ -282,7 +311,7 @@ def main(arguments=None):
             f"caption_dropout={options.caption_dropout}; expected 1 or more, 0 or more, 0 or more, and 0 to 1"
         )
     every = {"max_bad_fraction": 1.0, "may_be_unusable": True, "data_filter": options.data_filter}
-    catalog = Catalog(options.file_list, options.resolution, **every)
+    catalog = Catalog(options.file_list, options.resolution, **every, bucketing=_bucketing(options, manifest))
     if options.time and catalog.num_usable:
         print("\n".join(_timing(catalog, options)))
         return
@@ -291,7 +320,8 @@ def main(arguments=None):
     if not catalog.num_usable:
         why = f"is usable at {options.resolution} px" if too_small else "passes the filter"
         print(f"no row {why}, so training would refuse the list; this is in it:")
-        readable = Catalog(options.file_list, 1 if too_small else options.resolution, **every, left_out=not too_small)
+        side, bucketing = (1, None) if too_small else (options.resolution, catalog.bucketing)
+        readable = Catalog(options.file_list, side, **every, left_out=not too_small, bucketing=bucketing)
     found = read_rows(readable, options, whole=too_small)
     print("\n".join(report(catalog, read_sizes(catalog), found)))
     tokenizer = load_tokenizer(options.tokenizer_name) if options.tokenizer_name else None
@@ -301,7 +331,7 @@ def main(arguments=None):
     aside = output.with_name(f"{output.stem}_left_out{output.suffix}")
     _write_sheet(found.samples, "contact sheet", aside if readable is not catalog and not too_small else output)
     if catalog.filtering.removed and readable is catalog and catalog.manifest is None:
-        others = Catalog(options.file_list, options.resolution, **every, left_out=True)
+        others = Catalog(options.file_list, options.resolution, **every, left_out=True, bucketing=catalog.bucketing)
         options.rows = options.samples
         samples = read_rows(others, options).samples if others.num_usable else []
         _write_sheet(samples, "contact sheet of what the filter leaves out", aside)

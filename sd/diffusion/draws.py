@@ -1,8 +1,17 @@
 """The random numbers that one sample's loss needs, drawn with NumPy in the data worker."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sd.diffusion.schedule import NUM_TRAIN_TIMESTEPS
+
+
+def draw_bucket(
+    rng: np.random.Generator, bucket: int, *, latent_shapes: Sequence[tuple[int, int, int]], **options
+) -> dict[str, np.ndarray]:
+    """`draw` for a sample of a bucket. latent_shapes: (C, h, w) of each bucket; options: as of `draw`."""
+    return draw(rng, latent_shape=latent_shapes[bucket], **options)
 
 
 def draw(

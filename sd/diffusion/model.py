@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -101,8 +102,7 @@ class StableDiffusionModel(nn.Layer):
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of square images. Raises InputError if VAE or UNet cannot halve them so often."""
-        factor = 2 ** (len(self.vae_config.block_out_channels) - 1)
-        unet_factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        factor, unet_factor = (2 ** (len(config.block_out_channels) - 1) for config in self._halving)
         if resolution % (factor * unet_factor):
             raise InputError(
                 f"--resolution {resolution}: the VAE divides it by {factor} and the UNet by {unet_factor}; "
@@ -110,14 +110,27 @@ class StableDiffusionModel(nn.Layer):
             )
         return self.vae_config.latent_channels, resolution // factor, resolution // factor
 
-    def draws(self, resolution: int) -> Callable:
-        """`draw(rng) -> dict`: what the data workers must draw for each sample."""
-        return functools.partial(
-            draws.draw,
-            latent_shape=self.latent_shape(resolution),
-            noise_offset=self.model_args.noise_offset,
-            input_perturbation=self.model_args.input_perturbation,
-        )
+    @property
+    def _halving(self):
+        return self.vae_config, self.unet.config
+
+    @property
+    def side_multiple(self) -> int:
+        """What every side of an image must be a multiple of, in pixels, for VAE and UNet to halve it."""
+        return math.prod(2 ** (len(config.block_out_channels) - 1) for config in self._halving)
+
+    def latent_shapes(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+        """(C, h, w) of the latents of images of (width, height), all multiples of `side_multiple`."""
+        factor = 2 ** (len(self.vae_config.block_out_channels) - 1)
+        return [(self.vae_config.latent_channels, height // factor, width // factor) for width, height in sizes]
+
+    def draws(self, resolution: int, sizes: Sequence[tuple[int, int]] | None = None) -> Callable:
+        """`draw(rng) -> dict`: what the data workers must draw for each sample; `draw(rng, bucket)` with `sizes`, the
+        (width, height) of the buckets."""
+        options = {name: getattr(self.model_args, name) for name in ("noise_offset", "input_perturbation")}
+        if sizes is not None:
+            return functools.partial(draws.draw_bucket, latent_shapes=self.latent_shapes(sizes), **options)
+        return functools.partial(draws.draw, latent_shape=self.latent_shape(resolution), **options)
 
     def tokenize(self, caption: str) -> np.ndarray:
         """Token ids of one caption, cut or padded to model_max_length: int64 [L]. NumPy only, for the data workers.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from sd.errors import ArgumentError, InputError
+from sd.flags.aspect import parse_aspect_buckets
 from sd.flags.captions import CaptionFlags, parse_shares, parse_sources
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -100,6 +101,16 @@ class SDDataArguments:
         None, 'Rows to train on, by their columns, as "aesthetic > 5 and pwatermark < 0.5" (docs/data.md).'
     )
     enlarge: bool = flag(False, "Take images that are smaller than the resolution too, enlarged.")
+    aspect_buckets: Optional[str] = flag(
+        None,
+        "Aspect-ratio buckets of about resolution squared pixels: how many, or their sizes, as "
+        "256x256,320x192,192x320; default: every image is cut to a square.",
+    )
+    aspect_group_size: Optional[int] = flag(
+        None,
+        "Samples in a row of one bucket, a multiple of ranks x batch; a resume may have any ranks x batch that divides "
+        "it. Default: that of the checkpoint, else ranks x batch.",
+    )
     num_records: int = flag(10_000_000, "Records that make an epoch when max_steps is not given.")
     buffer_size: Optional[int] = flag(
         None,
@@ -127,6 +138,12 @@ class SDDataArguments:
         check_range("resolution", self.resolution, low=8)
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         check_range("num_records", self.num_records, low=1)
+        if self.aspect_buckets is not None:
+            parse_aspect_buckets(self.aspect_buckets)
+        if self.aspect_group_size is not None:
+            check_range("aspect_group_size", self.aspect_group_size, low=1)
+            if self.aspect_buckets is None:
+                raise ArgumentError("aspect_group_size", self.aspect_group_size, " needs --aspect_buckets")
         if self.buffer_size is not None:
             check_range("buffer_size", self.buffer_size, low=1)
         check_range("shuffle_every_n_samples", self.shuffle_every_n_samples, low=1)

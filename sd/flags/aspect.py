@@ -29,6 +29,14 @@ def parse_aspect_buckets(text: str) -> int | tuple[tuple[int, int], ...]:
     return tuple(sorted(sizes, key=lambda size: size[0] / size[1]))
 
 
+def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """As `parse_aspect_buckets`, of a list alone."""
+    sizes = parse_aspect_buckets(text)
+    if isinstance(sizes, int):
+        raise ArgumentError(NAME, text, _EXPECTED)
+    return sizes
+
+
 def shown(size: tuple[int, int]) -> str:
     """`320x192`, width first."""
     return f"{size[0]}x{size[1]}"

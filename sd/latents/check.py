@@ -17,6 +17,7 @@ from sd.data.parts import storage
 from sd.data.parts.moments import Manifest, decode_payload
 from sd.data.parts.part import load_index
 from sd.data.parts.record import RowError, clean_caption, decode_row
+from sd.data.streaming.buckets import BucketTable
 from sd.data.streaming.local_copies import LocalCopies
 from sd.errors import RunError
 from sd.latents.decode import crop_record, part_key
@@ -80,7 +81,7 @@ def check_cache(tasks: Sequence, manifest: Manifest, encoders: Encoders) -> None
             f"{wrong[0].name}: {wrong[0].wrong}; see {picture}, and make the cache again"
         )
     errors = np.sqrt(np.mean([np.square(comparison.vae_error) for comparison in found]))
-    if errors >= (grey := np.std([comparison.image for comparison in found])):
+    if errors >= (grey := np.std(np.concatenate([comparison.image.ravel() for comparison in found]))):
         raise RunError(
             f"the VAE shows these images worse ({psnr(errors):.1f} dB) than a plain grey would ({psnr(grey):.1f} dB); "
             f"see {picture}: is it the VAE that its configuration describes?"
@@ -89,7 +90,9 @@ def check_cache(tasks: Sequence, manifest: Manifest, encoders: Encoders) -> None
 
 def _spread(tasks, manifest, count):
     """(Task, row) of up to `count` good rows, evenly spread."""
-    good = [np.flatnonzero(load_index(task.path).widths == manifest.resolution) for task in tasks]
+    table = BucketTable(manifest.sizes)
+    indexes = [load_index(task.path) for task in tasks]
+    good = [np.flatnonzero(table.exact(index.widths, index.heights) >= 0) for index in indexes]
     ends = np.cumsum([len(rows) for rows in good])
     chosen = np.unique(np.linspace(0, ends[-1] - 1, min(count, ends[-1])).astype(int))
     parts = np.searchsorted(ends, chosen, side="right")
@@ -103,13 +106,20 @@ def _read(path, row, options):
         return decode_row(reader.read(row)), index
 
 
+def _bucket_size(task, row, options):
+    if options.sizes is None:
+        return None
+    index = load_index(task.path)
+    return int(index.widths[row]), int(index.heights[row])
+
+
 @paddle.no_grad()
 def _compare(task, row, variant, encoders):
     options, vae = encoders.options, encoders.vae
     crop, flipped = divmod(variant, 2) if options.flip else (variant, 0)
     try:
         source, index = _read(task.source, row, options)
-        pixels = crop_record(source, part_key(index), row, options)[crop]
+        pixels = crop_record(source, part_key(index), row, options, _bucket_size(task, row, options))[crop]
     except RowError as error:
         raise RunError(f"{task.source} row {row + 1} can no longer be read ({error}); bring the images back") from error
     pixels = np.ascontiguousarray(pixels[:, :, ::-1] if flipped else pixels)

@@ -12,7 +12,7 @@ from sd.data.parts.part import PartError, PartReader, load_index
 from sd.data.parts.record import RowError, decode_row
 from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.order import CROP, rng
-from sd.data.streaming.sample import centre_crop, decode_for, random_crop
+from sd.data.streaming.sample import bucket_crop, centre_crop, decode_covering, decode_for, random_crop
 from sd.latents.options import CacheOptions
 
 _MAX_OPEN = 32  # source parts of a thread
@@ -21,42 +21,43 @@ _readers: dict[int, OrderedDict] = {}  # of each thread, since a file has one pl
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of one source part that go through the VAE together; `checksum` names its bytes."""
+    """Rows of one source part that go through the VAE together; `checksum` names its bytes. sizes: (width, height) of
+    each row's bucket, nothing for squares."""
 
     task: int
     path: str
     checksum: str
     rows: tuple
+    sizes: tuple = ()
 
 
 @dataclass
 class Decoded:
-    """A Chunk's good rows, their captions and crops uint8 [rows, num_crops, 3, R, R]; and {row: why} of the others."""
+    """A Chunk's good rows, their captions and crops, uint8 [num_crops, 3, h, w] of each; {row: why} of the others."""
 
     chunk: Chunk
     rows: list = field(default_factory=list)
     captions: list = field(default_factory=list)
     sources: list = field(default_factory=list)  # the names of the captions' sources
-    crops: np.ndarray | None = None
+    crops: list = field(default_factory=list)
     bad: dict = field(default_factory=dict)
 
 
 def decode_chunk(chunk: Chunk, options: CacheOptions) -> Decoded:
     """Read, decode and crop the rows of a Chunk. No row raises: what is wrong with it stands in `bad`."""
-    decoded, crops = Decoded(chunk), []
-    for row in chunk.rows:
+    decoded = Decoded(chunk)
+    for row, size in zip(chunk.rows, chunk.sizes or [None] * len(chunk.rows), strict=True):
         try:
             reader, key = _opened(chunk.path, chunk.checksum, options.data_cache_bytes)
             record = decode_row(reader.read(row))
-            crops.append(crop_record(record, key, row, options))
+            crops = crop_record(record, key, row, options, size)
         except RowError as error:
             decoded.bad[row] = str(error)
             continue
+        decoded.crops.append(crops)
         decoded.rows.append(row)
         decoded.captions.append(record.captions)
         decoded.sources.append(record.sources)
-    if crops:
-        decoded.crops = np.stack(crops)
     return decoded
 
 
@@ -66,15 +67,21 @@ def decode_alone(chunk: Chunk, options: CacheOptions) -> Decoded:
     return decode_chunk(chunk, options)
 
 
-def crop_record(record: Any, part_key: int, row: int, options: CacheOptions) -> np.ndarray:
-    """The crops of a row, uint8 [num_crops, 3, R, R]: drawn from seed, part and row, whoever cuts them and when.
+def crop_record(
+    record: Any, part_key: int, row: int, options: CacheOptions, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """The crops of a row, uint8 [num_crops, 3, h, w]: drawn from seed, part and row, whoever cuts them and when.
 
-    Raises RowError.
+    size: (width, height) of its bucket; without it they are squares of the resolution. Raises RowError.
     """
+    draws = (rng(options.seed, CROP, part_key, row, number) for number in range(options.num_crops))
+    if size is not None:
+        picture = decode_covering(record.image, size)
+        places = [None] if options.crop == "centre" else draws
+        return np.stack([bucket_crop(picture, size, options.interpolation, draw) for draw in places])
     picture = decode_for(record.image, options.resolution)
     if options.crop == "centre":
         return centre_crop(picture, options.resolution, options.interpolation)[None]
-    draws = (rng(options.seed, CROP, part_key, row, number) for number in range(options.num_crops))
     return np.stack([random_crop(picture, options.resolution, options.interpolation, draw) for draw in draws])
 
 

@@ -30,6 +30,15 @@ def check_fit(file_list: str, model_args: Any, data_args: Any) -> None:
             f"{file_list}: enlarge=True, but the cache left out the images that are smaller than its resolution; leave "
             "the flag out, or train from the images"
         )
+    if manifest.aspect_buckets and data_args.aspect_buckets is None:
+        raise InputError(
+            f"{file_list}: the cache was made with buckets; give --aspect_buckets {manifest.aspect_buckets}"
+        )
+    if data_args.aspect_buckets is not None and manifest.aspect_buckets is None:
+        raise InputError(
+            f"{file_list}: aspect_buckets={data_args.aspect_buckets!r}, but the cache holds squares; leave the flag "
+            "out, or make a cache with --aspect_buckets"
+        )
     run = _vae_values(model_args, data_args.resolution)
     if data_args.interpolation != type(data_args).interpolation:
         run["interpolation"] = data_args.interpolation

@@ -12,6 +12,7 @@ from sd.cpu.layers import speed_up
 from sd.data.images.resize import RESIZER
 from sd.data.parts.moments import Manifest
 from sd.errors import InputError
+from sd.flags.aspect import shown
 from sd.latents.options import CacheOptions
 from sd.models import encoders
 from sd.models.attention import use_fastest_attention
@@ -35,6 +36,9 @@ class Encoders:
             raise InputError(f"--resolution {options.resolution}: the VAE divides it by {factor}; use a multiple of it")
         side = options.resolution // factor
         self.latent_shape = (self.vae.config.latent_channels, side, side)
+        for size in options.sizes or ():
+            if size[0] % factor or size[1] % factor:
+                raise InputError(f"bucket {shown(size)}: the VAE divides its sides by {factor}; use multiples of it")
         if options.cache_text:
             self.text_encoder = load_part("text_encoder", *part_source(options, "text_encoder"))
             if devices.current().kind == "cpu":
@@ -56,6 +60,9 @@ class Encoders:
                 "model_max_length": options.model_max_length,
                 "empty_state": f"{options.output_name}.empty.safetensors",
             }
+        buckets: dict[str, Any] = {}
+        if options.aspect_buckets is not None:
+            buckets = {name: getattr(options, name) for name in ("aspect_buckets", "aspect_group_size")}
         return Manifest(
             vae_hash=hashes["vae"],
             scaling_factor=self.vae.config.scaling_factor,
@@ -64,19 +71,24 @@ class Encoders:
             seed=options.seed,
             resizer=RESIZER,
             **text,
+            **buckets,
             **source,
         )
 
     @paddle.no_grad()
-    def start(self, crops: np.ndarray, captions: Sequence[Sequence[str]]) -> Any:
+    def start(self, crops: Sequence[np.ndarray], captions: Sequence[Sequence[str]]) -> Any:
         """Begin a batch's work on the device; `finish` waits for it.
 
-        crops: uint8 [rows, num_crops, 3, R, R]; captions: for each row a tuple of texts.
+        crops: of each row uint8 [num_crops, 3, h, w]; captions: for each row a tuple of texts.
         """
-        if self.options.flip:  # each crop, then its mirror image
-            crops = np.stack([crops, crops[..., ::-1]], axis=2)
-        pixels = np.ascontiguousarray(crops.reshape(-1, *crops.shape[-3:]))
-        moments = [self._moments(pixels[at]) for at in self._batches(len(pixels))]
+        moments = []  # of each shape: its rows, and the batches of their crops
+        for shape in dict.fromkeys(each.shape for each in crops):
+            rows = [row for row, each in enumerate(crops) if each.shape == shape]
+            of_shape = np.stack([crops[row] for row in rows])
+            if self.options.flip:  # each crop, then its mirror image
+                of_shape = np.stack([of_shape, of_shape[..., ::-1]], axis=2)
+            pixels = np.ascontiguousarray(of_shape.reshape(-1, *of_shape.shape[-3:]))
+            moments.append((rows, [self._moments(pixels[at]) for at in self._batches(len(pixels))]))
         states = []
         if self.options.cache_text:
             ids = self._tokenize([caption for several in captions for caption in several])
@@ -85,9 +97,12 @@ class Encoders:
 
     def finish(self, started: Any) -> list:
         """For each row (moments float16 [K,2C,h,w], text states float16 [captions,L,D] or None)."""
-        moments, states, num_captions = started
-        moments = np.concatenate([batch.numpy() for batch in moments])
-        moments = moments.reshape(len(num_captions), -1, *moments.shape[1:])
+        of_shapes, states, num_captions = started
+        moments: list = [None] * len(num_captions)
+        for rows, batches in of_shapes:
+            of_rows = np.concatenate([batch.numpy() for batch in batches])
+            for row, each in zip(rows, of_rows.reshape(len(rows), -1, *of_rows.shape[1:]), strict=True):
+                moments[row] = each
         if not states:
             return [(row, None) for row in moments]
         states = np.concatenate([batch.numpy() for batch in states])

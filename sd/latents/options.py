@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from sd.data.parts.moments import CROPS
 from sd.errors import InputError
 from sd.flags.arguments import INTERPOLATIONS, SDDataArguments, SDModelArguments
+from sd.flags.aspect import parse_aspect_buckets, parse_sizes
 
 ENGINES = ("local", "ray")
 
@@ -20,8 +21,11 @@ class CacheOptions:
     vae_name_or_path: str | None = None
     text_encoder_name_or_path: str | None = None
     tokenizer_name: str | None = None
+    unet_name_or_path: str | None = None
     resolution: int = SDDataArguments.resolution
     data_filter: str | None = None
+    aspect_buckets: str | None = None
+    aspect_group_size: int = 1
     crop: str = "random"
     num_crops: int = 1
     flip: bool = False
@@ -40,7 +44,7 @@ class CacheOptions:
     check: int = 0
 
     def __post_init__(self):
-        for name in ("resolution", "num_crops", "batch_size"):
+        for name in ("resolution", "num_crops", "batch_size", "aspect_group_size"):
             self._hold(name, getattr(self, name) >= 1, "at least 1")
         for name in ("check", "data_cache_bytes"):
             self._hold(name, getattr(self, name) >= 0, "at least 0")
@@ -55,8 +59,17 @@ class CacheOptions:
             raise InputError(
                 f"--num_crops {self.num_crops} with --crop centre, of which there is one; use --crop random"
             )
+        if self.aspect_buckets is not None:
+            parse_aspect_buckets(self.aspect_buckets)
+        elif self.aspect_group_size > 1:
+            raise InputError(f"--aspect_group_size {self.aspect_group_size} needs --aspect_buckets")
         if self.ray_address and self.engine != "ray":
             raise InputError(f"--ray_address {self.ray_address} needs --engine ray")
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...] | None:
+        """(width, height) of each bucket, once the table is known (`sd.latents.plan.with_table`); None for squares."""
+        return None if self.aspect_buckets is None else parse_sizes(self.aspect_buckets)
 
     def _hold(self, name, holds, expected):
         if not holds:

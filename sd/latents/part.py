@@ -19,10 +19,13 @@ _PLACEHOLDER = b"\tNONE\t\n"  # keeps the place of a row of which nothing can be
 
 def chunks_of(task: Task, options: CacheOptions) -> list[Chunk]:
     """The Chunks of a Task's usable rows; one without rows where there are none."""
-    _, rows = usable_rows(task)
+    _, rows, sizes = usable_rows(task)
     step = max(1, options.batch_size // (options.num_crops * (2 if options.flip else 1)))
     starts = range(0, max(1, len(rows)), step)
-    return [Chunk(task.number, task.source, task.checksum, tuple(rows[start : start + step])) for start in starts]
+    return [
+        Chunk(task.number, task.source, task.checksum, tuple(rows[at : at + step]), tuple(sizes[at : at + step]))
+        for at in starts
+    ]
 
 
 def write_part(
@@ -35,14 +38,16 @@ def write_part(
     among them. Raises OSError for an output that cannot be written, PartError for columns that cannot be read.
     """
     resolution = manifest.resolution
-    index, _ = usable_rows(task)
+    index, rows, sizes = usable_rows(task)
+    size_of = dict(zip(rows, sizes, strict=True)) if sizes else {}
+    large = task.rule.large(index)
     rejected, num_filtered = [], 0
 
     def place(row, why):
         """A placeholder, and in the report why; rows that the filter took out are many, so they are counted alone."""
         nonlocal num_filtered
         width, height = int(index.widths[row]), int(index.heights[row])
-        if why is None and min(width, height) >= resolution:
+        if why is None and large[row]:
             num_filtered += 1
             part.add(_PLACEHOLDER, *[resolution - 1] * 2)  # too small for whoever trains from the cache
             return
@@ -62,7 +67,7 @@ def write_part(
                 if line is None:
                     place(number, why)
                 else:
-                    part.add(line, resolution, resolution)
+                    part.add(line, *size_of.get(number, (resolution, resolution)))
                 row = number + 1
             progress(len(done))
         for between in range(row, index.num_rows):

@@ -9,10 +9,14 @@ from sd.data.parts import storage
 from sd.data.parts.index import SUFFIX, PartError, PartIndex, parse_index
 from sd.data.parts.moments import KIND, Manifest
 from sd.data.parts.part import load_index
+from sd.data.streaming.bucketing import Bucketing
+from sd.data.streaming.buckets import BucketTable
 from sd.data.streaming.captions import by_source, sample_records
 from sd.data.streaming.catalog import Catalog
 from sd.errors import InputError
+from sd.flags.aspect import parse_aspect_buckets
 from sd.latents.options import CacheOptions
+from sd.models.loading import part_config, part_source
 
 PART_FOLDER, LIST_FOLDER = "latents", "filelist"
 _REMOTE_THREADS = 32
@@ -23,7 +27,8 @@ class Task:
     """One source part and the cached part to be made of it.
 
     checksum: names the source's bytes; rule: which of its rows are used, num_usable of them; digest: of which rows pass
-    the filters, "" without filters.
+    the filters, "" without filters. goes_to: the bucket that stands for each, where small ones are merged; nothing for
+    squares.
     """
 
     number: int
@@ -33,6 +38,7 @@ class Task:
     num_usable: int
     rule: RowRule
     digest: str = ""
+    goes_to: tuple = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Plan:
 
     sources: [(weight, Tasks in the list's order)], one for each filelist; tasks: each once; unreadable: {source part:
     why}, the parts of which nothing can be made. fingerprint: of the source. captions: with
-    --cache_text a sample, by source.
+    --cache_text a sample, by source. buckets: lines on the rows of each bucket.
     """
 
     sources: list
@@ -49,15 +55,20 @@ class Plan:
     unreadable: dict
     fingerprint: str
     captions: dict = field(default_factory=dict)
+    buckets: list = field(default_factory=list)
 
 
 def make_plan(options: CacheOptions) -> Plan:
     """The Plan for CacheOptions. Raises InputError if the file list cannot be used, or is a cache itself."""
+    bucketing = None
+    if options.sizes is not None:
+        bucketing = Bucketing(BucketTable(options.sizes), options.aspect_group_size)
     catalog = Catalog(
         options.file_list,
         options.resolution,
         max_bad_fraction=options.max_bad_fraction,
         data_filter=options.data_filter,
+        bucketing=bucketing,
     )
     if catalog.kind == KIND:
         raise InputError(f"--file_list {options.file_list} is a cache of latents; name the list of the images")
@@ -66,8 +77,9 @@ def make_plan(options: CacheOptions) -> Plan:
     for at, path in enumerate(catalog.paths):
         source = catalog.source_of(at)
         rule = catalog.rules[source]
-        if (path, rule) in tasks:
-            of_source[source].append(tasks[path, rule])
+        goes_to = () if catalog.bucket_rows is None else tuple(catalog.bucket_rows.goes_to[source].tolist())
+        if (path, rule, goes_to) in tasks:
+            of_source[source].append(tasks[path, rule, goes_to])
             continue
         if path in unreadable:
             continue
@@ -76,12 +88,15 @@ def make_plan(options: CacheOptions) -> Plan:
             unreadable[path] = catalog.damage[at]
             continue
         out = storage.join(part_folder(options), f"part-{number + 1:06d}.gz")
-        task = Task(number, path, out, catalog.checksums[at], int(catalog.usable[at]), rule, catalog.digests[at])
-        tasks[path, rule] = task
+        task = Task(
+            number, path, out, catalog.checksums[at], int(catalog.usable[at]), rule, catalog.digests[at], goes_to
+        )
+        tasks[path, rule, goes_to] = task
         of_source[source].append(task)
     sources = list(zip(catalog.weights, of_source, strict=True))
+    buckets = catalog.bucket_rows.lines() if catalog.bucket_rows else []
     captions = by_source(sample_records(catalog)) if options.cache_text else {}
-    return Plan(sources, list(tasks.values()), unreadable, catalog.fingerprint, captions)
+    return Plan(sources, list(tasks.values()), unreadable, catalog.fingerprint, captions, buckets)
 
 
 def part_folder(options: CacheOptions) -> str:
@@ -153,7 +168,26 @@ def _refusal(task, reason):
     return InputError(f"{task.path} {reason}; take another --output_path, or --overwrite to replace such parts")
 
 
-def usable_rows(task: Task) -> tuple[PartIndex, list[int]]:
-    """(PartIndex of the source part, numbers of its rows that are used). Raises PartError."""
+def usable_rows(task: Task) -> tuple[PartIndex, list[int], list[tuple[int, int]]]:
+    """(PartIndex of the source part, numbers of its rows that are used, (width, height) of the bucket of each).
+
+    Without buckets the last is empty. Raises PartError.
+    """
     index = load_index(task.source)
-    return index, task.rule.rows(index).tolist()
+    rows = task.rule.rows(index)
+    if task.rule.shapes is None:
+        return index, rows.tolist(), []
+    sizes = task.rule.shapes.table.sizes
+    chosen = task.rule.shapes.choose(index)[rows]
+    return index, rows.tolist(), [sizes[task.goes_to[bucket]] for bucket in chosen.tolist()]
+
+
+def with_table(options: CacheOptions) -> CacheOptions:
+    """The CacheOptions with --aspect_buckets as a list of sizes, as the models need them. Raises InputError."""
+    if options.aspect_buckets is None or not isinstance(parse_aspect_buckets(options.aspect_buckets), int):
+        return options
+    factor, unet_factor = (
+        2 ** (len(part_config(part, *part_source(options, part))["block_out_channels"]) - 1) for part in ("vae", "unet")
+    )
+    table = BucketTable.from_flag(options.aspect_buckets, options.resolution, factor * unet_factor)
+    return replace(options, aspect_buckets=str(table))

@@ -24,7 +24,7 @@ from sd.latents.finish import finish
 from sd.latents.models import encoders_for
 from sd.latents.options import CacheOptions
 from sd.latents.part import chunks_of, write_part
-from sd.latents.plan import LIST_FOLDER, Task, continued, is_finished, make_plan, part_folder, unfinished
+from sd.latents.plan import LIST_FOLDER, Task, continued, is_finished, make_plan, part_folder, unfinished, with_table
 from sd.logs import rank
 from sd.processes.pool import run_local, stopped_by_signals
 from sd.processes.ray_engine import run_on_ray
@@ -43,7 +43,10 @@ def precompute(options: CacheOptions) -> tuple[str, dict] | None:
     """
     try:
         with stopped_by_signals() as raise_if_stopped:
+            options = with_table(options)
             plan = make_plan(options)
+            for line in plan.buckets:
+                tqdm.write(line, sys.stderr)
             encoders = encoders_for(options)
             manifest = continued(plan.tasks, encoders.manifest(source=plan.fingerprint), options)
             tokenizer = encoders.tokenizer if options.cache_text else None

@@ -93,6 +93,18 @@ class DeferredPart:
         return load_part(*self._source)
 
 
+def part_config(part: str, name: str, subfolder: str | None = None) -> Any:
+    """The configuration of "vae", "text_encoder" or "unet", without its weights; of a UNet its file may be named too.
+
+    Arguments and errors as of `load_part`."""
+    if is_single_file(name):
+        return SingleFile(name).configs[part]
+    if Path(name).is_file():
+        return read_config(name)
+    folder = local_folder(part, name, subfolder)
+    return _published_config(part, str(name), subfolder) if folder is None else read_config(folder / "config.json")
+
+
 def local_folder(part: str, name: str, subfolder: str | None = None) -> Path | None:
     """The folder of a part that is named by its path; None for a published name. Raises InputError for neither."""
     if Path(name).is_dir():

@@ -65,6 +65,7 @@ _ENVIRONMENT = ("FLAG_", "FLAGS_", "PADDLE_TRAINERS_NUM", "MKL_", "OMP_", "CUDA_
 # What checkpoints of earlier versions, which do not say it, were made with.
 _EARLIER = {"snr_weight_floor": 0.0, "resizer": "matrix products", "enlarge": False, "data_filter": None}
 _EARLIER |= {"caption_shares": None, "shuffle_tags": None, "keep_tags": 0, "tag_dropout": 0.0}
+_EARLIER |= {"aspect_buckets": None, "group_size": None}
 _HASH_DIGITS = 16
 
 

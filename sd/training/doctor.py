@@ -108,6 +108,7 @@ def measure_steps(model, data_args, training_args, available):
     Returns ({batch size: peak bytes}, seconds per image at the largest, batch size at which memory ran out or None).
     """
     from sd.training.memory import made_up_batch
+    from sd.training.run import bucket_table
     from sd.training.step import StepRunner
     from sd.training.trainer import StableDiffusionTrainer
 
@@ -117,12 +118,14 @@ def measure_steps(model, data_args, training_args, available):
     trainer.create_optimizer(trainer.lr_scheduler)
     trainer._load_from_checkpoint()
     model.train()
+    buckets = bucket_table(model, data_args)
+    largest = buckets.largest if buckets else (data_args.resolution, data_args.resolution)
     runner = StepRunner(trainer, model)
     peaks, per_image, size = {}, math.inf, 1
     while True:
         seconds = []
         try:
-            batches = itertools.repeat(made_up_batch(model, data_args.resolution, size))
+            batches = itertools.repeat(made_up_batch(model, largest, size))
             for _ in range(TIMED_STEPS + 1):
                 seconds.append(runner.take(batches).busy_seconds)
         except (MemoryError, RuntimeError, SystemError) as error:
@@ -206,6 +209,8 @@ def report_data(model, data_args, training_args, images_per_second):
         dataset = make_dataset(model, data_args, training_args, checkpoint=None)
         check_tags(data_args, dataset.catalog.manifest)
         look_at_captions(model, data_args, dataset.catalog)
+        if dataset.catalog.bucket_rows is not None:
+            answer("buckets", "; ".join(dataset.catalog.bucket_rows.lines()))
         batches = iter(make_dataloader(dataset, collate, training_args))
         with end_workers(batches), training_told_plainly():
             raise_if_failed(next(batches))

@@ -17,13 +17,15 @@ USABLE = 0.92
 _GIB = 2**30
 
 
-def choose_recompute(trainer: Any, resolution: int) -> bool:
+def choose_recompute(trainer: Any, size: tuple[int, int]) -> bool:
     """Take a forward and backward pass on a made-up batch, and recompute activations if memory would not suffice.
+
+    size: (width, height) of the pictures, the largest where there are several.
 
     Comes before the model is wrapped for several ranks; all of them decide alike. Gradients are gone afterwards.
     """
     total = devices.memory_bytes(devices.current())
-    peak = trial_peak(trainer, resolution)
+    peak = trial_peak(trainer, size)
     coming = bytes_to_come(trainer)
     wanted = peak is None or peak + coming > USABLE * total
     if trainer.args.world_size > 1:
@@ -40,13 +42,13 @@ def choose_recompute(trainer: Any, resolution: int) -> bool:
     return wanted
 
 
-def trial_peak(trainer: Any, resolution: int) -> int | None:
+def trial_peak(trainer: Any, size: tuple[int, int]) -> int | None:
     """Peak bytes of a forward and backward pass at the run's batch size; None if memory ran out."""
     model, peak = trainer.model, None
     training = model.training
     model.train()
     try:
-        batch = made_up_batch(model, resolution, trainer.args.per_device_train_batch_size)
+        batch = made_up_batch(model, size, trainer.args.per_device_train_batch_size)
         trainer.backward(trainer.forward(model, batch)["loss"])
         peak = allocated_peak()
     except (MemoryError, RuntimeError, SystemError) as error:
@@ -80,20 +82,21 @@ def bytes_to_come(trainer: Any) -> int:
     return kept + gradients + exchange
 
 
-def made_up_batch(model: Any, resolution: int, size: int) -> dict[str, paddle.Tensor]:
-    """A batch of noise with the shapes and dtypes of a real one, as tensors. resolution: pixels; size: samples."""
+def made_up_batch(model: Any, size: tuple[int, int], count: int) -> dict[str, paddle.Tensor]:
+    """A batch of noise with the shapes and dtypes of a real one, as tensors. size: (width, height) in pixels; count:
+    samples."""
     rng = np.random.default_rng(0)
-    draw = model.draws(resolution)
-    channels, *place = model.latent_shape(resolution)
+    draw = model.draws(min(size), [size])
+    (channels, *place), (width, height) = model.latent_shapes([size])[0], size
     picture: dict[str, np.ndarray]
     if "vae" in model.deferred:
         picture = {"moments": np.zeros((2 * channels, *place), np.float16)}
     else:
-        picture = {"pixel_values": rng.integers(0, 256, (3, resolution, resolution), dtype=np.uint8)}
+        picture = {"pixel_values": rng.integers(0, 256, (3, height, width), dtype=np.uint8)}
     ids = model.tokenize("a photo")
     if "text_encoder" in model.deferred:
         text = {"text_states": np.zeros((len(ids), model.text_config.hidden_size), np.float16)}
     else:
         text = {"input_ids": ids}
-    samples = [{**picture, **text, **draw(rng)} for _ in range(size)]
+    samples = [{**picture, **text, **draw(rng, 0)} for _ in range(count)]
     return {name: paddle.to_tensor(value) for name, value in collate(samples).items()}

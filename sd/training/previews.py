@@ -2,8 +2,6 @@
 
 import logging
 
-import numpy as np
-
 from sd.diffusion.schedule import sampler_config
 from sd.sampling.grid import labelled_sheet
 from sd.sampling.pipeline import draw_images, make_scheduler, reconstruct, reconstruct_cached
@@ -15,12 +13,13 @@ GUIDANCE_SCALES = (1.0, 7.5)
 
 
 class Previews:
-    """records: a batch of the same records each time, with `pixel_values` uint8 [N,3,H,W] or cached `moments`
-    [N,2C,h,w]; captions: their N texts; prompts: the user's own, if any."""
+    """records: batches of one record each, the same each time, with `pixel_values` uint8 [1,3,H,W] or cached `moments`
+    [1,2C,h,w]; captions: their N texts; prompts: the user's own, if any; sizes: (width, height) at which each caption
+    is drawn, its record's; prompt_sizes: those at which each prompt is."""
 
-    def __init__(self, records, captions, prompts=(), resolution=512, num_inference_steps=50):
+    def __init__(self, records, captions, prompts=(), *, sizes, prompt_sizes, num_inference_steps=50):
         self.records, self.captions, self.prompts = records, captions, list(prompts)
-        self.resolution, self.num_inference_steps = resolution, num_inference_steps
+        self.sizes, self.prompt_sizes, self.num_inference_steps = list(sizes), list(prompt_sizes), num_inference_steps
         self.latest = {}  # name -> sheet of the last drawing
 
     def draw(self, model):
@@ -33,34 +32,44 @@ class Previews:
         if self.captions:
             yield "reconstruction", self._reconstruction(model.vae)
             for scale in GUIDANCE_SCALES:
-                yield f"ddim-samples-{scale}", self._samples(model, self.captions, scale)
+                yield f"ddim-samples-{scale}", self._samples(model, self.captions, self.sizes, scale)
         if self.prompts:
-            yield "validation", self._samples(model, self.prompts, GUIDANCE_SCALES[-1])
+            prompts = [prompt for prompt in self.prompts for _ in self.prompt_sizes]
+            sizes = self.prompt_sizes * len(self.prompts)
+            yield "validation", self._samples(model, prompts, sizes, GUIDANCE_SCALES[-1], len(self.prompt_sizes))
 
     def _reconstruction(self, vae):
         """The records' pictures above what the VAE keeps of them; of cached ones the latter alone."""
         kept = ["as the VAE keeps it" for _ in self.captions]
-        if "moments" in self.records:
-            pictures, captions = reconstruct_cached(vae, self.records["moments"]), kept
+        if "moments" in self.records[0]:
+            pictures = [reconstruct_cached(vae, record["moments"])[0] for record in self.records]
+            captions = kept
         else:
-            pixels = self.records["pixel_values"]
-            pictures = np.concatenate([pixels.transpose(0, 2, 3, 1), reconstruct(vae, pixels)])
+            pixels = [record["pixel_values"] for record in self.records]
+            pictures = [each[0].transpose(1, 2, 0) for each in pixels] + [reconstruct(vae, each)[0] for each in pixels]
             captions = [*self.captions, *kept]
         return labelled_sheet(pictures, captions, columns=len(kept))
 
-    def _samples(self, model, prompts, guidance_scale):
+    def _samples(self, model, prompts, sizes, guidance_scale, per_prompt=1):
+        """A sheet of the prompts, each at its size. per_prompt: sizes of a prompt, which share its seed and a row."""
         args = model.model_args
-        images = draw_images(
-            model.unet,
-            model.vae,
-            model.text_encoder,
-            model.tokenizer,
-            prompts,
-            seeds=range(len(prompts)),
-            height=self.resolution,
-            width=self.resolution,
-            scheduler=make_scheduler("ddim", **sampler_config(args.prediction_type, args.rescale_betas_zero_snr)),
-            guidance_scale=guidance_scale,
-            num_inference_steps=self.num_inference_steps,
-        )
-        return labelled_sheet(images, prompts, title=f"guidance scale {guidance_scale}")
+        images = [None] * len(prompts)
+        for size in dict.fromkeys(sizes):
+            places = [place for place, other in enumerate(sizes) if other == size]
+            drawn = draw_images(
+                model.unet,
+                model.vae,
+                model.text_encoder,
+                model.tokenizer,
+                [prompts[place] for place in places],
+                seeds=[place // per_prompt for place in places],
+                height=size[1],
+                width=size[0],
+                scheduler=make_scheduler("ddim", **sampler_config(args.prediction_type, args.rescale_betas_zero_snr)),
+                guidance_scale=guidance_scale,
+                num_inference_steps=self.num_inference_steps,
+            )
+            for place, image in zip(places, drawn, strict=True):
+                images[place] = image
+        columns = per_prompt if per_prompt > 1 else None
+        return labelled_sheet(images, prompts, title=f"guidance scale {guidance_scale}", columns=columns)

@@ -13,6 +13,7 @@ from sd import devices
 from sd.data.filters.rows import RowFilter
 from sd.data.images.resize import RESIZER
 from sd.data.parts.moments import find_manifest
+from sd.data.streaming.buckets import BucketTable
 from sd.data.streaming.caption_draw import check_sources
 from sd.data.streaming.captions import by_source, describe_cut, sample_records
 from sd.data.streaming.dataset import EvalPairs, TextImagePair, collate, raise_if_failed
@@ -71,6 +72,8 @@ def train(model_args, data_args, training_args):
     skipped = skipped_samples(training_args.output_dir, checkpoint)
     dataset = make_dataset(model, data_args, training_args, checkpoint, skipped)
     on_rank_0(training_args, lambda: look_at_captions(model, data_args, dataset.catalog))
+    if training_args.process_index == 0:
+        log_buckets(dataset.catalog)
     if training_args.max_steps <= 0:
         training_args.max_steps = steps_of_epochs(training_args, min(data_args.num_records, dataset.num_usable))
         if checkpoint and is_finished(checkpoint, training_args):
@@ -87,6 +90,7 @@ def train(model_args, data_args, training_args):
         resizer,
         dataset.catalog.data_filter,
     )
+    settings |= {name: dataset.state(0).get(name) for name in ("aspect_buckets", "group_size")}
     if checkpoint:
         before = checkpoint_settings(checkpoint)
         told = check_same_run(before, settings, checkpoint, training_args.allow_changed_resume, data_args.file_list)
@@ -102,7 +106,7 @@ def train(model_args, data_args, training_args):
         training_args,
         train_dataset=dataset,
         data_collator=collate,
-        eval_dataset=make_eval_dataset(model, data_args, training_args),
+        eval_dataset=make_eval_dataset(model, data_args, training_args, used_buckets(dataset.catalog)),
         run_settings=settings,
         previews=make_previews(model, model_args, data_args, training_args, dataset.catalog),
         skipped=skipped,
@@ -200,6 +204,13 @@ def make_dataset(model, data_args, training_args, checkpoint, skipped=()):
         raise InputError(
             f"data_lanes={data_args.data_lanes}, but {checkpoint} was dealt in {state['lanes']}; leave it out"
         )
+    group_size = state.get("group_size")
+    if data_args.aspect_group_size and group_size and data_args.aspect_group_size != group_size:
+        raise InputError(
+            f"aspect_group_size={data_args.aspect_group_size}, but {checkpoint} was dealt in groups of {group_size}; "
+            "leave it out"
+        )
+    buckets = bucket_table(model, data_args)
     machines = num_machines(training_args)
     batch_size = training_args.per_device_train_batch_size
     # With a lane for each machine, a part is fetched and unpacked by one machine, whatever ranks and workers it has.
@@ -222,11 +233,33 @@ def make_dataset(model, data_args, training_args, checkpoint, skipped=()):
         caption_dropout=data_args.caption_dropout,
         max_bad_fraction=data_args.max_bad_fraction,
         cache_bytes=data_args.data_cache_bytes,
-        draw=model.draws(data_args.resolution),
+        draw=model.draws(data_args.resolution, buckets and buckets.sizes),
         enlarge=data_args.enlarge,
         data_filter=data_args.data_filter,
         captions=data_args.caption_flags,
+        buckets=buckets,
+        group_size=group_size or data_args.aspect_group_size,
     )
+
+
+def bucket_table(model, data_args) -> BucketTable | None:
+    """The table of --aspect_buckets for this model; None for squares."""
+    if data_args.aspect_buckets is None:
+        return None
+    return BucketTable.from_flag(data_args.aspect_buckets, data_args.resolution, model.side_multiple)
+
+
+def used_buckets(catalog) -> BucketTable | None:
+    """The buckets that training draws from; None for squares."""
+    return None if catalog.bucket_rows is None else catalog.bucket_rows.used
+
+
+def log_buckets(catalog):
+    """Log the rows of each bucket, and which buckets are merged or empty."""
+    if catalog.bucket_rows is not None:
+        for line in catalog.bucket_rows.lines():
+            logger.info("%s", line)
+        logger.info("groups of %d samples of one bucket", catalog.bucketing.group_size)
 
 
 def look_at_captions(model, data_args, catalog):
@@ -251,28 +284,30 @@ def check_tags(data_args, manifest):
         )
 
 
-def _eval_pairs(model, data_args, training_args, file_list, limit):
+def _eval_pairs(model, data_args, training_args, file_list, limit, buckets):
     return EvalPairs(
         file_list,
         model.tokenize,
         resolution=data_args.resolution,
-        draw=model.draws(data_args.resolution),
+        draw=model.draws(data_args.resolution, buckets and buckets.sizes),
         seed=training_args.seed,
         interpolation=data_args.interpolation,
         limit=limit,
         enlarge=data_args.enlarge,
+        buckets=buckets,
     )
 
 
-def make_eval_dataset(model, data_args, training_args):
-    """The held-out records, and validation every eval_steps, if --eval_file_list is given."""
+def make_eval_dataset(model, data_args, training_args, buckets=None):
+    """The held-out records in training's buckets, and validation every eval_steps, if --eval_file_list is given."""
     if data_args.eval_file_list is None:
         training_args.evaluation_strategy = IntervalStrategy.NO
         return None
     training_args.evaluation_strategy = IntervalStrategy.STEPS
     training_args.eval_steps = training_args.eval_steps or training_args.save_steps
     limit = training_args.max_evaluate_steps * training_args.per_device_eval_batch_size
-    return _eval_pairs(model, data_args, training_args, data_args.eval_file_list, limit if limit > 0 else None)
+    limit = limit if limit > 0 else None
+    return _eval_pairs(model, data_args, training_args, data_args.eval_file_list, limit, buckets)
 
 
 def make_previews(model, model_args, data_args, training_args, catalog):
@@ -282,13 +317,17 @@ def make_previews(model, model_args, data_args, training_args, catalog):
     wanted = training_args.image_logging_steps > 0 and "visualdl" in training_args.report_to
     if training_args.process_index != 0 or not wanted:
         return None
-    pairs = _eval_pairs(model, data_args, training_args, catalog, PREVIEW_COUNT)
-    batch = collate([pairs[index] for index in range(len(pairs))])
-    raise_if_failed(batch)
+    buckets = bucket_table(model, data_args)
+    pairs = _eval_pairs(model, data_args, training_args, catalog, PREVIEW_COUNT, buckets)
+    records = [collate([pairs[index]]) for index in range(len(pairs))]
+    for record in records:
+        raise_if_failed(record)
+    square = (data_args.resolution, data_args.resolution)
     return Previews(
-        batch,
+        records,
         [pairs.caption(index) for index in range(len(pairs))],
         prompts,
-        resolution=data_args.resolution,
+        sizes=[square if buckets is None else buckets.sizes[pairs.bucket(index)] for index in range(len(pairs))],
+        prompt_sizes=[square] if buckets is None else used_buckets(catalog).spread(),
         num_inference_steps=model_args.num_inference_steps,
     )

@@ -10,7 +10,9 @@ from paddlenlp.trainer.trainer_callback import DefaultFlowCallback, TrainerState
 from paddlenlp.trainer.trainer_utils import TrainOutput
 
 from sd.cpu.layers import speed_up
+from sd.data.streaming.buckets import BucketTable
 from sd.errors import training_told_plainly
+from sd.flags.aspect import parse_sizes
 from sd.models.attention import use_fastest_attention
 from sd.processes.hang_watch import HangWatch
 from sd.processes.progress import report_step
@@ -133,10 +135,17 @@ class StableDiffusionTrainer(Trainer):
     def _wrap_model(self, model, training=True):
         """As paddlenlp's; before it, memory decides whether activations are recomputed if the user left that open."""
         if self.args.recompute is None:
-            resolution = self.run_settings.get("resolution")
-            self.args.recompute = bool(resolution) and choose_recompute(self, resolution)
+            size = self._largest_size()
+            self.args.recompute = size is not None and choose_recompute(self, size)
             self.model.set_recompute(self.args.recompute)
         return super()._wrap_model(model, training)
+
+    def _largest_size(self):
+        """(width, height) of the largest training pictures; None where the settings do not say."""
+        if buckets := self.run_settings.get("aspect_buckets"):
+            return BucketTable(parse_sizes(buckets)).largest
+        resolution = self.run_settings.get("resolution")
+        return (resolution, resolution) if resolution else None
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         if checkpoint:

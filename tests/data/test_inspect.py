@@ -174,3 +174,23 @@ def test_a_missing_list_ends_with_one_line_and_exit_code_2():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "nowhere.filelist.list" in done.stderr
+
+
+def test_buckets_are_counted_and_shown_at_their_shapes(tmp_path, capsys):
+    from tests.bucket_maker import SIZES, make_pictures
+
+    name = make_pictures(tmp_path / "pictures", [[*SIZES] * 4 + [SIZES[0]] * 3])
+    sheet = tmp_path / "sheet.png"
+    inspect.main([name, "--resolution", "32", "--aspect_buckets", "3", "--side_multiple", "8", "--output", str(sheet)])
+    told = capsys.readouterr().out
+    assert "usable at 32 px: 15 (100.0%)" in told and sheet.is_file()
+    assert "bucket 24x40: 7 rows (46.7%)" in told and "bucket 40x24: 4 rows (26.7%)" in told
+    inspect.main(
+        [name, "--resolution", "32", "--aspect_buckets", "24x40,32x32", "--aspect_group_size", "5", "--samples", "0"]
+    )
+    told = capsys.readouterr().out
+    assert "bucket 32x32 has 4 rows, fewer than a group of 5 samples: they go to 24x40" in told
+    with pytest.raises(InputError, match="--time with aspect-ratio buckets"):
+        inspect.main([name, "--resolution", "32", "--aspect_buckets", "32x32", "--time"])
+    with pytest.raises(InputError, match="side_multiple=0; expected at least 1"):
+        inspect.main([name, "--aspect_buckets", "3", "--side_multiple", "0"])

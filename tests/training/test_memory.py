@@ -43,9 +43,9 @@ def test_recompute_is_off_while_the_step_fits(workshop, card):
     peak = 10**9
     needed = peak + 8 * numbers  # the two moments of AdamW in float32
     card(peak, int(needed / memory.USABLE) + 2)
-    assert memory.choose_recompute(trainer, 32) is False
+    assert memory.choose_recompute(trainer, (32, 32)) is False
     card(peak, int(needed / memory.USABLE) - 2)
-    assert memory.choose_recompute(trainer, 32) is True
+    assert memory.choose_recompute(trainer, (32, 32)) is True
     assert all(parameter.grad is None for parameter in trainer.trained_parameters)
 
 
@@ -57,7 +57,7 @@ def test_full_memory_turns_recompute_on(workshop, card, monkeypatch):
         raise MemoryError("ResourceExhaustedError: Out of memory error on GPU 0")
 
     monkeypatch.setattr(StableDiffusionModel, "forward", forward)
-    assert memory.choose_recompute(trainer, 32) is True
+    assert memory.choose_recompute(trainer, (32, 32)) is True
 
 
 def test_another_error_is_not_taken_for_full_memory(workshop, card, monkeypatch):
@@ -68,7 +68,7 @@ def test_another_error_is_not_taken_for_full_memory(workshop, card, monkeypatch)
 
     monkeypatch.setattr(StableDiffusionModel, "forward", forward)
     with pytest.raises(RuntimeError, match="shapes"):
-        memory.choose_recompute(trainer, 32)
+        memory.choose_recompute(trainer, (32, 32))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import functools
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -77,11 +78,15 @@ class Judgement:
 @dataclass(frozen=True)
 class RowRule:
     """Rows with a short side of `min_side` pixels or more that pass all of `filters` are used; or, to look at them, the
-    large ones that do not pass (`left_out`)."""
+    large ones that do not pass (`left_out`).
+
+    shapes: a sd.data.streaming.bucketing.Bucketing, which then says in place of `min_side` what is large enough.
+    """
 
     min_side: int
     filters: tuple[RowFilter, ...] = ()
     left_out: bool = False
+    shapes: Any = None
 
     @functools.cached_property
     def clauses(self) -> tuple[tuple[RowFilter, Node], ...]:
@@ -91,6 +96,12 @@ class RowRule:
     def names(self) -> frozenset[str]:
         """The columns that the filters speak of, width and height among them."""
         return frozenset(name.name for _, clause in self.clauses for name in names_in(clause))
+
+    def large(self, index: PartIndex) -> np.ndarray:
+        """Bool [rows]: whose picture is large enough."""
+        if self.shapes is not None:
+            return self.shapes.choose(index) >= 0
+        return index.short_sides >= max(1, self.min_side)
 
     def rows(self, index: PartIndex) -> np.ndarray:
         """The numbers of the rows to use, int64, ascending. Raises PartError for columns that cannot be read."""
@@ -104,8 +115,8 @@ class RowRule:
         num_rows = header.num_rows
         large: np.ndarray | None = None  # all
         num_large = num_rows
-        if header.num_usable(self.min_side) != num_rows:
-            large = load_index().short_sides >= max(1, self.min_side)
+        if self.shapes is not None or header.num_usable(self.min_side) != num_rows:
+            large = self.large(load_index())
             num_large = int(np.count_nonzero(large))
         if not self.filters:
             return Judgement(np.ones(num_rows, bool) if large is None else large, num_large, num_rows)

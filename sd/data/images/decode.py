@@ -40,9 +40,15 @@ class Picture:
 
     def crop(self, size: tuple[int, int], left: int, top: int, side: int, interpolation: str = "lanczos") -> np.ndarray:
         """The square [top:top + side, left:left + side] of the picture resized to `size`: uint8 [3, side, side]."""
+        return self.cut(size, left, top, (side, side), interpolation)
+
+    def cut(
+        self, size: tuple[int, int], left: int, top: int, area: tuple[int, int], interpolation: str = "lanczos"
+    ) -> np.ndarray:
+        """What lies `area` (width, height) from `left` and `top` on in the picture resized to `size`: uint8 [3,h,w]."""
         x, y = (before / after / self.scale for before, after in zip(self.size, size, strict=True))
-        box = (left * x, top * y, (left + side) * x, (top + side) * y)
-        return resize_planes(self.pixels, (side, side), box, interpolation)
+        box = (left * x, top * y, (left + area[0]) * x, (top + area[1]) * y)
+        return resize_planes(self.pixels, area, box, interpolation)
 
     def array(self) -> np.ndarray:
         """The pixels as uint8 [h, w, 3]."""

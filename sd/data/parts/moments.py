@@ -15,12 +15,14 @@ from sd.data.parts import storage
 from sd.data.parts.filelist import read_file_list
 from sd.data.parts.record import RowError
 from sd.errors import InputError
+from sd.flags.aspect import parse_sizes
 
 KIND = "moments"
 CROPS = ("random", "centre")
 VERSION = 1
 _EXPONENT = np.uint16(0x7C00)  # all ones in what is infinite or no number
 # A source may have grown and its caches may lie apart; these say where the rows come from, not what is in them.
+_BUCKETS = ("aspect_buckets", "aspect_group_size")
 _NOT_SETTINGS = ("id", "source", "num_rows", "num_bad", "empty_state", "path", "ids")
 
 
@@ -66,9 +68,11 @@ class Manifest:
     latent_shape: (C, h, w). num_crops, flip: a row has `num_variants`, each crop followed by its mirror image. seed: of
     the random crops. source: fingerprint of the file list that was read; num_rows, num_bad: of the filelist beside it.
     empty_state: the file beside it with the text states of the empty caption. That, text_encoder_hash, tokenizer_hash
-    and model_max_length are None without cached text. resizer: the name of what resized the pictures; None in caches
-    of before it was written down. id: hash of all that decides the bytes of a row. path: where it was read, "" if it
-    was made here. ids: those of the caches that `find_manifest` found to agree; of this one alone if empty.
+    and model_max_length are None without cached text. aspect_buckets: the table of buckets as --aspect_buckets takes
+    it, of whose sizes the rows are, merged for groups of aspect_group_size; both None for squares. resizer: the name of
+    what resized the pictures; None in caches of before it was written down. id: hash of all that decides the bytes of a
+    row. path: where it was read, "" if it was made here. ids: those of the caches that `find_manifest` found to agree;
+    of this one alone if empty.
     """
 
     vae_hash: str
@@ -84,6 +88,8 @@ class Manifest:
     text_encoder_hash: str | None = None
     tokenizer_hash: str | None = None
     model_max_length: int | None = None
+    aspect_buckets: str | None = None
+    aspect_group_size: int | None = None
     source: str = ""
     num_rows: int = 0
     num_bad: int = 0
@@ -106,11 +112,29 @@ class Manifest:
     def num_variants(self) -> int:
         return self.num_crops * (2 if self.flip else 1)
 
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) in pixels of the pictures of each bucket; of the one square without buckets."""
+        if self.aspect_buckets is None:
+            return ((self.resolution, self.resolution),)
+        return parse_sizes(self.aspect_buckets)
+
+    @property
+    def latent_shapes(self) -> list[tuple[int, int, int]]:
+        """(C, h, w) of the latents of each bucket."""
+        if self.aspect_buckets is None:
+            return [self.latent_shape]
+        channels, height, _ = self.latent_shape
+        factor = self.resolution // height
+        return [(channels, tall // factor, wide // factor) for wide, tall in self.sizes]
+
     def settings(self) -> dict[str, Any]:
         """What decides the bytes of a row, as a dict for JSON."""
         kept = {name: value for name, value in asdict(self).items() if name not in _NOT_SETTINGS}
         if self.resizer is None:
             del kept["resizer"]
+        if self.aspect_buckets is None:  # caches of squares are named as before there were buckets
+            kept = {name: value for name, value in kept.items() if name not in _BUCKETS}
         return kept | {"latent_shape": list(self.latent_shape)}
 
     def differences(self, **run) -> list[str]:

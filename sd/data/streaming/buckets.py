@@ -57,6 +57,11 @@ class BucketTable:
         """(width, height) of the bucket with most pixels, of equal ones the longest: what memory has to hold."""
         return max(self.sizes, key=lambda size: (size[0] * size[1], max(size)))
 
+    def spread(self) -> list[tuple[int, int]]:
+        """The tallest, the squarest and the widest size, each once: enough for a look."""
+        squarest = min(self.sizes, key=lambda size: max(size) / min(size))
+        return list(dict.fromkeys([self.sizes[0], squarest, self.sizes[-1]]))
+
     def choose(self, widths: np.ndarray, heights: np.ndarray, enlarge: bool = False) -> np.ndarray:
         """The bucket of each row: int16 [n], -1 for none.
 

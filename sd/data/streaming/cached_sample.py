@@ -6,7 +6,7 @@ from sd.data.parts.moments import decode_payload
 from sd.data.parts.record import RowError
 from sd.data.streaming.caption_draw import CaptionDraw
 from sd.data.streaming.order import CROP, DRAW, rng
-from sd.data.streaming.sample import token_ids
+from sd.data.streaming.sample import drawn, token_ids
 
 
 class CachedSampleMaker:
@@ -20,28 +20,29 @@ class CachedSampleMaker:
     def __init__(self, tokenize, manifest, *, caption_dropout, seed, draw=None, captions=None):
         self.tokenize, self.draw, self.seed = tokenize, draw, seed
         self.manifest, self.captions = manifest, CaptionDraw(seed, caption_dropout, captions)
+        self.latent_shapes = manifest.latent_shapes
         self.empty_state = manifest.empty_text_state() if manifest.has_text else None
 
-    def train(self, record, sample):
+    def train(self, record, sample, bucket=None):
         """A variant and a caption drawn (or dropped), and the draws of the diffusion, all keyed by `sample`."""
-        moments, states = self._decode(record)
+        moments, states = self._decode(record, bucket)
         variant = int(rng(self.seed, CROP, sample).integers(len(moments)))
         if states is None:
             text = self._ids(self.captions.text(record, sample))
         else:
             text = {"text_states": self.captions.state(record, states, sample, self.empty_state)}
-        return self._arrays(moments[variant], text, rng(self.seed, DRAW, sample), sample)
+        return self._arrays(moments[variant], text, rng(self.seed, DRAW, sample), sample, bucket)
 
-    def evaluate(self, record, number, draw_rng):
+    def evaluate(self, record, number, draw_rng, bucket=None):
         """The first variant, the first caption, and the given generator's draws."""
-        moments, states = self._decode(record)
+        moments, states = self._decode(record, bucket)
         text = self._ids(record.captions[0]) if states is None else {"text_states": states[0]}
-        return self._arrays(moments[0], text, draw_rng, number)
+        return self._arrays(moments[0], text, draw_rng, number, bucket)
 
-    def _decode(self, record):
+    def _decode(self, record, bucket):
         """(moments, text states or None) of a row. Raises RowError where they are not what the manifest says."""
         moments, states = decode_payload(record.image)
-        channels, height, width = self.manifest.latent_shape
+        channels, height, width = self.latent_shapes[bucket or 0]
         wanted = {"moments": (self.manifest.num_variants, 2 * channels, height, width)}
         found = {"moments": moments.shape}
         if self.manifest.has_text:
@@ -54,6 +55,6 @@ class CachedSampleMaker:
     def _ids(self, caption):
         return {"input_ids": token_ids(self.tokenize, caption)}
 
-    def _arrays(self, moments, text, draw_rng, sample):
+    def _arrays(self, moments, text, draw_rng, sample, bucket):
         arrays = {"moments": moments, **text, "sample": np.int64(sample)}
-        return arrays | (self.draw(draw_rng) if self.draw else {})
+        return arrays | drawn(self.draw, draw_rng, bucket)

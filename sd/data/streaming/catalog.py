@@ -15,6 +15,8 @@ from sd.data.parts.filelist import read_file_list
 from sd.data.parts.index import STREAM, SUFFIX, PartError
 from sd.data.parts.moments import KIND, find_manifest, manifest_path
 from sd.data.parts.part import load_header, load_index
+from sd.data.streaming.bucket_counts import KeptCounts
+from sd.data.streaming.bucketing import Bucketing, BucketRows
 from sd.data.streaming.filtering import describe_filters, sum_up
 from sd.data.streaming.local_copies import needs_copy
 from sd.errors import InputError
@@ -44,6 +46,7 @@ class PartSummary:
     removed: tuple[int, ...] = ()  # large rows that each clause of the filters removes
     digest: str = ""  # of which rows pass
     types: Mapping[str, str] = field(default_factory=dict)  # of the columns, with a filter
+    buckets: np.ndarray | None = None  # int32 [buckets], usable rows in each
 
 
 class Catalog:
@@ -58,6 +61,7 @@ class Catalog:
     - copied: numbers of the parts that are read from local copies, copied_rows and copied_bytes: their rows, and about
       the bytes of the copies; damage: {part number: reason}.
     - kind: "image" or "moments"; manifest: the Manifest of the latter, else None.
+    - bucket_rows: with `bucketing` the BucketRows, else None; usable are then the rows that have a bucket.
     - fingerprint: a hash of weights, names, checksums and which rows pass, the same wherever the parts lie.
 
     left_out: the large rows that do not pass are used instead, to look at them.
@@ -77,8 +81,9 @@ class Catalog:
         enlarge=False,
         data_filter=None,
         left_out=False,
+        bucketing: Bucketing | None = None,
     ):
-        self.file_list, self.resolution = str(file_list), resolution
+        self.file_list, self.resolution, self.bucketing = str(file_list), resolution, bucketing
         self.min_side = 1 if enlarge else resolution
         whole = [RowFilter(data_filter)] if data_filter is not None else []  # read before any file is
         self.manifest = find_manifest(file_list)
@@ -96,6 +101,7 @@ class Catalog:
         self.num_bad = sum(part.num_bad for part in parts) + self.num_lost
         self.kind = self._kind(parts)
         parts = self._without_emptied(parts)
+        self.bucket_rows = self._bucket_rows(parts)
         self.usable = np.array([part.usable for part in parts], np.int64)
         self.checksums = [part.checksum for part in parts]
         self.digests = [part.digest for part in parts]
@@ -112,7 +118,7 @@ class Catalog:
     def _rule(self, source, whole, left_out):
         """The RowRule of a Source: the filter of all, then its own."""
         own = [RowFilter(source.filter, f"{self.file_list}: {source.name}")] if source.filter is not None else []
-        return RowRule(self.min_side, (*whole, *own), left_out)
+        return RowRule(self.min_side, (*whole, *own), left_out, self.bucketing)
 
     def source_of(self, part: int) -> int:
         """The number of the source that a part belongs to."""
@@ -129,23 +135,42 @@ class Catalog:
 
     @property
     def sources(self):
-        """Pairs (weight, usable rows of each part), as Order takes them."""
+        """Pairs (weight, usable rows of each part), as Order takes them; by bucket too, as BucketOrder does."""
         ranges = zip(self.first_part, self.first_part[1:], strict=False)
-        return [(weight, self.usable[a:b]) for weight, (a, b) in zip(self.weights, ranges, strict=True)]
+        counts = self.usable if self.bucket_rows is None else self.bucket_rows.counts
+        return [(weight, counts[..., a:b]) for weight, (a, b) in zip(self.weights, ranges, strict=True)]
+
+    def rows(self, part, index):
+        """Row numbers of the usable rows of a part, in the order in which ordinals count them."""
+        rows = self.rule(part).rows(index)
+        return rows if self.bucket_rows is None else self.bucket_rows.by_bucket(part, index, rows)
 
     def name(self, part, row):
         """`part-000001.gz row 17`, rows counted from 1 as editors do."""
         return f"{storage.base_name(self.paths[part])} row {row + 1}"
 
     def _load(self, cache_dir):
+        kept = None if self.bucketing is None else KeptCounts(self.bucketing, cache_dir)
+
         def load(number):
-            return summarise(self.paths[number], self.rule(number), cache_dir)
+            return summarise(self.paths[number], self.rule(number), cache_dir, kept)
 
         numbers = range(len(self.paths))
         if any(storage.is_remote(path) for path in self.paths):
             with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
-                return list(pool.map(load, numbers))
-        return list(map(load, numbers))
+                parts = list(pool.map(load, numbers))
+        else:
+            parts = list(map(load, numbers))
+        if kept is not None:
+            kept.save()
+        return parts
+
+    def _bucket_rows(self, parts):
+        if self.bucketing is None:
+            return None
+        none = np.zeros(len(self.bucketing.table), np.int32)
+        chosen = np.stack([none if part.buckets is None else part.buckets for part in parts], axis=1)
+        return BucketRows(self.bucketing, chosen, self.first_part, self.names, self.kind)
 
     def _without_emptied(self, parts):
         """The parts without those of which no row passes, as if they had been packed from the rows that pass.
@@ -199,8 +224,9 @@ class Catalog:
             logger.info("%s: %s", self.file_list, line)
         smaller = self.num_rows + self.num_lost - self.num_bad - self.filtering.num_large
         if smaller > 0 and self.kind != KIND:
+            than = f"than {self.resolution} px" if self.bucketing is None else "than every bucket"
             logger.warning(
-                f"{smaller} of {self.num_rows} images are smaller than {self.resolution} px and left out; "
+                f"{smaller} of {self.num_rows} images are smaller {than} and left out; "
                 "--enlarge True takes them in training, enlarged"
             )
         total = self.num_rows + self.num_lost
@@ -214,14 +240,22 @@ class Catalog:
             return
         self.filtering.check()
         if not self.num_usable:
+            if self.bucketing is not None:
+                raise InputError(
+                    f"{self.file_list}: none of {self.num_rows} rows is as large as one of the buckets "
+                    f"{self.bucketing.table}; lower the resolution, give smaller buckets or pack larger images"
+                )
             raise InputError(
                 f"{self.file_list}: none of {self.num_rows} rows has a short side of {self.resolution} px or more; "
                 "lower the resolution or pack larger images"
             )
 
 
-def summarise(path, rule, cache_dir=None):
-    """PartSummary of a part, from the header of its index where that is enough. Damage does not raise."""
+def summarise(path, rule, cache_dir=None, kept=None):
+    """PartSummary of a part, from the header of its index where that is enough. Damage does not raise.
+
+    kept: KeptCounts of the rule's buckets.
+    """
 
     @cache
     def whole_index():
@@ -230,9 +264,12 @@ def summarise(path, rule, cache_dir=None):
     try:
         header = load_header(path, cache_dir)
         num_bytes = header.part_bytes if storage.is_remote(path) else storage.size_of(path)
-        usable = None if rule.filters else header.num_usable(rule.min_side)
+        usable = None if rule.filters or rule.shapes else header.num_usable(rule.min_side)
         scanned = not storage.exists(str(path) + SUFFIX)
-        index = None
+        index, counts = None, None
+        if kept is not None and not (rule.filters or scanned) and num_bytes == header.part_bytes:
+            counts = kept.get(header)
+            usable = None if counts is None else int(counts.sum())
         if scanned or num_bytes != header.part_bytes or (usable is None and not rule.filters):
             index = whole_index()
     except (PartError, OSError) as error:
@@ -244,9 +281,11 @@ def summarise(path, rule, cache_dir=None):
         damage = f"{path}: {num_bytes} bytes where its index says {header.part_bytes}; copy or pack it again"
     elif index is not None and index.damage:
         damage = f"{path}: {index.damage}"
-    judged = {}
+    judged = {} if counts is None else {"buckets": counts}
     if usable is None:
         usable, judged, reason = _judge(header, rule, whole_index)
+        if kept is not None and "buckets" in judged and not (rule.filters or damage):
+            kept.add(header, judged["buckets"])
         if reason:
             num_bad, damage = header.num_rows, damage or reason
     return PartSummary(
@@ -271,6 +310,8 @@ def _judge(header, rule, whole_index):
         return 0, {"large": 0, "passing": 0}, f"{storage.folder_of(header.path)}: {error}"
     fields = ("removed", "digest", "types")
     told = {name: getattr(judged, name) for name in fields} | {"large": judged.num_large, "passing": judged.num_passing}
+    if rule.shapes is not None:
+        told["buckets"] = rule.shapes.count(whole_index(), judged.mask)
     return int(np.count_nonzero(judged.mask)), told, ""
 
 

@@ -1,6 +1,7 @@
 """The datasets that paddle.io.DataLoader reads: TextImagePair for training, EvalPairs for validation."""
 
 import ctypes
+import math
 import multiprocessing
 import os
 import sys
@@ -11,6 +12,9 @@ from paddle.io import Dataset, IterableDataset, get_worker_info
 from threadpoolctl import threadpool_limits
 
 from sd.data.parts.record import RowError
+from sd.data.streaming.bucket_order import BucketOrder
+from sd.data.streaming.bucketing import Bucketing
+from sd.data.streaming.buckets import BucketTable
 from sd.data.streaming.cached_sample import CachedSampleMaker
 from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.local_copies import DEFAULT_BYTES, LocalCopies
@@ -27,6 +31,7 @@ __all__ = ["EvalPairs", "TextImagePair", "collate", "raise_if_failed", "worker_i
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NICENESS = 10  # of 19; a tenth of a core that another process wants
 _EVAL_ATTEMPTS = 100
+_EVAL_STEPS = 100_000  # over rows of other buckets
 WINDOW_ROWS, LEAST_WINDOW_ROWS = 20_000, 100
 
 
@@ -46,6 +51,11 @@ class TextImagePair(IterableDataset):
     resolution and fingerprint are. With `data_filter`, an expression on columns, the rows that pass are all there is.
     captions: CaptionFlags, how captions are drawn. skipped: intervals [first, stop) of the order's numbers that the run
     leaves out; `start_sample` does not count them, the batches' `sample` does.
+
+    buckets: the table of aspect-ratio buckets; pictures and latents then have the shape of their bucket, which is one
+    for all batches of a round, and the state has `group_size` and `aspect_buckets` too. group_size: samples in a row of
+    one bucket, a multiple of `world_size * batch_size`, of which `start_sample` must be one; by default the least that
+    lanes and ranks allow. To resume pass that of the state: a round may have any size that divides it.
 
     Attributes: fingerprint (str), num_usable, num_rows, lanes, deal_size (int). Raises InputError at once if the file
     list is unusable or there are fewer usable records than one batch for each lane.
@@ -75,23 +85,39 @@ class TextImagePair(IterableDataset):
         enlarge=False,
         data_filter=None,
         captions=None,
+        buckets: BucketTable | None = None,
+        group_size: int | None = None,
     ):
         super().__init__()
         if not 0 <= rank < world_size:
             raise InputError(f"rank={rank} of world_size={world_size}; expected 0 <= rank < world_size")
+        self.lanes = lanes or world_size * max(1, num_workers)
+        self.deal_size = deal_size or batch_size
+        bucketing = None
+        if buckets is not None:
+            group_size = group_size or math.lcm(batch_size * world_size, self.lanes * self.deal_size)
+            _check_round(batch_size, world_size, group_size, start_sample, skipped)
+            bucketing = Bucketing(buckets, group_size, enlarge)
         self.catalog = Catalog(
-            file_list, resolution, max_bad_fraction=max_bad_fraction, enlarge=enlarge, data_filter=data_filter
+            file_list,
+            resolution,
+            max_bad_fraction=max_bad_fraction,
+            enlarge=enlarge,
+            data_filter=data_filter,
+            bucketing=bucketing,
         )
         self.fingerprint = self.catalog.fingerprint
         self.num_usable, self.num_rows = self.catalog.num_usable, self.catalog.num_rows
-        self.lanes = lanes or world_size * max(1, num_workers)
-        self.deal_size = deal_size or batch_size
-        self.order = Order(
-            self.catalog.sources,
-            seed=seed,
-            lanes=self.lanes,
-            deal_size=self.deal_size,
-            buffer_size=buffer_size or default_window(self.catalog, cache_bytes),
+        dealing = {
+            "seed": seed,
+            "lanes": self.lanes,
+            "deal_size": self.deal_size,
+            "buffer_size": buffer_size or default_window(self.catalog, cache_bytes),
+        }
+        self.order = (
+            BucketOrder(self.catalog.sources, group_size=bucketing.group_size, **dealing)
+            if bucketing
+            else Order(self.catalog.sources, **dealing)
         )
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._max_bad_fraction, self._cache_bytes = max_bad_fraction, cache_bytes
@@ -112,6 +138,8 @@ class TextImagePair(IterableDataset):
 
     def state(self, samples_seen):
         """What a checkpoint keeps of the data: plain numbers and strings."""
+        bucketing = self.catalog.bucketing
+        kept = {"group_size": bucketing.group_size, "aspect_buckets": str(bucketing.table)} if bucketing else {}
         return {
             "samples_seen": int(samples_seen),
             "lanes": self.lanes,
@@ -120,6 +148,7 @@ class TextImagePair(IterableDataset):
             "buffer_size": self.order.buffer_size,
             "resolution": self.catalog.resolution,
             "fingerprint": self.fingerprint,
+            **kept,
         }
 
     def name_rows(self, places):
@@ -156,6 +185,26 @@ class TextImagePair(IterableDataset):
             watchdog.close()
 
 
+def _check_round(batch_size, world_size, group_size, start_sample, skipped):
+    """Raise InputError unless the rounds of all ranks, from `start_sample` on, lie each within a group."""
+    whole = batch_size * world_size
+    told = f"{world_size} rank(s) x {batch_size} samples = {whole}"
+    if group_size % whole:
+        fitting = [size for size in range(1, group_size + 1) if group_size % size == 0]
+        raise InputError(
+            f"{told} in a micro-batch of all ranks do not divide the group of {group_size} samples, which are of one "
+            f"bucket; use ranks and a batch whose product is one of {', '.join(map(str, fitting))} (and of another run "
+            "set the group by --aspect_group_size)"
+        )
+    edges = [edge for interval in skipped for edge in interval]
+    for number in (start_sample, *edges):
+        if number % whole:
+            raise InputError(
+                f"the run goes on from sample {number}, no multiple of {told}, so that a micro-batch would be of two "
+                "buckets; use ranks and a batch whose product divides it"
+            )
+
+
 def default_window(catalog: Catalog, cache_bytes: int) -> int:
     """Rows in a shuffle window: WINDOW_ROWS, or where parts are read through local copies, as many as let two windows,
     the one in use and the one that is being fetched, fit into `cache_bytes`; a part that is begun counts whole."""
@@ -169,7 +218,8 @@ class EvalPairs(Dataset):
     """`limit` records spread evenly over a file list: centre crop, first caption, draws that never change.
 
     Gives the same keys as TextImagePair, `sample` being the number of the record among the `len`. A bad row is
-    replaced by the next good one. Use `collate`, `worker_init_fn` and `raise_if_failed` with it too. file_list: its
+    replaced by the next good one of its bucket. buckets: as of a TextImagePair, a batch is then to be made of items of
+    one `bucket`. Use `collate`, `worker_init_fn` and `raise_if_failed` with it too. file_list: its
     path, or the Catalog that a TextImagePair has read.
     """
 
@@ -186,10 +236,14 @@ class EvalPairs(Dataset):
         max_bad_fraction=0.05,
         cache_bytes=DEFAULT_BYTES,
         enlarge=False,
+        buckets: BucketTable | None = None,
     ):
         super().__init__()
         if not isinstance(file_list, Catalog):
-            file_list = Catalog(file_list, resolution, max_bad_fraction=max_bad_fraction, enlarge=enlarge)
+            bucketing = Bucketing(buckets, 1, enlarge) if buckets is not None else None
+            file_list = Catalog(
+                file_list, resolution, max_bad_fraction=max_bad_fraction, enlarge=enlarge, bucketing=bucketing
+            )
         self.catalog = file_list
         self._ends = np.cumsum(self.catalog.usable)
         self._num_records = min(limit or self.catalog.num_usable, self.catalog.num_usable)
@@ -208,6 +262,16 @@ class EvalPairs(Dataset):
         except Exception as error:
             return failure(error)
 
+    @property
+    def sizes(self):
+        """(width, height) of each bucket; None without buckets."""
+        rows = self.catalog.bucket_rows
+        return None if rows is None else rows.bucketing.table.sizes
+
+    def bucket(self, number):
+        """The bucket of item `number`; None without buckets."""
+        return self._bucket(*self._place(self._first(number)))
+
     def caption(self, number):
         """The caption of item `number`, as text."""
         return self._make(number)[1].captions[0]
@@ -218,27 +282,48 @@ class EvalPairs(Dataset):
             watchdog = Watchdog(may_exit=get_worker_info() is not None)
             self._reader = RowReader(self.catalog, LocalCopies(self._cache_bytes), watchdog)
             self._reader_pid = os.getpid()
-        first = number * self.catalog.num_usable // self._num_records
-        for step in range(min(_EVAL_ATTEMPTS, self.catalog.num_usable)):
-            at = (first + step) % self.catalog.num_usable
-            part = int(np.searchsorted(self._ends, at, side="right"))
+        first = self._first(number)
+        bucket = self._bucket(*self._place(first))
+        attempts = 0
+        for step in range(min(_EVAL_STEPS, self.catalog.num_usable)):
+            place = self._place((first + step) % self.catalog.num_usable)
+            if self._bucket(*place) != bucket:
+                continue
+            attempts += 1
+            if attempts > _EVAL_ATTEMPTS:
+                break
             try:
-                row, record = self._reader.read(part, at - int(self._ends[part] - self.catalog.usable[part]))
-                arrays = self._maker.evaluate(record, number, rng(self._seed, EVAL, number))
+                row, record = self._reader.read(*place)
+                arrays = self._maker.evaluate(record, number, rng(self._seed, EVAL, number), bucket)
             except RowError:
                 continue
-            return arrays | {"place": np.array([part, row], np.int64)}, record
+            return arrays | {"place": np.array([place[0], row], np.int64)}, record
         raise RunError(f"{self.catalog.file_list}: no good row among {_EVAL_ATTEMPTS} from usable row {first} on")
+
+    def _first(self, number):
+        """Number among the usable rows of the one that item `number` is, if it is good."""
+        return number * self.catalog.num_usable // self._num_records
+
+    def _place(self, at):
+        """(part, ordinal) of usable row number `at`."""
+        part = int(np.searchsorted(self._ends, at, side="right"))
+        return part, at - int(self._ends[part] - self.catalog.usable[part])
+
+    def _bucket(self, part, ordinal):
+        rows = self.catalog.bucket_rows
+        return None if rows is None else rows.bucket(part, ordinal)
 
 
 def _sample_maker(catalog, tokenize, *, interpolation, **options):
     """The SampleMaker of a catalog of images, the CachedSampleMaker of one of cached parts."""
-    manifest = catalog.manifest
+    manifest, rows = catalog.manifest, catalog.bucket_rows
     if manifest is None:
-        return SampleMaker(
-            tokenize, resolution=catalog.resolution, min_side=catalog.min_side, interpolation=interpolation, **options
-        )
-    if lines := manifest.differences(resolution=catalog.resolution):
+        shapes = {"min_side": catalog.min_side}
+        if rows is not None:
+            shapes = {"sizes": rows.bucketing.table.sizes, "covered": rows.covered}
+        return SampleMaker(tokenize, resolution=catalog.resolution, interpolation=interpolation, **shapes, **options)
+    table = None if rows is None else str(rows.bucketing.table)
+    if lines := manifest.differences(resolution=catalog.resolution, aspect_buckets=table):
         raise InputError(f"{catalog.file_list}: the cache does not fit: {'; '.join(lines)}")
     return CachedSampleMaker(tokenize, manifest, **options)
 

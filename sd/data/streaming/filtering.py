@@ -62,7 +62,8 @@ def sum_up(catalog: Any, parts: Sequence[Any], log: bool = True) -> Filtering:
     Raises FilterError for a column that no part has; log: warn of one that some parts lack.
     """
     large = sum(part.large for part in parts)
-    found = Filtering(f"of {catalog.min_side} px or more", large, sum(part.usable for part in parts))
+    size = f"of {catalog.min_side} px or more" if catalog.bucketing is None else "as large as a bucket"
+    found = Filtering(size, large, sum(part.usable for part in parts))
     parts_of = defaultdict(list)  # filter -> the parts that it judged
     for number, rule in enumerate(catalog.rules):
         own = parts[catalog.first_part[number] : catalog.first_part[number + 1]]

@@ -141,6 +141,10 @@ class Order:
         """Rows in a window of a source."""
         return self.buffer_size
 
+    def bucket_of(self, sample):
+        """The bucket of a sample; None where rows are not kept apart by shape."""
+        return None
+
     def place(self, sample):
         """(part, ordinal among the usable rows of the part) of a sample."""
         source, lane, pass_number, window, slot = self.position(sample)

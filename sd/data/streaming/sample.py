@@ -9,9 +9,11 @@ from sd.data.images.decode import Picture, decode
 from sd.data.images.open import open_image
 from sd.data.images.resize import shown_size
 from sd.data.parts.record import RowError
+from sd.data.streaming.buckets import covering_size
 from sd.data.streaming.caption_draw import CaptionDraw
 from sd.data.streaming.order import CROP, DRAW, rng
 from sd.errors import InputError
+from sd.flags.aspect import shown
 
 SHORT_SIDE_SHARE = 0.9  # the crop is this share of the short side
 
@@ -44,6 +46,31 @@ def centre_crop(picture, resolution, interpolation):
     return picture.crop(size, (width - resolution) // 2, (height - resolution) // 2, resolution, interpolation)
 
 
+def decode_covering(data: bytes, bucket: tuple[int, int], covered: bool = False) -> Picture:
+    """The picture in an image file, decoded as large as `bucket_crop` of (width, height) needs it. Raises RowError.
+
+    covered: the index says that the image is as large as its bucket; where it is not, it is another one.
+    """
+    opened = open_image(data)
+    if covered and not all(side >= least for side, least in zip(opened.size, bucket, strict=True)):
+        raise RowError(f"the image is {shown(opened.size)}, the index says that it covers {shown(bucket)}")
+    return decode(opened, min(covering_size(opened.size, bucket)))
+
+
+def bucket_crop(
+    picture: Picture, bucket: tuple[int, int], interpolation: str, draw: np.random.Generator | None = None
+) -> np.ndarray:
+    """What of the picture, resized to cover a bucket (width, height), lies in it: uint8 [3, height, width].
+
+    draw: of the place; the middle without it. What is cut off is the longer side's, so two numbers are drawn of which
+    one is always 0.
+    """
+    size = covering_size(picture.size, bucket)
+    spare = [of_picture - of_bucket for of_picture, of_bucket in zip(size, bucket, strict=True)]
+    left, top = (int(draw.integers(room + 1)) if draw is not None else room // 2 for room in spare)
+    return picture.cut(size, left, top, bucket, interpolation)
+
+
 def choose_caption(captions, dropout, draw, empty=""):
     """One of the captions (texts, or the states of texts), or the empty one with probability `dropout`."""
     dropped = draw.random() < dropout
@@ -59,32 +86,63 @@ def token_ids(tokenize, caption):
     return ids
 
 
+def drawn(draw, draw_rng, bucket):
+    """The draws of the diffusion for a sample, of its bucket where it has one; none without `draw`."""
+    if draw is None:
+        return {}
+    return draw(draw_rng) if bucket is None else draw(draw_rng, bucket)
+
+
 class SampleMaker:
-    """What turns the record at place `sample` of the run into the arrays of one sample."""
+    """What turns the record at place `sample` of the run into the arrays of one sample.
+
+    sizes: (width, height) of each bucket; without them, and without a `bucket` to each record, pictures are squares
+    of `resolution`. covered: see `decode_covering`. draw: takes the bucket too, where there are any.
+    """
 
     def __init__(
-        self, tokenize, *, resolution, interpolation, caption_dropout, seed, draw=None, min_side=None, captions=None
+        self,
+        tokenize,
+        *,
+        resolution,
+        interpolation,
+        caption_dropout,
+        seed,
+        draw=None,
+        min_side=None,
+        captions=None,
+        sizes=None,
+        covered=False,
     ):
-        self.min_side = min_side or resolution
+        self.min_side, self.sizes, self.covered = min_side or resolution, sizes, covered
         self.captions = CaptionDraw(seed, caption_dropout, captions)
         self.tokenize, self.draw, self.seed = tokenize, draw, seed
         self.resolution, self.interpolation = resolution, interpolation
 
-    def train(self, record, sample):
+    def train(self, record, sample, bucket=None):
         """Random crop, caption drawn or dropped, and the draws of the diffusion, all keyed by `sample`."""
-        picture = decode_for(record.image, self.resolution, self.min_side)
-        pixels = random_crop(picture, self.resolution, self.interpolation, rng(self.seed, CROP, sample))
+        crop_rng = rng(self.seed, CROP, sample)
+        if bucket is None:
+            picture = decode_for(record.image, self.resolution, self.min_side)
+            pixels = random_crop(picture, self.resolution, self.interpolation, crop_rng)
+        else:
+            size = self.sizes[bucket]
+            picture = decode_covering(record.image, size, self.covered)
+            pixels = bucket_crop(picture, size, self.interpolation, crop_rng)
         caption = self.captions.text(record, sample)
-        return self._arrays(pixels, caption, rng(self.seed, DRAW, sample), sample)
+        return self._arrays(pixels, caption, rng(self.seed, DRAW, sample), sample, bucket)
 
-    def evaluate(self, record, number, draw_rng):
+    def evaluate(self, record, number, draw_rng, bucket=None):
         """Centre crop, first caption, and the given generator's draws."""
-        pixels = centre_crop(
-            decode_for(record.image, self.resolution, self.min_side), self.resolution, self.interpolation
-        )
-        return self._arrays(pixels, record.captions[0], draw_rng, number)
+        if bucket is None:
+            picture = decode_for(record.image, self.resolution, self.min_side)
+            pixels = centre_crop(picture, self.resolution, self.interpolation)
+        else:
+            size = self.sizes[bucket]
+            pixels = bucket_crop(decode_covering(record.image, size, self.covered), size, self.interpolation)
+        return self._arrays(pixels, record.captions[0], draw_rng, number, bucket)
 
-    def _arrays(self, pixels, caption, draw_rng, sample):
+    def _arrays(self, pixels, caption, draw_rng, sample, bucket):
         input_ids = token_ids(self.tokenize, caption)
         arrays = {"pixel_values": pixels, "input_ids": input_ids, "sample": np.int64(sample)}
-        return arrays | (self.draw(draw_rng) if self.draw else {})
+        return arrays | drawn(self.draw, draw_rng, bucket)

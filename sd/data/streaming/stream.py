@@ -96,7 +96,7 @@ class RowReader:
         if manifest is not None and index.notes.get("cache") not in (manifest.ids or (manifest.id,)):
             raise RunError(f"{path}: cached by other settings than {manifest.path} says; make the cache again")
         try:
-            rows = self._catalog.rule(part).rows(index)
+            rows = self._catalog.rows(part, index)
         except PartError as error:
             reader.close()
             return None, error
@@ -137,8 +137,9 @@ class SampleSource:
         self.num_read += 1
         if self._catalog.copied:
             self._look_ahead(sample)
+        bucket = self._order.bucket_of(sample)
         for turn, place in enumerate(self._order.candidates(sample)):
-            made = self._try(place, sample)
+            made = self._try(place, sample, bucket)
             if made is not None:
                 return made
             if turn == 0:
@@ -157,7 +158,7 @@ class SampleSource:
             if part in self._catalog.copied and part % self._sharing == self._share:
                 self._reader.prepare(part)
 
-    def _try(self, place, sample):
+    def _try(self, place, sample, bucket):
         if place in self._bad_places:
             return None
         part, ordinal = place
@@ -165,7 +166,7 @@ class SampleSource:
         try:
             row, record = self._reader.read(part, ordinal)
             with self._watchdog.doing(f"decoding {self._catalog.name(part, row)}"):
-                arrays = self._maker.train(record, sample)
+                arrays = self._maker.train(record, sample, bucket)
         except RowError as error:
             self._note(place, getattr(error, "row", row), error)
             return None

@@ -1,0 +1,132 @@
+"""The rows of a file list by bucket: counted from the indexes, small buckets merged, the lines that tell of both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sd.data.parts.moments import KIND
+from sd.data.parts.storage import base_name
+from sd.data.streaming.buckets import BucketTable, check_cached
+from sd.errors import ArgumentError
+from sd.flags.aspect import parse_aspect_buckets, shown
+
+
+@dataclass(frozen=True)
+class Bucketing:
+    """How rows go to buckets. group_size: a bucket with fewer rows in a source is merged into another of it; 1 merges
+    none. enlarge: images that are smaller than every bucket are taken too."""
+
+    table: BucketTable
+    group_size: int = 1
+    enlarge: bool = False
+
+    _latest: list = field(default_factory=lambda: [(None, None)], init=False, repr=False, compare=False)
+
+    def choose(self, index: Any) -> np.ndarray:
+        """The bucket of each row of a PartIndex before any merging: int16 [n], -1 for none."""
+        latest, chosen = self._latest[0]
+        if latest is not index:  # asked for twice in a row
+            chosen = self._choose(index)
+            self._latest[0] = index, chosen
+        return chosen
+
+    def _choose(self, index):
+        if index.kind == KIND:
+            return self.table.exact(index.widths, index.heights)
+        return self.table.choose(index.widths, index.heights, self.enlarge)
+
+    def count(self, index: Any, mask: np.ndarray) -> np.ndarray:
+        """Rows of a PartIndex in each bucket before any merging: int32 [buckets]. mask: bool [n], those that count."""
+        chosen = np.where(mask, self.choose(index), -1)
+        return np.bincount(chosen[chosen >= 0], minlength=len(self.table)).astype(np.int32)
+
+
+def from_flags(aspect_buckets: str, resolution: int, side_multiple: int, group_size: int) -> Bucketing:
+    """The Bucketing of flags where no model says what sides must be multiples of: a list is taken as it is.
+
+    Raises InputError.
+    """
+    for name, value in (("side_multiple", side_multiple), ("aspect_group_size", group_size)):
+        if value < 1:
+            raise ArgumentError(name, value, "; expected at least 1")
+    multiple = side_multiple if isinstance(parse_aspect_buckets(aspect_buckets), int) else 1
+    return Bucketing(BucketTable.from_flag(aspect_buckets, resolution, multiple), group_size)
+
+
+class BucketRows:
+    """How many rows of each part are in each bucket.
+
+    counts: int32 [buckets, parts] after merging; goes_to: for each source int16 [buckets], see BucketTable.merge.
+
+    chosen: int32 [buckets, parts] before it; first_part: number of the first part of each source, and of all parts;
+    names: of the sources. Raises InputError where a bucket of a latent cache would have to be merged.
+    """
+
+    def __init__(
+        self, bucketing: Bucketing, chosen: np.ndarray, first_part: np.ndarray, names: Sequence[str], kind: str
+    ):
+        self.bucketing, self._chosen = bucketing, chosen
+        self._first_part, self._names = first_part, [base_name(name) for name in names]
+        self.counts, self.goes_to = np.zeros_like(chosen), []
+        for source, name in enumerate(names):
+            parts = slice(first_part[source], first_part[source + 1])
+            rows = chosen[:, parts].sum(1)
+            if kind == KIND:
+                check_cached(rows, bucketing.table.sizes, bucketing.group_size, name)
+            goes_to = bucketing.table.merge(rows, bucketing.group_size)
+            np.add.at(self.counts[:, parts], goes_to, chosen[:, parts])
+            self.goes_to.append(goes_to)
+
+    @property
+    def covered(self) -> bool:
+        """Whether every usable image is at least as large as its bucket: none is enlarged, and none was merged."""
+        return not self.bucketing.enlarge and bool((self.counts == self._chosen).all())
+
+    @property
+    def used(self) -> BucketTable:
+        """The table without the buckets that hold no row of any source; whole where none holds any."""
+        rows = self.counts.sum(1)
+        kept = tuple(size for size, count in zip(self.bucketing.table.sizes, rows, strict=True) if count)
+        return BucketTable(kept or self.bucketing.table.sizes)
+
+    def by_bucket(self, part: int, index: Any, rows: np.ndarray) -> np.ndarray:
+        """A part's usable rows, numbers in ascending order, by bucket, then by number: what ordinals count."""
+        chosen = self.bucketing.choose(index)[rows]
+        return rows[np.argsort(self.goes_to_of(part)[chosen], kind="stable")]
+
+    def goes_to_of(self, part: int) -> np.ndarray:
+        """`goes_to` of the source of a part."""
+        return self.goes_to[int(np.searchsorted(self._first_part, part, side="right")) - 1]
+
+    def bucket(self, part: int, ordinal: int) -> int:
+        """The bucket of a usable row."""
+        return int(np.searchsorted(np.cumsum(self.counts[:, part]), ordinal, side="right"))
+
+    def size(self, part: int, ordinal: int) -> tuple[int, int]:
+        """(width, height) of the bucket of a usable row."""
+        return self.bucketing.table.sizes[self.bucket(part, ordinal)]
+
+    def lines(self) -> list[str]:
+        """A line on the rows of each bucket, then one for each bucket that is merged or has no row."""
+        sizes, total = self.bucketing.table.sizes, max(1, int(self.counts.sum()))
+        lines = [
+            f"bucket {shown(size)}: {count} rows ({count / total:.1%})"
+            for size, count in zip(sizes, self.counts.sum(1).tolist(), strict=True)
+            if count
+        ]
+        for source, goes_to in enumerate(self.goes_to):
+            where = f" of {self._names[source]}" if len(self.goes_to) > 1 else ""
+            parts = slice(self._first_part[source], self._first_part[source + 1])
+            rows = self._chosen[:, parts].sum(1).tolist()
+            for bucket, target in enumerate(goes_to.tolist()):
+                if target != bucket and rows[bucket]:
+                    lines.append(
+                        f"bucket {shown(sizes[bucket])}{where} has {rows[bucket]} rows, fewer than a group of "
+                        f"{self.bucketing.group_size} samples: they go to {shown(sizes[target])}"
+                    )
+        for size, count in zip(sizes, self._chosen.sum(1).tolist(), strict=True):
+            if not count:
+                lines.append(f"bucket {shown(size)} has no row")
+        return lines
