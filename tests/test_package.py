@@ -66,4 +66,6 @@ def test_the_package_holds_the_unet_s_configuration_and_pins_what_requirements_t
     )
     size, folder, pins, wrong = command(environment, "python", "-c", program, folder=tmp_path).split()
     assert int(size) > 500 and str(environment) in folder and int(pins) > 25 and wrong == "[]"
-    assert "--unified_checkpoint" in command(environment, "sd-train", "--help", folder=tmp_path)  # of the packaged table
+    assert "--unified_checkpoint" in command(
+        environment, "sd-train", "--help", folder=tmp_path
+    )  # of the packaged table

@@ -225,6 +225,12 @@ def test_an_input_of_another_format_names_its_own(tmp_path, right):
             assert len(str(error.value).splitlines()) == 1
 
 
+def test_a_table_that_lacks_a_column_is_not_taken_for_the_texts_beside_it(tmp_path):
+    write(tmp_path / "in", {"a.png": 0, "a.txt": "a", "data.csv": "image,text\na.png,a\n"})
+    with pytest.raises(InputError, match=r"no column 'caption' \(--caption_key\); the header has image, text$"):
+        run(tmp_path, tmp_path / "in", "csv")
+
+
 def test_a_folder_without_pictures_says_so(tmp_path):
     (tmp_path / "in").mkdir()
     for path, says in ((tmp_path / "in", "no picture in it or its sub-folders"), (tmp_path / "no", "No such file")):

@@ -18,6 +18,7 @@ from sd.errors import InputError
 
 Source = JsonlSource | WebdatasetSource | ParquetSource | PairSource | TableSource | ImagefolderSource
 
+_TABLES = ("csv", "tsv")
 _FOLDERS_SEEN, _NAMES_SEEN = 20, 10_000
 _BY_SUFFIX = {"tar": "webdataset", "parquet": "parquet", "csv": "csv", "tsv": "tsv", "jsonl": "jsonl"}
 
@@ -44,7 +45,7 @@ def open_source(options: PackOptions) -> Source:
 
 def other_format(options: PackOptions) -> str:
     """What an input looks like, where that is not the format that was named: the end of an error's line, else ""."""
-    seen = _format_of(options.input_path)
+    seen = _format_of(options.input_path, options.input_format)
     if not seen or seen[0] == options.input_format:
         return ""
     name, path, why = seen
@@ -52,8 +53,8 @@ def other_format(options: PackOptions) -> str:
     return f"; {why}, so give --input_format {name}{moved}"
 
 
-def _format_of(path):
-    """(format, the --input_path for it, what was seen), or None."""
+def _format_of(path, named):
+    """(format, the --input_path for it, what was seen), or None; tables may stand beside their pictures' texts."""
     stem, _, suffix = storage.base_name(path).lower().rpartition(".")
     if stem and suffix in _BY_SUFFIX:
         return _BY_SUFFIX[suffix], path, f"its name ends in .{suffix}"
@@ -68,13 +69,15 @@ def _format_of(path):
         return None
     if metadata:
         return "imagefolder", path, f"{metadata} is in it"
+    if named in _TABLES and counts[named]:
+        return None
     if counts["image"] and counts["text"]:
         return "folder", path, "pictures and texts are in it"
     if counts["tar"]:
         return "webdataset", path, "tar files are in it"
     if tables:
         return "jsonl", tables[0], "a JSONL file is in it"
-    kind = next((kind for kind in ("csv", "tsv", "parquet") if counts[kind]), None)
+    kind = next((kind for kind in (*_TABLES, "parquet") if counts[kind]), None)
     if kind:
         return kind, path, f"{kind} files are in it"
     return ("folder", path, "pictures are in it") if counts["image"] else None
