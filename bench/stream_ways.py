@@ -10,6 +10,7 @@ of the example that this toolkit follows, in our own words.
 import base64
 import ctypes
 import gzip
+import importlib.machinery
 import io
 import itertools
 import json
@@ -17,6 +18,7 @@ import random
 import sys
 import tarfile
 import time
+import types
 from pathlib import Path
 
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
@@ -78,7 +80,24 @@ def _records(folder):
     return [{"image": image, "caption": text.decode()} for image, text in zip(members[::2], members[1::2], strict=True)]
 
 
+class _Nameless(types.ModuleType):
+    """A module in which any name is a class, for imports of what is not used."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+def _without_torchvision():
+    """streaming imports it for datasets of its own; its wheel is for CUDA, and beside a CPU's PyTorch does not load."""
+    for name in ("", ".datasets", ".transforms", ".transforms.functional"):
+        module = sys.modules[f"torchvision{name}"] = _Nameless(f"torchvision{name}")
+        module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
+
+
 def mosaic(folder, resolution):
+    _without_torchvision()
     from streaming import MDSWriter, StreamingDataset
 
     if not (folder / "mds").exists():
@@ -97,6 +116,14 @@ def datasets(folder, resolution):
     table = datasets.load_dataset("parquet", data_files=str(folder / "table.parquet"), streaming=True, split="train")
     for record in table.shuffle(seed=0, buffer_size=100):
         yield sample(record["image"], record["caption"], resolution)
+
+
+def latents(folder, resolution):
+    """Cached latents in a webdataset, which decodes the arrays."""
+    import webdataset
+
+    for record in webdataset.WebDataset(str(folder / "latents.tar"), shardshuffle=False).shuffle(100).decode():
+        yield {name: record[f"{name}.npy"] for name in ("moments", "text_states")}
 
 
 def stacked(samples):
@@ -118,7 +145,7 @@ def main():
     seconds = []
     for _ in range(passes):
         started = time.process_time()
-        count = sum(len(batch["input_ids"]) for batch in stacked(way(folder, resolution)))
+        count = sum(len(next(iter(batch.values()))) for batch in stacked(way(folder, resolution)))
         seconds.append(time.process_time() - started)
     print(json.dumps({"seconds": min(seconds), "count": count}))
 
