@@ -12,6 +12,7 @@ BENCHMARKS = (
     "operations",
     "order",
     "packing",
+    "resizing",
     "sampling",
     "streaming",
     "train_step",
