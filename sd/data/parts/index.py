@@ -1,5 +1,6 @@
 """The index of a part: where each row lies, how large its image is, and the checksums. NumPy and bytes only."""
 
+import functools
 import json
 import struct
 from dataclasses import dataclass, field
@@ -73,10 +74,12 @@ class PartIndex:
     kind: str = "image"
     notes: dict = field(default_factory=dict)
 
-    def __post_init__(self):
+    @functools.cached_property
+    def offsets(self) -> np.ndarray:
+        """Where each row begins, and where the last one ends: int64[n + 1]."""
         offsets = np.zeros(len(self.lengths) + 1, np.int64)
         np.cumsum(self.lengths, out=offsets[1:])
-        object.__setattr__(self, "offsets", offsets)  # int64[n + 1]
+        return offsets
 
     @property
     def num_rows(self) -> int:
