@@ -101,6 +101,8 @@ def parse_arguments(argv=None):
 def main():
     """Read the flags, set the machine up, cache, check."""
     options = parse_arguments()
+    for line in options.idle():
+        print(f"note: {line}", file=sys.stderr, flush=True)
     die_with_launcher()
     runtime.prepare(options.device)
     set_up_logging()

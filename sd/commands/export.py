@@ -3,6 +3,7 @@
 import argparse
 
 from sd import devices, runtime
+from sd.flags.idle import refuse_idle
 from sd.flags.models import add_model_flags
 from sd.logs import import_quietly, set_up_logging
 
@@ -34,7 +35,15 @@ def parse_arguments(arguments=None):
     add("--variant", help="`ema` for the moving average of the UNet's weights (default: the weights themselves)")
     add("--scheduler", help="ddim, pndm, lms, euler, heun or dpm (default: ddim)")
     add_model_flags(add)
-    return parser.parse_args(arguments)
+    flags = parser.parse_args(arguments)
+    one_file = flags.format == "single_file"
+    rules = [
+        (one_file, "dtype", "without --format single_file; a folder holds fp32"),
+        (not one_file, "scheduler", "with --format single_file, which holds weights alone"),
+        (flags.card, "scores picture", "without --card"),
+    ]
+    refuse_idle(flags, rules, {name: parser.get_default(name) for name in vars(flags)})
+    return flags
 
 
 def main():

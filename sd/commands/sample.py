@@ -3,6 +3,7 @@
 import argparse
 
 from sd import runtime
+from sd.flags.idle import refuse_idle
 from sd.logs import import_quietly, set_up_logging
 
 ASTRONAUT = "a photo of an astronaut riding a horse on mars"
@@ -100,7 +101,35 @@ def parse_arguments(arguments=None):
     add("--every", type=int, default=1, metavar="N", help="those of every N-th step, and the last (default: all)")
     add("--golden", metavar="NAME", help="band of a sound run behind the curves: mlperf_sd2, or a .json file")
     add("--poll_seconds", type=float, default=30.0, help="seconds between two looks (default: %(default)g)")
-    return parser.parse_args(arguments)
+    flags = parser.parse_args(arguments)
+    refuse_idle(flags, _idle_rules(flags), {name: parser.get_default(name) for name in vars(flags)})
+    return flags
+
+
+def _idle_rules(flags):
+    """Which flags have an effect beside which others."""
+    scores = bool(flags.metrics or flags.watch)
+    scales = flags.guidance_scales or [flags.guidance_scale]
+    measures = (
+        "preset guidance_scales num_prompts clip_model fid_model fid_reference data_filter cmmd_reference processes"
+    )
+    return [
+        (scores, measures, "without --metrics or --watch"),
+        (bool(flags.watch), "every golden poll_seconds", "without --watch OUTPUT_DIR"),
+        (
+            not scores,
+            "prompt num_images",
+            "with --metrics or --watch, which draw one picture of each of --prompts_file",
+        ),
+        (bool(flags.prompts_file), "prompts_column", "without --prompts_file"),
+        (not flags.guidance_scales, "guidance_scale", "with --guidance_scales"),
+        (not flags.preset, "guidance_scale", "with --preset; --guidance_scales takes the place of the preset's"),
+        (
+            bool(flags.compare or flags.preset) or scales != [1],
+            "negative_prompt",
+            "at guidance 1, which has no negative",
+        ),
+    ]
 
 
 def main():

@@ -18,7 +18,7 @@ def main():
     """Parse, build, train. Running the same command again goes on from the newest whole checkpoint."""
     argv = sys.argv[1:]
     if {"-h", "--help"} & set(argv):
-        print(training_help(f"python {Path(sys.argv[0]).name}", expand(argv), os.environ))
+        print(training_help(f"python {Path(sys.argv[0]).name}", argv, os.environ))
         return
     if "--doctor" in argv:
         from sd.training.doctor import main as examine

@@ -45,6 +45,7 @@ from sd.data.timing import report as timing_report
 from sd.data.timing import time_samples
 from sd.errors import InputError, RunError
 from sd.flags.arguments import INTERPOLATIONS
+from sd.flags.idle import idle_flags
 from sd.fonts import font_for
 from sd.home import ensure_writable_home
 from sd.processes.watchdog import Watchdog
@@ -303,6 +304,18 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     ensure_writable_home(os.environ)
     manifest = find_manifest(options.file_list)
+    drawing = "samples output caption_dropout seed"
+    rules = [
+        (not options.time, drawing, "with --time, which draws nothing"),
+        (
+            options.time or manifest is None,
+            drawing,
+            "on a cache of latents; precompute_latents.py --check compares pictures",
+        ),
+        (options.time or manifest is None, "interpolation", "on a cache of latents"),
+    ]
+    for line in idle_flags(options, rules, {name: parser.get_default(name) for name in vars(options)}):
+        print(f"note: {line}", file=sys.stderr)
     if options.resolution is None:
         options.resolution = manifest.resolution if manifest else _RESOLUTION
     if options.resolution < 1 or options.rows < 0 or options.samples < 0 or not 0 <= options.caption_dropout <= 1:

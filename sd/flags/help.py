@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from sd.flags.arguments import SDDataArguments, SDModelArguments
 from sd.flags.command_line import environment_values
+from sd.flags.files import expand
 
 TABLE = Path(__file__).with_name("training_help.json")  # {"own": rows, "inherited": rows}, as `help_rows` gives them
 
@@ -21,9 +22,9 @@ TABLE = Path(__file__).with_name("training_help.json")  # {"own": rows, "inherit
 def training_help(command: str, argv: Sequence[str] = (), environ: Mapping[str, str] = MappingProxyType({})) -> str:
     """The whole text: the flags of this toolkit first, then those of paddlenlp's TrainingArguments.
 
-    argv, environ: what else the command line and the environment give; such a value stands before the default.
+    argv, environ: what else the command line, its @FILEs and the environment give; such a value stands before the
+    default. Raises InputError for an @FILE that cannot be read.
     """
-    given = given_values(argv, environ)
     generated = json.loads(TABLE.read_text(encoding="utf-8"))
     sections = [
         ("Models and objective", help_rows(SDModelArguments)),
@@ -31,6 +32,8 @@ def training_help(command: str, argv: Sequence[str] = (), environ: Mapping[str, 
         ("Training, logs and checkpoints", generated["own"]),
         ("From paddlenlp's TrainingArguments", generated["inherited"]),
     ]
+    names = {name: False for _, fields in sections for name, _, _ in fields}  # the last value of several is shown
+    given = given_values(expand(argv, names), environ)
     width = min(shutil.get_terminal_size().columns, 120)
     lines = [f"usage: {command} --do_train --output_dir FOLDER --file_list LIST [--flag value ...] [@FILE]"]
     lines += [

@@ -6,6 +6,7 @@ from sd.data.parts.moments import CROPS
 from sd.errors import InputError
 from sd.flags.arguments import INTERPOLATIONS, SDDataArguments, SDModelArguments
 from sd.flags.aspect import parse_aspect_buckets, parse_sizes
+from sd.flags.idle import idle_flags
 
 ENGINES = ("local", "ray")
 
@@ -70,6 +71,15 @@ class CacheOptions:
     def sizes(self) -> tuple[tuple[int, int], ...] | None:
         """(width, height) of each bucket, once the table is known (`sd.latents.plan.with_table`); None for squares."""
         return None if self.aspect_buckets is None else parse_sizes(self.aspect_buckets)
+
+    def idle(self) -> list[str]:
+        """Lines on flags without an effect: notes, since the flags of training name all models."""
+        text = "model_max_length text_encoder_name_or_path tokenizer_name"
+        rules = [
+            (self.cache_text, text, "without --cache_text"),
+            (self.crop != "centre", "seed", "with --crop centre, which draws nothing"),
+        ]
+        return list(idle_flags(self, rules))
 
     def _hold(self, name, holds, expected):
         if not holds:

@@ -85,11 +85,8 @@ def measure(flags: Any, model_flags: dict, keep: Path | None = None) -> dict:
     warn_of_cut_prompts(models.tokenizer, prompts)
     output = make_folder(flags.output or "eval_metrics")
     real = _real(flags, fid_extractor, clip, (settings.height, settings.width), keep or output)
-    if fid_extractor and len(prompts) <= fid_extractor.width:
-        print(
-            f"FID of {len(prompts)} pictures by {fid_extractor.width} features: with no more pictures than features it "
-            "comes out far too high; compare it with figures of as many pictures only"
-        )
+    if fid_extractor and (line := describe_few(len(prompts), fid_extractor.width)):
+        print(line)
     tasks = []
     for scale in flags.guidance_scales:
         folder = make_folder(output / f"guidance-{scale:g}")
@@ -116,6 +113,16 @@ def measure(flags: Any, model_flags: dict, keep: Path | None = None) -> dict:
     }
     write_report(report, output)
     return report
+
+
+def describe_few(num_pictures: int, num_features: int) -> str:
+    """What to say of an FID of no more pictures than features, whose covariance is singular; "" of more."""
+    if num_pictures > num_features:
+        return ""
+    return (
+        f"FID of {num_pictures} pictures by {num_features} features: with no more pictures than features it comes out "
+        "far too high; compare it with figures of as many pictures only"
+    )
 
 
 def _check(flags):

@@ -9,7 +9,8 @@ from sd.sampling.files import read_png_text, write_png
 from sd.sampling.pipeline import check_size, cut_text, default_batch_size, stream_images
 
 _SHOWN_LETTERS = 200
-_BAR = "{l_bar}{bar}| {n:.1f}/{total} pictures [{elapsed}<{remaining}]"
+_BAR = "{l_bar}{bar}| {whole}/{total} pictures [{elapsed}<{remaining}]"
+_HAIR = 1e-6  # of a picture: its shares add up to a bit less than it
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,15 @@ class Job:
     prompt: str
     seed: int
     path: Path
+
+
+class _PictureBar(tqdm):
+    """A bar that moves with every UNet call and counts whole pictures."""
+
+    @property
+    def format_dict(self):
+        told = super().format_dict
+        return told | {"whole": int(told["n"] + _HAIR)}
 
 
 def settings_for(models, *, height=None, width=None, scheduler=None, batch_size=None, **others):
@@ -66,7 +76,7 @@ def draw(models, jobs, settings, weights_id=None, quiet=False, on_step=None):
     if len(todo) < len(jobs) and not quiet:
         print(f"{len(jobs) - len(todo)} of {len(jobs)} pictures are there already", flush=True)
     sizes = {name: getattr(settings, name) for name in ("height", "width", "guidance_scale", "num_inference_steps")}
-    with tqdm(total=len(todo), bar_format=_BAR, disable=quiet or not todo) as bar:
+    with _PictureBar(total=len(todo), bar_format=_BAR, disable=quiet or not todo) as bar:
 
         def step(share):
             bar.update(min(share, bar.total - bar.n))  # shares add up to a hair more than the whole

@@ -204,9 +204,9 @@ class VisualDL(TrainerCallback):
         self.trainer.model.train()
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        """Write the validation loss."""
+        """Write the validation loss; VisualDL sorts the groups, and train/loss is to be the first."""
         for name, value in metrics.items():
-            self.writer.add_scalar(f"eval/{name}", value, state.global_step)
+            self.writer.add_scalar(f"validation/{name}", value, state.global_step)
 
     def on_train_end(self, args, state, control, **kwargs):
         """Close the log."""

@@ -1,5 +1,6 @@
 """Flags: the documented defaults and command lines, values that are refused, and the environment's switches."""
 
+import json
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ from sd.devices import Device
 from sd.errors import InputError
 from sd.flags.arguments import SDDataArguments, SDModelArguments
 from sd.flags.command_line import DIFFUSERS_FLAGS, environment_values, parse_arguments
+from sd.flags.help import training_help
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = ["--output_dir", "out", "--device", "cpu"]
@@ -268,6 +270,19 @@ def test_help_names_every_flag_and_is_there_at_once():
     told = set(re.findall(r"^  --(\w+) \(", run.stdout, re.MULTILINE))
     assert told >= set(DEFAULTS) | set(TRAIN_SH) - {"do_train"} | {"resume_from_checkpoint", "overwrite_output_dir"}
     assert "{', '" not in run.stdout
+
+
+def test_help_shows_the_values_of_files_of_flags(tmp_path):
+    (tmp_path / "my.args").write_text("--resolution 384  # comment\n--learning_rate 3e-5\n")
+    arguments = {"SDDataArguments": {"resolution": 64, "num_workers": 3}, "SDTrainingArguments": {"snr_gamma": 5.0}}
+    (tmp_path / "run.json").write_text(json.dumps({"arguments": arguments}))
+    told = training_help("train", [f"@{tmp_path}/my.args", "--seed", "7"])
+    assert "--resolution (384; default" in told and "--learning_rate (3e-05; default" in told
+    assert "--seed (7; default 42)" in told
+    told = training_help("train", [f"@{tmp_path}/run.json"])
+    assert "--resolution (64; default" in told and "--snr_gamma (5.0; default" in told
+    with pytest.raises(InputError, match="cannot be read"):
+        training_help("train", ["@nowhere.args"])
 
 
 def test_documented_commands_parse():

@@ -1,6 +1,7 @@
 """`eval.py --metrics`: scores that follow from the pictures on disk, go on after a stop, and tell right from wrong."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from sd.data.parts.part import PartWriter
 from sd.data.parts.record import encode_row
 from sd.errors import InputError, RunError
 from sd.metrics.extractors import load_clip, load_fid_extractor
-from sd.metrics.measure import apply_preset, measure
+from sd.metrics.measure import apply_preset, describe_few, measure
 from sd.metrics.reference import reference_statistics
 from sd.metrics.report import table, verdict, write_report
 from sd.metrics.scores import clip_scores, frechet_distance
@@ -99,9 +100,10 @@ def test_a_full_disk_leaves_the_table(measured, tmp_path, monkeypatch, capsys):
     assert "guidance scale" in capsys.readouterr().out and list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_run_goes_on_to_the_same_scores(workshop, measured, tmp_path):
+def test_an_interrupted_run_goes_on_to_the_same_scores(workshop, measured, tmp_path, capsys):
     _, report = measured
     run(workshop, tmp_path / "o", num_prompts=7, guidance_scales=[1.0])
+    assert describe_few(7, load_fid_extractor(CLIP).width) in capsys.readouterr().out
     pictures = sorted((tmp_path / "o" / "guidance-1").iterdir())
     times = {path.name: path.stat().st_mtime_ns for path in pictures}
     pictures[3].unlink()
@@ -109,6 +111,11 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(workshop, measured, tmp_p
     assert again["results"] == report["results"]
     now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "o" / "guidance-1").iterdir()}
     assert len(now) == COUNT and {name for name in times if now[name] != times[name]} == {pictures[3].name}
+
+
+def test_an_fid_of_no_more_pictures_than_features_is_told_of():
+    assert re.match("FID of 2048 pictures by 2048 features: .* far too high", describe_few(2048, 2048))
+    assert describe_few(2049, 2048) == ""
 
 
 def test_several_processes_give_the_same_pictures_and_scores(workshop, measured, tmp_path, monkeypatch):

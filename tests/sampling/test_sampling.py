@@ -1,6 +1,7 @@
 """Finding checkpoints, reading prompts, drawing into files: what is found, kept, named and refused."""
 
 import errno
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -40,7 +41,7 @@ def flags(**given):
         "compare": None, "output": None, "unet": None, "variant": None, "pretrained_model": None,
         "text_encoder": None, "vae": None, "tokenizer": None, "dtype": "fp32", "device": "cpu", "height": None,
         "width": None, "guidance_scale": 2.0, "num_inference_steps": 2, "scheduler": None, "num_images": 1,
-        "seed": 42, "batch_size": None, "metrics": False,
+        "seed": 42, "batch_size": None, "metrics": False, "watch": None,
     }  # fmt: skip
     return SimpleNamespace(**(defaults | given))
 
@@ -321,4 +322,6 @@ def test_the_bar_ends_full_and_without_a_warning(output_dir, tmp_path, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error", TqdmWarning)
         draw(models, jobs, settings_for(models, num_inference_steps=7, batch_size=1))
-    assert "| 3.0/3 pictures" in capfd.readouterr().err.splitlines()[-1].split("\r")[-1]
+    shown = capfd.readouterr().err
+    assert "| 3/3 pictures" in shown.splitlines()[-1].split("\r")[-1]
+    assert {count.isdigit() for count in re.findall(r"\| ([^/]*)/3 pictures", shown)} == {True}

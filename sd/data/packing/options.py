@@ -6,6 +6,7 @@ from sd.data.images.open import MAX_PIXELS
 from sd.data.images.resize import RESIZER
 from sd.data.packing.columns import KeptColumn, parse_kept
 from sd.errors import InputError
+from sd.flags.idle import refuse_idle
 from sd.runtime import usable_cores
 
 VERIFY = ("header", "decode", "none")
@@ -94,6 +95,13 @@ class PackOptions:
         )  # None: as parts of earlier versions have it
         if self.keep_columns is not None:
             object.__setattr__(self, "keep_columns", ",".join(map(str, self.kept_columns)))
+        tars, folders = (self.input_format == kind for kind in ("webdataset", "folder"))
+        rules = [
+            (bool(self.resize), "quality", "without --resize; images are packed as they are"),
+            (not (tars or folders), "image_key", f"with --input_format {self.input_format}: images go by their names"),
+            (not tars, "allow_outside", "with --input_format webdataset: links out of an archive are never followed"),
+        ]
+        refuse_idle(self, rules)
         if self.ray_address and self.engine != "ray":
             raise InputError(f"--ray_address {self.ray_address} needs --engine ray")
 

@@ -1,0 +1,33 @@
+"""Flags that change nothing beside the others of a command: said, since who gives one expects an effect."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from sd.errors import InputError
+
+Rule = tuple[bool, str, str]
+
+
+def idle_flags(flags: Any, rules: Iterable[Rule], defaults: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """A line for each flag that was given and has no effect: `--num_prompts 8 has no effect without --metrics`.
+
+    flags: an object with an attribute for each flag; defaults: flag -> its default, of a dataclass its fields'. rules:
+    (whether the flags have an effect here, their names with blanks between them, what is missing or in the way). A flag
+    with its default value counts as not given.
+    """
+    if defaults is None:
+        assert is_dataclass(flags)
+        defaults = {field.name: field.default for field in fields(flags)}
+    for has_effect, names, reason in rules:
+        for name in () if has_effect else names.split():
+            value = getattr(flags, name)
+            if value != defaults[name]:
+                shown = "" if value is True else " " + " ".join(map(str, value if isinstance(value, list) else [value]))
+                yield f"--{name}{shown} has no effect {reason}"
+
+
+def refuse_idle(flags: Any, rules: Iterable[Rule], defaults: Mapping[str, Any] | None = None) -> None:
+    """Raise InputError with the first of the lines of `idle_flags`."""
+    for line in idle_flags(flags, rules, defaults):
+        raise InputError(line)
