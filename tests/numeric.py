@@ -25,3 +25,27 @@ def assert_close(value, reference, terms, name="the result"):
     """Fail unless `value` is within `terms` roundings of the float64 `reference`."""
     found = roundings(value, reference)
     assert found <= terms, f"{name} is {found:.3g} roundings off, of {terms} allowed"
+
+
+def share_of_way(end, reference, start):
+    """Euclidean distance of two ends of a training, relative to that from its start to the end `reference`."""
+    end, reference, start = (np.asarray(vector, np.float64) for vector in (end, reference, start))
+    return np.linalg.norm(end - reference) / np.linalg.norm(reference - start)
+
+
+def most_of_way(terms):
+    """How large `share_of_way` may be by rounding alone where Adam moves the weights.
+
+    Adam divides a gradient by its own size, so a number moves by about the learning rate whatever its gradient is. One
+    within d = terms * EPS of the largest may move either way, twice the step off; a larger one g is off by d / g of its
+    step. With gradients spread evenly around zero the mean of min(2, d / g)^2 is 4 * d / 2 + 2 * d, and half as
+    many again for the steps that follow from weights that are off.
+    """
+    return float(np.sqrt(1.5 * 4 * terms * EPS))
+
+
+def assert_same_training(end, reference, start, terms=4000, name="the end"):
+    """Fail unless two trainings by Adam agree to rounding. terms: of the sums that a gradient of the tiny UNet goes
+    through, 40 convolutions and products of about 100."""
+    found, most = share_of_way(end, reference, start), most_of_way(terms)
+    assert found <= most, f"{name} is {found:.3g} of the way off, of {most:.3g} allowed"

@@ -1,4 +1,5 @@
-"""Numeric tests on the code paths of other processors, without the toolkit's settings, by one thread and by two.
+"""Numeric tests on the code paths of other processors, without the toolkit's settings, and by two threads; the suite
+itself runs them with the toolkit's settings and one.
 
 Each environment is a pytest of its own, since libraries read these variables when they are loaded.
 """
@@ -20,13 +21,11 @@ NUMERIC = [
     "training/test_ema.py",
     "training/test_optimizer.py",
 ]
-ENVIRONMENTS = [  # beside that of the suite itself: the toolkit's settings, one thread
-    {"MKL_NUM_THREADS": "2"},  # the toolkit's settings on two cores
+ENVIRONMENTS = [
+    {"MKL_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"},
     {"SD_RUNTIME": "off"},
     {"ONEDNN_MAX_CPU_ISA": "SSE41"},
     {"ONEDNN_MAX_CPU_ISA": "AVX2"},
-    {"MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-    {"MKL_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"},
 ]
 CHOSEN = {name for environment in ENVIRONMENTS for name in environment}
 

@@ -15,7 +15,7 @@ CHUNK = 2048 * 32  # numbers of a weight that one block of the GPU's kernel move
 
 
 class FusedAdamW(AdamW):
-    """Paddle's AdamW with one call of `fused_adam_` for all weights of one learning rate and decay.
+    """Paddle's AdamW with one call of `fused_adam_` for all weights of one learning rate. All decay alike.
 
     On a CPU the results equal those of Paddle's AdamW to the last bit, on a GPU to the rounding of one step. Nothing is
     read back from the device: whether the step is taken is the caller's decision.
@@ -49,7 +49,7 @@ class FusedAdamW(AdamW):
             self._move([pairs[position] for position in positions])
 
     def _regroup(self, weights: list[Tensor], names: tuple[str, ...]) -> None:
-        """Choose the calls: weights of one learning rate and decay that have taken equally many steps.
+        """Choose the calls: weights of one learning rate that have taken equally many steps.
 
         The GPU's kernel takes the powers of beta of a call's first weight for all of them, and a part that is trained
         later than another has others.
@@ -60,12 +60,8 @@ class FusedAdamW(AdamW):
         groups: dict[tuple, list[int]] = {}
         for position, weight in enumerate(weights):
             taken = self._loaded.get(weight.name), self._moves[weight.name]
-            rate = weight.optimize_attr["learning_rate"]
-            groups.setdefault((rate, self._decays(weight), taken), []).append(position)
+            groups.setdefault((weight.optimize_attr["learning_rate"], taken), []).append(position)
         self._names, self._groups, self._steps = names, list(groups.values()), 0
-
-    def _decays(self, weight: Tensor) -> bool:
-        return self._apply_decay_param_fun is None or self._apply_decay_param_fun(weight.name)
 
     def _move(self, members: list[tuple[Tensor, Tensor]]) -> None:
         weights = [weight for weight, _ in members]
@@ -99,7 +95,7 @@ class FusedAdamW(AdamW):
             self._beta2,
             self._epsilon,
             CHUNK,
-            self._weight_decay if self._decays(weights[0]) else 0.0,
+            self._weight_decay,
             True,
             False,
             False,

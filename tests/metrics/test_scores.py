@@ -15,6 +15,7 @@ from sd.errors import InputError
 from sd.metrics.inception import Inception, load_inception
 from sd.metrics.scores import Moments, clip_scores, frechet_distance
 from tests.models.test_torch_file import Saver
+from tests.numeric import assert_close
 
 RECORDED = json.loads((Path(__file__).resolve().parents[1] / "fixtures" / "torch_scores.json").read_text())
 
@@ -83,9 +84,9 @@ def test_inception_agrees_with_the_pytorch_port(inception_weights, tmp_path):
     with paddle.no_grad():
         features = network(pixels).numpy().astype(np.float64)
     assert features.shape == (2, 2048)
-    assert np.linalg.norm(features, axis=1) == pytest.approx(RECORDED["inception_norms"], rel=1e-4)
-    wanted = np.array(RECORDED["inception_features"])
-    assert np.abs(features[:, ::64] - wanted).max() < 1e-3 * wanted.max()
+    # 48 convolutions one after another, of 200 terms on average in float32 on both sides.
+    assert_close(np.linalg.norm(features, axis=1), np.array(RECORDED["inception_norms"]), 48 * 200)
+    assert_close(features[:, ::64], np.array(RECORDED["inception_features"]), 48 * 200)
 
 
 def test_the_published_file_is_read_as_it_is(inception_weights, tmp_path, monkeypatch):

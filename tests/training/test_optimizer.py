@@ -83,19 +83,6 @@ def test_a_step_is_one_call_for_each_learning_rate_and_reads_nothing_back(batche
     assert all(power.place.is_cpu_place() for arguments in fused for power in (*arguments[6], *arguments[7]))
 
 
-def test_weights_without_decay_are_a_call_of_their_own(batches, calls):
-    layer, other = make_layer(), make_layer()
-    plain = [{p.name for p in each.parameters() if p.ndim > 1} for each in (layer, other)]
-    optimizer = FusedAdamW(1e-2, parameters=layer.parameters(), apply_decay_param_fun=lambda name: name in plain[0])
-    theirs = paddle.optimizer.AdamW(
-        1e-2, parameters=other.parameters(), apply_decay_param_fun=lambda name: name in plain[1]
-    )
-    take_steps(layer, optimizer, batches)
-    take_steps(other, theirs, batches)
-    assert [name for name, _ in calls].count("fused_adam_") == 2 * len(batches)
-    assert np.array_equal(weights(layer), weights(other))
-
-
 def test_a_part_that_is_trained_later_is_a_call_of_its_own(batches, calls):
     """The GPU's kernel corrects the bias of all weights of a call by the powers of beta of its first weight."""
     pairs = []

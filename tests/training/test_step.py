@@ -12,6 +12,7 @@ from sd.errors import RunError
 from sd.runs import checkpoint as ck
 from sd.training.step import StepRunner, sum_of_squares
 from sd.training.trainer import StableDiffusionTrainer
+from tests.numeric import assert_close
 from tests.training_harness import EMA, UNET, Workshop, checksums, weights
 
 
@@ -128,7 +129,8 @@ def test_a_skipped_step_lowers_the_loss_scale_a_good_one_leaves_it_and_a_resume_
     bad_gradients[2] = float("inf")
     scaled = workshop.train("scaled", "--max_steps", 3, "--save_steps", 1)
     assert scales == [1024, 1024, 512]
-    np.testing.assert_allclose(weights(scaled / "checkpoint-1"), weights(plain / "checkpoint-1"), atol=1e-6)
+    # A power of two rounds nothing; what it lifts out of the denormal numbers, Adam's epsilon keeps small.
+    assert_close(weights(scaled / "checkpoint-1"), weights(plain / "checkpoint-1").astype(np.float64), 4)
     workshop.train("scaled", "--max_steps", 4)
     assert scales == [1024, 1024, 512, 512]
     for step in range(1, 5):

@@ -10,12 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from sd.errors import InputError
 from sd.runs import checkpoint as ck
 from tests.holding import free_port, wait_for
+from tests.numeric import assert_same_training, most_of_way, share_of_way
 from tests.training_harness import EMA, ROOT, UNET, Workshop, checksums, processes_of, wait_until_gone, weights
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="reads /proc")
@@ -108,8 +108,15 @@ TWO = ["--data_lanes", 1, "--max_steps", END, "--logging_steps", 2, "--learning_
 
 
 @pytest.fixture(scope="module")
-def one_process(workshop):
-    return weights(workshop.train("one_process", *TWO, "--per_device_train_batch_size", 4) / f"checkpoint-{END}")
+def assert_as_one_process(workshop):
+    """Fails unless a checkpoint holds what one process ends with that takes the batches of all ranks."""
+    flags = [*TWO, "--per_device_train_batch_size", 4]
+    end = weights(workshop.train("one_process", *flags) / f"checkpoint-{END}")
+    start = weights(workshop.train("start", *flags, "--learning_rate", 0, "--max_steps", 1) / "checkpoint-1")
+    flags += ["--per_device_train_batch_size", 2]
+    half = weights(workshop.train("half_the_batch", *flags) / f"checkpoint-{END}")
+    assert share_of_way(half, end, start) > 4 * most_of_way(4000)  # as if one of two ranks were lost
+    return lambda folder: assert_same_training(weights(folder), end, start)
 
 
 @pytest.mark.parametrize(
@@ -126,34 +133,34 @@ def one_process(workshop):
         ),
     ],
 )
-def test_two_ranks_are_one_process_with_twice_the_batch(workshop, one_process, request, flags):
+def test_two_ranks_are_one_process_with_twice_the_batch(workshop, assert_as_one_process, request, flags):
     name = re.sub(r"\W+", "_", request.node.callspec.id)
     run = workshop.start(name, *TWO, *flags, ranks=2)
     assert run.wait(180) == 0, workshop.log(name)[-3000:]
     folder = workshop.folder / name / f"checkpoint-{END}"
-    assert np.abs(weights(folder) - one_process).max() < 1e-5
+    assert_as_one_process(folder)
     wait_until_gone(workshop, name)
     assert ck.find_problem(folder) is None
 
 
 @pytest.mark.slow
-def test_sharded_state_goes_on_on_one_rank_and_back(workshop, one_process):
+def test_sharded_state_goes_on_on_one_rank_and_back(workshop, assert_as_one_process):
     steps = ["--save_steps", 2]
     flags = ["--per_device_train_batch_size", 2, "--sharding", "stage1", *steps]
     assert workshop.start("reshard", *TWO, *flags, "--max_steps", 2, ranks=2).wait(180) == 0
     workshop.train("reshard", *TWO, *steps, "--per_device_train_batch_size", 4, "--max_steps", 4)
     assert workshop.start("reshard", *TWO, *flags, "--max_steps", 6, ranks=2).wait(180) == 0
     assert workshop.start("reshard", *TWO, *steps, "--per_device_train_batch_size", 2, ranks=2).wait(180) == 0
-    assert np.abs(weights(workshop.folder / f"reshard/checkpoint-{END}") - one_process).max() < 1e-5
+    assert_as_one_process(workshop.folder / f"reshard/checkpoint-{END}")
 
 
 @pytest.mark.slow
-def test_two_machines_of_two_ranks_are_one_process(workshop, one_process):
+def test_two_machines_of_two_ranks_are_one_process(workshop, assert_as_one_process):
     launch = ["--nnodes", 2, "--master", f"127.0.0.1:{free_port()}"]
     flags = [*TWO, "--per_device_train_batch_size", 1]
     machines = [workshop.start("machines", *flags, ranks=2, launch=[*launch, "--rank", number]) for number in range(2)]
     assert [machine.wait(240) for machine in machines] == [0, 0], workshop.log("machines")[-3000:]
-    assert np.abs(weights(workshop.folder / f"machines/checkpoint-{END}") - one_process).max() < 1e-5
+    assert_as_one_process(workshop.folder / f"machines/checkpoint-{END}")
 
 
 def test_a_killed_rank_ends_the_others_and_the_next_start_goes_on(workshop, caplog):
@@ -209,7 +216,9 @@ def test_a_stopped_launcher_saves_the_same_step_on_both_ranks(workshop):
     wait_until_gone(workshop, "launcher_stopped")
     assert ck.checkpoint_step(ck.newest_whole_checkpoint(workshop.folder / "launcher_stopped")) < 20
     assert workshop.start("launcher_stopped", *flags, ranks=2).wait(180) == 0
-    whole = workshop.train("not_stopped", *flags, "--per_device_train_batch_size", 4) / "checkpoint-20"
+    flags += ["--per_device_train_batch_size", 4]
+    whole = workshop.train("not_stopped", *flags) / "checkpoint-20"
+    start = workshop.train("not_begun", *flags, "--learning_rate", 0, "--max_steps", 1) / "checkpoint-1"
     for name in (UNET, EMA, "text_encoder/model.safetensors"):
         resumed = weights(workshop.folder / "launcher_stopped/checkpoint-20", name)
-        assert np.abs(weights(whole, name) - resumed).max() < 1e-5
+        assert_same_training(resumed, weights(whole, name), weights(start, name), name=name)
