@@ -1,9 +1,9 @@
 """The order with aspect-ratio buckets: whole groups of one bucket, each place a function of the sample's number.
 
 Samples s, s + 1, ... make groups of `group_size`; each group is of one source and one bucket, so that all ranks have
-the same shape in a micro-batch. The rows of a (source, bucket), a *unit*, are dealt as `Order` deals those of a source:
-passes, lanes, windows. What a pass leaves over, less than a group, opens the next one: the passes of a unit lie end to
-end, and after p passes of a source its bucket with n rows has been dealt floor(p n / group_size) groups.
+the same shape in a micro-batch. The rows of a (source, bucket), a *unit*, are dealt as `Order` deals those of a
+source: passes, lanes, windows. What a pass leaves over, less than a group, opens the next one: the passes of a unit
+lie end to end, and after p passes of a source its bucket with n rows has been dealt floor(p n / group_size) groups.
 """
 
 from bisect import bisect_right
