@@ -29,8 +29,8 @@ def keep_global_batch(args: Any, wanted: int | None) -> None:
         advice = f"{', '.join(map(str, fitting))} ranks would do" if fitting else "no number of ranks does"
         raise InputError(
             f"--allow_fewer_ranks: the checkpoint's global batch of {wanted} is no multiple of "
-            f"{args.dataset_world_size} rank(s) x per_device_train_batch_size {args.per_device_train_batch_size} = {micro_batch}; {advice}, or "
-            "another --per_device_train_batch_size"
+            f"{args.dataset_world_size} rank(s) x per_device_train_batch_size {args.per_device_train_batch_size} = "
+            f"{micro_batch}; {advice}, or another --per_device_train_batch_size"
         )
     before, args.gradient_accumulation_steps = args.gradient_accumulation_steps, wanted // micro_batch
     logger.warning(
