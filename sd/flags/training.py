@@ -59,6 +59,10 @@ class SDTrainingArguments(TrainingArguments):
     )
     validation_prompts: Optional[str] = flag(None, "Text file of prompts, one a line, drawn with each image log.")
     save_on_exit: bool = flag(True, "Save a checkpoint when Ctrl-C or SIGTERM ends the run.")
+    save_in_background: bool = flag(
+        False,
+        "Copy a checkpoint to host memory and write it while training goes on, if memory allows; not with sharding.",
+    )
     hang_timeout: float = flag(
         600.0,
         "Seconds without a step, or 20 times the median step if that is longer, after which every rank writes its "

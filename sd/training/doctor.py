@@ -76,6 +76,7 @@ def examine(model_args, data_args, training_args):
         yield report_without_recompute(model, data_args, training_args, total_memory, steps_rate)
     yield report_data(model, data_args, training_args, steps_rate)
     yield report_disk(model, training_args, output_dir)
+    yield report_saving(model, training_args)
 
 
 def answer(question, text, bad=False):
@@ -238,6 +239,26 @@ def checkpoint_bytes(model, training_args):
     average = millions(model, "unet") if training_args.use_ema else 0
     rest = 0 if training_args.only_save_updated_model else millions(model, "vae") + millions(model, "text_encoder")
     return int((trained + average + rest) * 1e6 * 4)
+
+
+def report_saving(model, training_args):
+    """Tell whether host memory takes the copy of a checkpoint that --save_in_background makes."""
+    import psutil
+
+    from sd.training.background import room_for_copy
+
+    needed = checkpoint_bytes(model, training_args)
+    fits = room_for_copy(needed)
+    asked = training_args.save_in_background
+    advice = (
+        "--save_in_background fits" if fits else "too little for --save_in_background, training waits while it saves"
+    )
+    free = psutil.virtual_memory().available
+    return answer(
+        "saving",
+        f"a copy of {needed / GIB:.2f} GiB in host memory, {free / GIB:.1f} free: {advice}",
+        asked and not fits,
+    )
 
 
 def report_disk(model, training_args, output_dir):

@@ -9,7 +9,7 @@ from sd.processes.ranks import on_rank_0
 from sd.runs.checkpoint import checkpoint_step, find_problem, list_checkpoints, read_json
 from sd.runs.settings import note_skipped
 from sd.runs.skipped import SkippedSamples, gaps_of, mark_abandoned, write_skipped
-from sd.training.saving import load_models, load_optimizer, load_recent_losses
+from sd.training.saving import finish_saving, load_models, load_optimizer, load_recent_losses
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ def step_back(trainer: Any, error: RunError) -> None:
     that goes on either before the decision or after it.
     """
     args = trainer.args
+    finish_saving(trainer)
     checkpoint, entry = on_rank_0(args, lambda: _decide(trainer, error))
     steps = trainer.state.global_step
     trainer.skipped.append(entry)

@@ -9,7 +9,7 @@ import paddle
 from sd.diffusion.schedule import sampler_config
 from sd.errors import InputError, RunError
 from sd.models.weight_file import read_safetensors
-from sd.processes.ranks import gather_failures
+from sd.processes.ranks import gather_failures, on_rank_0
 from sd.runs.checkpoint import (
     CheckpointWriter,
     DiskFullError,
@@ -18,6 +18,7 @@ from sd.runs.checkpoint import (
     read_json,
 )
 from sd.runs.skipped import SKIPPED
+from sd.training.background import CopiedCheckpoint, room_for_copy
 from sd.training.optimizer import held_parameters, innermost, named_state, needs_master, paddle_state
 
 logger = logging.getLogger(__name__)
@@ -35,10 +36,44 @@ def save_checkpoint(trainer) -> bool:
     ends all of them.
     """
     args = trainer.args
+    finish_saving(trainer)
     writer = CheckpointWriter(args.output_dir, trainer.state.global_step)
+    if _saves_in_background(trainer):
+        copied = CopiedCheckpoint(writer)
+        if not _together(args, writer, lambda: _write(trainer, copied)):
+            return False
+        if args.should_save:
+            trainer.saver.start(lambda: copied.write(then=lambda: _commit(args, writer)), writer)
+        return True
     if not _together(args, writer, lambda: _write(trainer, writer)):
         return False
     return _together(args, writer, lambda: _commit(args, writer))
+
+
+def finish_saving(trainer) -> None:
+    """Wait until the checkpoint that is being written in the background is there. All ranks call it together; what went
+    wrong there is treated as in `save_checkpoint`."""
+    args = trainer.args
+    if args.save_in_background and not args.sharding:
+        _together(args, trainer.saver.writer, trainer.saver.wait)
+
+
+def _saves_in_background(trainer):
+    """Whether this checkpoint is written beside the steps: not the last one, nor where memory lacks on rank 0."""
+    args = trainer.args
+    if not args.save_in_background or args.sharding or trainer.state.global_step >= trainer.state.max_steps:
+        return False
+    fits = on_rank_0(args, lambda: room_for_copy(_copy_bytes(trainer)))
+    if not fits and args.process_index == 0:
+        logger.warning("--save_in_background: memory does not take a copy; training waits for this checkpoint")
+    return fits
+
+
+def _copy_bytes(trainer):
+    """About the bytes of a checkpoint: float32 weights, two moments of each, the average."""
+    trained = sum(parameter.size for parameter in trainer.trained_parameters)
+    averaged = sum(average.size for average in trainer.ema.average.values()) if trainer.ema else 0
+    return 4 * (3 * trained + averaged)
 
 
 def _write(trainer, writer):
@@ -65,11 +100,12 @@ def _together(args, writer, function):
     try:
         function()
     except Exception as error:  # whatever it is, the others wait for this rank
-        failure = writer.full() if is_disk_full(error) and not isinstance(error, DiskFullError) else error
+        plain_full = writer is not None and is_disk_full(error) and not isinstance(error, DiskFullError)
+        failure = writer.full() if plain_full else error
     failures = gather_failures(args, failure)
     if not failures:
         return True
-    if args.should_save:
+    if args.should_save and writer is not None:
         writer.discard()
     for rank, failed in failures:
         if isinstance(failed, Exception) and not is_disk_full(failed):

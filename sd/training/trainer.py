@@ -18,11 +18,12 @@ from sd.processes.hang_watch import HangWatch
 from sd.processes.progress import report_step
 from sd.processes.signals import StopSignals
 from sd.training import callbacks as sd_callbacks
+from sd.training.background import BackgroundSaver
 from sd.training.ema import EMA
 from sd.training.memory import choose_recompute
 from sd.training.optimizer import FusedAdamW
 from sd.training.rollback import step_back
-from sd.training.saving import load_models, load_optimizer, load_recent_losses, save_checkpoint
+from sd.training.saving import finish_saving, load_models, load_optimizer, load_recent_losses, save_checkpoint
 from sd.training.setup import (
     end_workers,
     learning_rates,
@@ -72,6 +73,7 @@ class StableDiffusionTrainer(Trainer):
         self.ema = None
         self.stop_signal = None
         self.saved_step = 0
+        self.saver = BackgroundSaver()
         if args.device == "cpu":
             for name, part in model.named_children():
                 if name != "unet" or not args.to_static:
@@ -194,6 +196,8 @@ class StableDiffusionTrainer(Trainer):
                 if stop or self.control.should_training_stop:
                     self.stop_signal = signals.received or (signal.SIGTERM if stop else None)
                     break
+            with self.hang_watch.allowing(_SLOW_BESIDE_STEPS):
+                finish_saving(self)
 
     def _begin(self, max_steps, train_dataloader, checkpoint):
         self.model.train()

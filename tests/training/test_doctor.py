@@ -51,7 +51,7 @@ def test_the_command_names_what_is_wrong_and_leaves_the_output_folder_alone(tmp_
     command += ["--output_dir", str(tmp_path / "out"), "--file_list", str(tmp_path / "no.list")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = {line.split()[1]: line for line in result.stdout.splitlines() if line.startswith(("ok", "PROBLEM"))}
-    assert set(lines) == {"versions", "device", "models", "memory", "step", "data", "disk"}, result.stderr
+    assert set(lines) == {"versions", "device", "models", "memory", "step", "data", "disk", "saving"}, result.stderr
     assert lines["data"].startswith("PROBLEM") and "no.list" in lines["data"]
     assert [line for line in lines.values() if line.startswith("PROBLEM")] == [lines["data"]]
     assert result.returncode == 1

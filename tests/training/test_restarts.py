@@ -72,19 +72,33 @@ def test_a_rank_that_stands_still_is_found_and_the_run_ends_as_if_undisturbed(wo
     assert checksums(workshop.folder / "still" / f"checkpoint-{STEPS}") == undisturbed
 
 
+def fill_up(process):
+    """From now on the disk takes no file of more than 100 kB of this process, as a full one takes none."""
+    process.rlimit(psutil.RLIMIT_FSIZE, (100_000, psutil.RLIM_INFINITY))
+
+
 def test_fifty_disturbances_change_nothing(workshop, undisturbed):
-    """SIGKILL and SIGSTOP of ranks at random moments; the disk full for a checkpoint stands in test_checkpoint."""
+    """SIGKILL, SIGSTOP and a full disk, for ranks at random moments."""
     rng, name = random.Random(5), "disturbed"
     run = start(workshop, name, "--hang_timeout", 20, "--max_steps", STEPS)
-    for _ in range(50):
+    ways = [psutil.Process.kill] * 6 + [psutil.Process.suspend] * 2 + [fill_up] * 2
+    full, done = [], []
+    while len(done) < 50 and run.poll() is None:
         time.sleep(rng.uniform(1, 12))
-        if run.poll() is not None:
-            break
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while full:
+                full.pop().rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
         victims = ranks(run)
         if victims:
-            number = signal.SIGSTOP if rng.random() < 0.2 else signal.SIGKILL
+            way, victim = rng.choice(ways), rng.choice(victims)
             with contextlib.suppress(psutil.NoSuchProcess):
-                rng.choice(victims).send_signal(number)
+                way(victim)
+                done.append(way.__name__)
+                full += [victim] if way is fill_up else []
+    while full:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            full.pop().rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
     assert run.wait() == 0, workshop.log(name)[-3000:]
     wait_until_gone(workshop, name)
+    print({way: done.count(way) for way in sorted(set(done))}, f"{workshop.log(name).count('supervisor: ')} restarts")
     assert checksums(workshop.folder / name / f"checkpoint-{STEPS}") == undisturbed
