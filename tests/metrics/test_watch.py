@@ -183,3 +183,16 @@ def test_bands_that_cannot_be_used_are_named(tmp_path, workshop):
             load_golden(str(tmp_path / "band.json"))
     with pytest.raises(ArgumentError, match="no such folder"):
         watch.watch(flags(workshop, tmp_path / "none"), {})
+
+
+@pytest.mark.parametrize(
+    ("fid", "clip_score", "said"),
+    [(2.303266589, 0.8493356894, True), (2.6593, 0.8628, False), (2.303266589, 0.8628, False)],
+)
+def test_an_average_that_averages_nothing_is_named(fid, clip_score, said):
+    """The demo's scores after 200 steps: of a decay of 0, and of others."""
+    raw = {"step": 200, "guidance_scale": 2.0, "variant": "raw", "fid": 2.303293044, "clip_score": 0.8493359302}
+    ema = raw | {"variant": "ema", "fid": fid, "clip_score": clip_score}
+    note = watch.average_note([ema | {"step": 100}, raw | {"step": 100}, ema, raw])
+    assert (note is not None and "ema scores as raw does" in note) == said
+    assert watch.average_note([raw]) is None
