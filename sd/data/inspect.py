@@ -33,8 +33,7 @@ from sd.data.parts.index import PartError
 from sd.data.parts.moments import decode_payload, find_manifest
 from sd.data.parts.part import load_index
 from sd.data.parts.record import RowError
-from sd.data.streaming.bucketing import Bucketing, from_flags
-from sd.data.streaming.buckets import BucketTable
+from sd.data.streaming import bucketing
 from sd.data.streaming.captions import describe_cut
 from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.local_copies import LocalCopies
@@ -267,31 +266,12 @@ def _timing(catalog, options):
     return timing_report(seconds, count, tokenize is not None)
 
 
-def _bucketing(options, manifest):
-    """The buckets that the flags ask for, or those of a cache."""
-    sizes = manifest.sizes if manifest is not None and manifest.aspect_buckets else None
-    if options.time and (sizes or options.aspect_buckets):
-        raise InputError("--time with aspect-ratio buckets; what it times is a square of --resolution")
-    if sizes or options.aspect_buckets is None:
-        return Bucketing(BucketTable(sizes)) if sizes else None
-    return from_flags(options.aspect_buckets, options.resolution, options.side_multiple, options.aspect_group_size)
-
-
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m sd.data.inspect", description=__doc__.split("\n\n")[1])
     parser.add_argument("file_list", help="a .filelist.list, as --file_list of training takes it")
     parser.add_argument("--resolution", type=int, help="as in training; default 256, or that of the cache")
     parser.add_argument("--data_filter", help="as in training; what it leaves out has a contact sheet of its own")
-    parser.add_argument("--aspect_buckets", help="as in training: how many buckets, or their sizes")
-    parser.add_argument(
-        "--aspect_group_size", type=int, default=1, help="as in training: buckets with fewer rows are merged; default 1"
-    )
-    parser.add_argument(
-        "--side_multiple",
-        type=int,
-        default=64,
-        help="what sides must be multiples of, for a number of buckets; default 64, as v1-4's VAE and UNet need",
-    )
+    bucketing.add_flags(parser)
     parser.add_argument("--tokenizer_name", help="folder or published name of a tokenizer that counts captions' tokens")
     parser.add_argument("--model_max_length", type=int, default=77, help="longest caption in tokens; default 77")
     parser.add_argument("--interpolation", choices=INTERPOLATIONS, default="lanczos")
@@ -324,7 +304,7 @@ def main(arguments=None):
             f"caption_dropout={options.caption_dropout}; expected 1 or more, 0 or more, 0 or more, and 0 to 1"
         )
     every = {"max_bad_fraction": 1.0, "may_be_unusable": True, "data_filter": options.data_filter}
-    catalog = Catalog(options.file_list, options.resolution, **every, bucketing=_bucketing(options, manifest))
+    catalog = Catalog(options.file_list, options.resolution, **every, bucketing=bucketing.from_flags(options, manifest))
     if options.time and catalog.num_usable:
         print("\n".join(_timing(catalog, options)))
         return
@@ -333,8 +313,8 @@ def main(arguments=None):
     if not catalog.num_usable:
         why = f"is usable at {options.resolution} px" if too_small else "passes the filter"
         print(f"no row {why}, so training would refuse the list; this is in it:")
-        side, bucketing = (1, None) if too_small else (options.resolution, catalog.bucketing)
-        readable = Catalog(options.file_list, side, **every, left_out=not too_small, bucketing=bucketing)
+        side, shapes = (1, None) if too_small else (options.resolution, catalog.bucketing)
+        readable = Catalog(options.file_list, side, **every, left_out=not too_small, bucketing=shapes)
     found = read_rows(readable, options, whole=too_small)
     print("\n".join(report(catalog, read_sizes(catalog), found)))
     tokenizer = load_tokenizer(options.tokenizer_name) if options.tokenizer_name else None

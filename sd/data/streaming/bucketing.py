@@ -1,15 +1,16 @@
 """The rows of a file list by bucket: counted from the indexes, small buckets merged, the lines that tell of both."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from sd.data.parts.moments import KIND
+from sd.data.parts.moments import KIND, Manifest
 from sd.data.parts.storage import base_name
 from sd.data.streaming.buckets import BucketTable, check_cached
-from sd.errors import ArgumentError
+from sd.errors import ArgumentError, InputError
 from sd.flags.aspect import parse_aspect_buckets, shown
 
 
@@ -43,16 +44,34 @@ class Bucketing:
         return np.bincount(chosen[chosen >= 0], minlength=len(self.table)).astype(np.int32)
 
 
-def from_flags(aspect_buckets: str, resolution: int, side_multiple: int, group_size: int) -> Bucketing:
-    """The Bucketing of flags where no model says what sides must be multiples of: a list is taken as it is.
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that `from_flags` reads."""
+    parser.add_argument("--aspect_buckets", help="as in training: how many buckets, or their sizes")
+    parser.add_argument(
+        "--aspect_group_size", type=int, default=1, help="as in training: buckets with fewer rows are merged; default 1"
+    )
+    parser.add_argument(
+        "--side_multiple",
+        type=int,
+        default=64,
+        help="what sides must be multiples of, for a number of buckets; default 64, as v1-4's VAE and UNet need",
+    )
 
-    Raises InputError.
-    """
-    for name, value in (("side_multiple", side_multiple), ("aspect_group_size", group_size)):
-        if value < 1:
-            raise ArgumentError(name, value, "; expected at least 1")
-    multiple = side_multiple if isinstance(parse_aspect_buckets(aspect_buckets), int) else 1
-    return Bucketing(BucketTable.from_flag(aspect_buckets, resolution, multiple), group_size)
+
+def from_flags(options: argparse.Namespace, manifest: Manifest | None) -> Bucketing | None:
+    """The Bucketing of flags where no model says what sides must be multiples of, a list is taken as it is; or that of
+    a cache. None for squares. Raises InputError."""
+    for name in ("side_multiple", "aspect_group_size"):
+        if getattr(options, name) < 1:
+            raise ArgumentError(name, getattr(options, name), "; expected at least 1")
+    sizes = manifest.sizes if manifest is not None and manifest.aspect_buckets else None
+    if options.time and (sizes or options.aspect_buckets):
+        raise InputError("--time with aspect-ratio buckets; what it times is a square of --resolution")
+    if sizes or options.aspect_buckets is None:
+        return Bucketing(BucketTable(sizes)) if sizes else None
+    multiple = options.side_multiple if isinstance(parse_aspect_buckets(options.aspect_buckets), int) else 1
+    table = BucketTable.from_flag(options.aspect_buckets, options.resolution, multiple)
+    return Bucketing(table, options.aspect_group_size)
 
 
 class BucketRows:
