@@ -7,7 +7,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 _LAUNCHER_SECONDS = 15  # Paddle's launcher looks at its processes every few seconds
@@ -144,7 +144,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def training_told_plainly():
+def training_told_plainly() -> Iterator[None]:
     """Make one clear line of what Paddle raises in training: for lost data workers, lost ranks and full memory."""
     try:
         yield

@@ -6,7 +6,7 @@ import sys
 import warnings
 
 
-def rank():
+def rank() -> int:
     """This process's number among all that train, known before Paddle is imported."""
     return int(os.environ.get("PADDLE_TRAINER_ID") or 0)
 
@@ -21,7 +21,7 @@ class _BesideProgressBar(logging.StreamHandler):
         self.flush()
 
 
-def set_up_logging():
+def set_up_logging() -> None:
     """Log everything on rank 0 and warnings elsewhere, with time and, beside rank 0, the rank."""
     handler = _BesideProgressBar(sys.stderr)
     where = "" if rank() == 0 else f"[rank {rank()}] "
@@ -31,7 +31,7 @@ def set_up_logging():
     log.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
 
 
-def import_quietly():
+def import_quietly() -> None:
     """Import the libraries without their warnings about each other, and let paddlenlp log only what is wrong."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -8,6 +8,7 @@ is; a variable that the user has set is never changed.
 import ctypes
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from sd import devices
@@ -18,7 +19,7 @@ _MKL_PATHS = {"7": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}, 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
-def mkl_path(cpuinfo):
+def mkl_path(cpuinfo: str) -> str | None:
     """The fastest safe MKL_DEBUG_CPU_TYPE for a processor, or None where MKL chooses well by itself.
 
     cpuinfo: the text of /proc/cpuinfo. A path is named only if every instruction set that it uses is listed there:
@@ -32,7 +33,7 @@ def mkl_path(cpuinfo):
     return next((path for path, needed in _MKL_PATHS.items() if needed <= flags), None)
 
 
-def usable_cores():
+def usable_cores() -> int:
     """Cores that this process may use: its affinity mask, cut to the container's quota (cgroup 2 or 1)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
@@ -45,12 +46,12 @@ def usable_cores():
     return cores
 
 
-def is_off(environ):
+def is_off(environ: Mapping[str, str]) -> bool:
     """Whether the user wants everything left as it is."""
     return environ.get("SD_RUNTIME", "").lower() in ("0", "off")
 
 
-def settings(cpuinfo, cores, environ):
+def settings(cpuinfo: str, cores: int, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment variables to set, as a dict: threads shared out over this machine's ranks, and the MKL path."""
     if is_off(environ):
         return {}
@@ -59,7 +60,7 @@ def settings(cpuinfo, cores, environ):
     return {name: value for name, value in wanted.items() if value is not None and name not in environ}
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next allocation of any size. Returns whether it was told so.
 
     A full-size step frees and takes some 14 GB, whose pages cost as much time as half of its arithmetic.
@@ -72,7 +73,7 @@ def keep_freed_memory():
     return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, -1))
 
 
-def prepare(device=None):
+def prepare(device: str | None = None) -> None:
     """Set what helps and say so in one line on stderr (rank 0 alone). Call it before Paddle is imported.
 
     device: the `--device` that was given, see sd.devices.

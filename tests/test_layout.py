@@ -102,3 +102,23 @@ def test_the_public_names_are_the_documented_seven():
     }
     with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
         sd.Trainer  # noqa: B018
+
+
+def unannotated(tree):
+    """Public functions and methods with a parameter or a result that has no annotation."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from (f"{node.name}.{name}" for name in unannotated(node))
+        elif isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__init__"):
+            arguments = node.args
+            named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+            bare = [each.arg for each in named if each and each.annotation is None and each.arg not in ("self", "cls")]
+            if bare or (node.returns is None and node.name != "__init__"):
+                yield f"{node.name}({', '.join(bare)})"
+
+
+def test_every_public_function_is_annotated():
+    found = {
+        str(path.relative_to(ROOT)): names for path in SOURCES if (names := [*unannotated(ast.parse(path.read_text()))])
+    }
+    assert found == {}

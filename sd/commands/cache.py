@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 
 from sd import devices, runtime
 from sd.data.parts.moments import CROPS
@@ -12,7 +13,7 @@ from sd.logs import import_quietly, set_up_logging
 from sd.processes.pool import die_with_launcher
 
 
-def parse_arguments(argv=None):
+def parse_arguments(argv: Sequence[str] | None = None) -> CacheOptions:
     """The flags. They are read before Paddle is imported, so that `--help` is quick."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
@@ -98,7 +99,7 @@ def parse_arguments(argv=None):
     return CacheOptions(**vars(parser.parse_args(expand(sys.argv[1:] if argv is None else argv))))
 
 
-def main():
+def main() -> None:
     """Read the flags, set the machine up, cache, check."""
     options = parse_arguments()
     for line in options.idle():

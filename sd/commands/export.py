@@ -1,6 +1,7 @@
 """Write a checkpoint as a whole pipeline: a folder for ppdiffusers or diffusers, or one file for ComfyUI and A1111."""
 
 import argparse
+from collections.abc import Sequence
 
 from sd import devices, runtime
 from sd.flags.idle import refuse_idle
@@ -10,7 +11,7 @@ from sd.logs import import_quietly, set_up_logging
 FORMATS = ("ppdiffusers", "diffusers", "single_file")
 
 
-def parse_arguments(arguments=None):
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags. They are read before Paddle is imported, so that `--help` is quick."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
@@ -46,7 +47,7 @@ def parse_arguments(arguments=None):
     return flags
 
 
-def main():
+def main() -> None:
     """Load the parts, write the folder."""
     flags = parse_arguments()
     runtime.prepare("cpu")

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sd.data.packing.options import ENGINES, INPUT_FORMATS, VERIFY, PackOptions
 from sd.data.packing.packer import pack
@@ -17,7 +17,7 @@ from sd.flags.files import expand
 TEXT_LENGTH = SDModelArguments.model_max_length
 
 
-def parse_arguments(argv=None):
+def parse_arguments(argv: Sequence[str] | None = None) -> PackOptions:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--input_path", required=True, help="JSONL, one object a line; or a folder, tables, shards: see --input_format")
@@ -59,7 +59,7 @@ def parse_arguments(argv=None):
     return PackOptions(**vars(parser.parse_args(expand(sys.argv[1:] if argv is None else argv))))
 
 
-def main():
+def main() -> None:
     options = parse_arguments()
     file_list, report = pack(options)
     outcomes = ", ".join(f"{count} {name}" for name, count in report["outcomes"].items())

@@ -1,6 +1,7 @@
 """Draw pictures from a trained checkpoint or from published weights."""
 
 import argparse
+from collections.abc import Sequence
 
 from sd import runtime
 from sd.flags.idle import refuse_idle
@@ -9,7 +10,7 @@ from sd.logs import import_quietly, set_up_logging
 ASTRONAUT = "a photo of an astronaut riding a horse on mars"
 
 
-def parse_arguments(arguments=None):
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags. They are read before Paddle is imported, so that `--help` is quick."""
     parser = argparse.ArgumentParser(
         description="Draw pictures from a checkpoint or from published weights: PNG files that hold their prompt and "
@@ -132,7 +133,7 @@ def _idle_rules(flags):
     ]
 
 
-def main():
+def main() -> None:
     """Read the flags, set the machine up, draw."""
     flags = parse_arguments()
     if flags.unet:  # a wrong name is answered before Paddle is imported

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from sd import devices
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE_PYTHON = ROOT / ".venv-app" / "bin" / "python"
 
 
-def parse_arguments(arguments=None):
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
@@ -33,7 +34,7 @@ def parse_arguments(arguments=None):
     return parser.parse_args(arguments)
 
 
-def main():
+def main() -> None:
     """Check what can be checked at once, then become the page's process, which starts the drawing one."""
     flags = parse_arguments()
     if flags.device:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from sd import devices, runtime
 from sd.errors import first_line
@@ -14,7 +15,7 @@ from sd.processes.pool import die_with_launcher
 from sd.processes.progress import report_end
 
 
-def main():
+def main() -> None:
     """Parse, build, train. Running the same command again goes on from the newest whole checkpoint."""
     argv = sys.argv[1:]
     if {"-h", "--help"} & set(argv):
@@ -48,7 +49,7 @@ def main():
     leave(0 if stopped_by is None else 128 + stopped_by)
 
 
-def leave(code):
+def leave(code: int) -> NoReturn:
     """End the process now that everything is written: Paddle's own end aborts it in one of ten runs on two ranks."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 from paddle import Tensor
 from paddle.autograd import PyLayer
@@ -27,7 +28,7 @@ def convolution(
     return apply(_Convolution, x, weight, bias, tuple(stride), tuple(dilation), padding)
 
 
-def of_packed(packed, x, weight, bias, stride, dilation, padding):
+def of_packed(packed: Any, x: Any, weight: Any, bias: Any, stride: Any, dilation: Any, padding: Any) -> Any:
     """As `convolution`, without gradients, for weights that seldom change.
 
     packed: an empty dict at first, which keeps them in oneDNN's layout for the last shape of x. Paddle does not count

@@ -60,7 +60,7 @@ def _check(status, name):
         raise RuntimeError(f"oneDNN's {name} failed with status {status}; ONEDNN_VERBOSE=all says why")
 
 
-def new(kind: str, *arguments) -> Any:
+def new(kind: str, *arguments: Any) -> Any:
     """Call `dnnl_<kind>_create`, with its first argument left out. Returns the handle, which is never freed."""
     handle = _Handle()
     _check(getattr(_library(), f"dnnl_{kind}_create")(ctypes.byref(handle), *arguments), kind)
@@ -78,12 +78,12 @@ def _stream():
     return new("stream", engine(), _IN_ORDER)
 
 
-def integers(*values) -> Any:
+def integers(*values: int) -> Any:
     """An array of dimensions."""
     return (ctypes.c_int64 * len(values))(*values)
 
 
-def plain(*shape) -> Any:
+def plain(*shape: int) -> Any:
     """The layout of a contiguous float32 tensor."""
     strides = [1]
     for length in shape[:0:-1]:
@@ -96,7 +96,7 @@ def strided(shape: Sequence[int], strides: Sequence[int]) -> Any:
     return _described("memory_desc_create_with_strides", shape, integers(*strides))
 
 
-def any_layout(*shape) -> Any:
+def any_layout(*shape: int) -> Any:
     """Float32 in whichever layout suits the primitive best."""
     return _described("memory_desc_create_with_tag", shape, _ANY_LAYOUT)
 
@@ -149,7 +149,7 @@ class Primitive:
             copies.append((argument, _Call(_reorder_descriptor(source, target), {SRC: source, DST: target})))
         self._call = _Call(descriptor, layouts)
 
-    def pack(self, argument, tensor):
+    def pack(self, argument: int, tensor: Any) -> Any:
         """A copy of what is read as `argument` in the primitive's own layout; None if that is the tensor's."""
         for copied, copy in self._copies_in:
             if copied == argument:

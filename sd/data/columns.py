@@ -207,7 +207,7 @@ def _as(array, kind, num_rows):
     return pa.nulls(num_rows, kind) if array is None else array.cast(kind)
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m sd.data.columns", description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     joining = commands.add_parser("add", help="join the columns of a table to the parts of a list, by a key")

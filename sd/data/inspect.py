@@ -7,6 +7,8 @@ latents are distributed; pictures of it draws `precompute_latents.py --check`.
 """
 
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 if __name__ == "__main__":  # before the imports, so that a wrong Python gets one line
     from sd.entry import inspect
@@ -26,11 +28,12 @@ from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 from sd.data.column_report import column_lines
+from sd.data.distribution import histogram, summary_of
 from sd.data.images.decode import decode
 from sd.data.images.open import open_image
 from sd.data.parts import storage
 from sd.data.parts.index import PartError
-from sd.data.parts.moments import decode_payload, find_manifest
+from sd.data.parts.moments import Manifest, decode_payload, find_manifest
 from sd.data.parts.part import load_index
 from sd.data.parts.record import RowError
 from sd.data.streaming import bucketing
@@ -73,27 +76,7 @@ class Findings:
     latents: list = field(default_factory=list)  # of cached rows: sums of mean, mean squared and variance, and numbers
 
 
-def histogram(values, edges):
-    """Lines `low-high  share  bar`, one for each range that starts at an edge; the last is open."""
-    values = np.asarray(values)
-    places = np.searchsorted(edges, values, side="right") - 1
-    lines = []
-    for at, low in enumerate(edges):
-        share = float((places == at).mean()) if len(values) else 0.0
-        high = f"-{edges[at + 1] - 1}" if at + 1 < len(edges) else "+"
-        name = f"{low}" if high == f"-{low}" else f"{low}{high}"
-        lines.append(f"    {name:>10} {share:7.1%}  {'#' * round(40 * share)}".rstrip())
-    return lines
-
-
-def summary_of(values, unit):
-    if not len(values):
-        return "none"
-    low, middle, high = np.percentile(values, [0, 50, 100])
-    return f"{low:.0f} to {high:.0f} {unit}, median {middle:.0f}, mean {np.mean(values):.1f}"
-
-
-def read_sizes(catalog):
+def read_sizes(catalog: Catalog) -> Any:
     """Widths, heights and stored bytes of the rows of up to _INDEXES_READ parts, spread over the list."""
     count = min(_INDEXES_READ, len(catalog.paths))
     widths, heights, num_bytes = [], [], []
@@ -108,7 +91,7 @@ def read_sizes(catalog):
     return tuple(np.concatenate(column) if column else np.zeros(0, int) for column in (widths, heights, num_bytes))
 
 
-def read_rows(catalog, options, whole=False):
+def read_rows(catalog: Catalog, options: Any, whole: bool = False) -> Any:
     """Read and decode `rows` usable rows (0: all) spread over the list; cut samples for the sheet from random ones.
 
     options: the flags of the command. whole: samples are whole pictures, not crops as in training.
@@ -164,7 +147,7 @@ def _moments(record, found):
     found.latents.append((mean.sum(), np.square(mean).sum(), np.exp(logvar).sum(), mean.size))
 
 
-def contact_sheet(samples):
+def contact_sheet(samples: Sequence[Any]) -> Any:
     """One picture of uint8 [3,H,W] samples with caption and place below each."""
     columns = max(1, int(np.ceil(np.sqrt(len(samples)))))
     lines = -(-len(samples) // columns)
@@ -181,7 +164,7 @@ def contact_sheet(samples):
     return sheet
 
 
-def report(catalog, sizes, found):
+def report(catalog: Catalog, sizes: Any, found: Any) -> Any:
     """The lines that the command prints."""
     widths, heights, num_bytes = sizes
     short = np.minimum(widths, heights)
@@ -220,7 +203,7 @@ def report(catalog, sizes, found):
     return lines
 
 
-def cache_lines(manifest, found):
+def cache_lines(manifest: Manifest, found: Any) -> Any:
     """What is told of a cache of latents: what made it, and how the latents that training will see are distributed."""
     text = f"text states of {manifest.model_max_length} tokens" if manifest.has_text else "no text states"
     channels, height, width = manifest.latent_shape
@@ -243,7 +226,7 @@ def cache_lines(manifest, found):
     return lines
 
 
-def load_tokenizer(name):
+def load_tokenizer(name: str) -> Any:
     """The tokenizer that training would use; only here the libraries are imported."""
     from sd.logs import import_quietly
 
@@ -266,7 +249,7 @@ def _timing(catalog, options):
     return timing_report(seconds, count, tokenize is not None)
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m sd.data.inspect", description=__doc__.split("\n\n")[1])
     parser.add_argument("file_list", help="a .filelist.list, as --file_list of training takes it")
     parser.add_argument("--resolution", type=int, help="as in training; default 256, or that of the cache")

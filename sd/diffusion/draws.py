@@ -1,6 +1,7 @@
 """The random numbers that one sample's loss needs, drawn with NumPy in the data worker."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from sd.diffusion.schedule import NUM_TRAIN_TIMESTEPS
 
 
 def draw_bucket(
-    rng: np.random.Generator, bucket: int, *, latent_shapes: Sequence[tuple[int, int, int]], **options
+    rng: np.random.Generator, bucket: int, *, latent_shapes: Sequence[tuple[int, int, int]], **options: Any
 ) -> dict[str, np.ndarray]:
     """`draw` for a sample of a bucket. latent_shapes: (C, h, w) of each bucket; options: as of `draw`."""
     return draw(rng, latent_shape=latent_shapes[bucket], **options)

@@ -179,7 +179,7 @@ class StableDiffusionModel(nn.Layer):
         text_states: Tensor | None = None,
         offset_noise: Tensor | None = None,
         perturbation_noise: Tensor | None = None,
-        **unused,
+        **unused: Any,
     ) -> dict[str, Tensor]:
         """A batch's loss; the arguments are the batch's arrays as tensors, see `denoise` for what is returned.
 

@@ -2,8 +2,9 @@
 # ruff: noqa: UP045  (PdArgumentParser understands Optional[X], not X | None)
 
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 from sd.errors import ArgumentError, InputError
 from sd.flags.aspect import parse_aspect_buckets
@@ -20,18 +21,20 @@ def __getattr__(name):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def flag(default, help_text):
+def flag(default: Any, help_text: str) -> Any:
     """A dataclass field with its line of `--help`."""
     return field(default=default, metadata={"help": help_text})
 
 
-def check_choice(name, value, choices):
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Raise InputError unless value is one of choices."""
     if value not in choices:
         raise ArgumentError(name, value, f"; expected one of {tuple(choices)}")
 
 
-def check_range(name, value, low=None, high=None, above=None):
+def check_range(
+    name: str, value: float, low: float | None = None, high: float | None = None, above: float | None = None
+) -> None:
     """Raise InputError unless low <= value <= high and value > above; a bound that is None does not count."""
     fits = (
         (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)

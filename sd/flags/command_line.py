@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sd import devices
 from sd.errors import InputError
@@ -42,7 +43,7 @@ DIFFUSERS_FLAGS = {
 _TRUE, _FALSE = ("1", "true", "yes", "on", "t", "y"), ("0", "false", "no", "off", "f", "n", "")
 
 
-def environment_values(environ):
+def environment_values(environ: Mapping[str, str]) -> dict[str, bool]:
     """Flag -> value for each switch that is set in `environ`. Raises InputError for what is no truth value."""
     values = {}
     for variable, name in ENVIRONMENT_FLAGS.items():
@@ -65,7 +66,7 @@ def without_gpu_defaults(environ: Mapping[str, str], argv: Sequence[str]) -> tup
     return {name: value for name, value in environ.items() if name not in dropped}, script_defaults
 
 
-def parse_arguments(argv=None, environ=os.environ):
+def parse_arguments(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> tuple[Any, Any, Any]:
     """(SDModelArguments, SDDataArguments, SDTrainingArguments) from a command line; InputError for what is wrong.
 
     Under paddle.distributed.launch this also makes the process group.

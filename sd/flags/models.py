@@ -1,7 +1,10 @@
 """Flags that several of the drawing scripts take."""
 
+from collections.abc import Callable
+from typing import Any
 
-def add_model_flags(add):
+
+def add_model_flags(add: Callable[..., Any]) -> None:
     """Add what names the parts beside the UNet, by the parser's `add_argument`."""
     add(
         "--pretrained_model",

@@ -8,7 +8,7 @@ from sd.models.hashes import weights_hash
 from sd.models.loading import DeferredPart, part_source
 
 
-def cached_parts(manifest: Manifest) -> tuple[str, ...]:
+def cached_parts(manifest: Manifest | None) -> tuple[str, ...]:
     """The parts of the model whose work a cache holds; none for images (None)."""
     if manifest is None:
         return ()

@@ -47,7 +47,7 @@ class Encoders:
             encoders.check_text(self.tokenizer, self.text_encoder.config, options.model_max_length)
             self._mask = paddle.to_tensor(encoders.causal_mask(options.model_max_length))
 
-    def manifest(self, **source) -> Manifest:
+    def manifest(self, **source: Any) -> Manifest:
         """The Manifest of what these encoders and options make. source: its fields on where the rows come from."""
         options = self.options
         text: dict[str, Any] = {}

@@ -96,7 +96,7 @@ def _due(run: Path, every: int, output: Path, protocol: str) -> Iterator[tuple[P
     last = _last_step(run)
     for folder in list_checkpoints(run):
         step = checkpoint_step(folder)
-        if (step % every and step != last) or not _whole(folder):
+        if step is None or (step % every and step != last) or not _whole(folder):
             continue
         try:
             files = read_json(folder, MANIFEST)["files"]

@@ -44,7 +44,7 @@ def weights_hash(part: str, name: str, subfolder: str | None = None, loaded: Any
     return digest.hexdigest()
 
 
-def content_id(*layers) -> str:
+def content_id(*layers: Any) -> str:
     """Twelve hexadecimal digits that stand for the names, shapes and values of loaded layers' tensors, as float32."""
     digest = xxhash.xxh3_128()
     for layer in layers:

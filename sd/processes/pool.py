@@ -6,16 +6,18 @@ import os
 import signal
 import sys
 from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import Any
 
 from sd.errors import RunError
 
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(parent):
+def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when `parent` (its process id) ends, however it ends. Linux; else nothing."""
     if sys.platform != "linux":
         return
@@ -24,7 +26,7 @@ def die_with_parent(parent):
         os._exit(1)
 
 
-def die_with_launcher():
+def die_with_launcher() -> None:
     """In a rank of paddle.distributed.launch: a launcher that is killed leaves nobody behind."""
     if "PADDLE_TRAINER_ID" in os.environ:
         die_with_parent(os.getppid())
@@ -39,7 +41,12 @@ def _start_worker(parent, environments):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def run_local(function, tasks, num_workers, environments=()):
+def run_local(
+    function: Callable[[Any], Any],
+    tasks: Iterable[Any],
+    num_workers: int,
+    environments: Sequence[Mapping[str, str]] = (),
+) -> Generator[Any, None, None]:
     """Yield `function(task)` for each task, in order, at most 2 * num_workers of them in hand.
 
     environments: dicts of environment variables, dealt out to the workers in turn before they import the function.
@@ -48,7 +55,7 @@ def run_local(function, tasks, num_workers, environments=()):
     """
     context = multiprocessing.get_context("spawn")  # forking beside threads (progress bar, S3) may deadlock
     earlier = set(multiprocessing.active_children())
-    start = {"initializer": _start_worker, "initargs": (os.getpid(), environments)}
+    start: dict[str, Any] = {"initializer": _start_worker, "initargs": (os.getpid(), environments)}
     executor = ProcessPoolExecutor(num_workers, context, **start)
     try:
         pending = deque()
@@ -72,7 +79,7 @@ def run_local(function, tasks, num_workers, environments=()):
 
 
 @contextmanager
-def stopped_by_signals():
+def stopped_by_signals() -> Iterator[Callable[[], None]]:
     """SIGTERM ends the run as Ctrl-C does: the workers first, then one line. Yields a function to be called often.
 
     Python loses an exception that a signal raises within a destructor; that function raises it again. A second SIGTERM

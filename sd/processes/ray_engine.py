@@ -2,8 +2,10 @@
 
 import os
 from collections import deque
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import sd
 from sd.errors import InputError, RunError, first_line
@@ -11,7 +13,9 @@ from sd.errors import InputError, RunError, first_line
 _MAX_RETRIES = 8  # a part whose node dies is packed elsewhere, to the same bytes
 
 
-def run_on_ray(function, tasks, address, *, on_gpus=False):
+def run_on_ray(
+    function: Callable[[Any], Any], tasks: Iterable[Any], address: str | None, *, on_gpus: bool = False
+) -> Generator[Any, None, None]:
     """Yield `function(task)` for each task, in order, at most two for each CPU of the cluster in hand.
 
     on_gpus: each task has a GPU to itself where the cluster has any, and two for each GPU are in hand. Inputs and

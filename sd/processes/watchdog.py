@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
@@ -19,13 +20,20 @@ class Watchdog:
     may_exit: end this process after GIVE_UP_SECONDS, so that the DataLoader notices; only right in a worker.
     """
 
-    def __init__(self, *, may_exit=False, report_seconds=REPORT_SECONDS, give_up_seconds=GIVE_UP_SECONDS):
+    def __init__(
+        self,
+        *,
+        may_exit: bool = False,
+        report_seconds: float = REPORT_SECONDS,
+        give_up_seconds: float = GIVE_UP_SECONDS,
+    ):
         self._may_exit, self._report, self._give_up = may_exit, report_seconds, give_up_seconds
         self._step, self._since, self._reported = "", 0.0, 0.0
-        self._thread, self._closed = None, threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
 
     @contextmanager
-    def doing(self, step):
+    def doing(self, step: str) -> Iterator[None]:
         """Announce a step, for example `reading s3://bucket/part-000001.gz`."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._watch, name="data watchdog", daemon=True)
@@ -36,7 +44,7 @@ class Watchdog:
         finally:
             self._step, self._since = outer, time.monotonic()
 
-    def close(self):
+    def close(self) -> None:
         self._closed.set()
 
     def _watch(self):

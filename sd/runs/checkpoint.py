@@ -7,9 +7,10 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import xxhash
@@ -32,7 +33,7 @@ _BLOCK_BYTES = 1 << 24
 class DiskFullError(OSError):
     """A checkpoint did not fit. Attributes: step, needed_bytes, free_bytes."""
 
-    def __init__(self, step, folder, needed_bytes, free_bytes):
+    def __init__(self, step: int, folder: str | Path, needed_bytes: int, free_bytes: int):
         lacks = f"it needs {needed_bytes / 1e6:,.1f} MB, {free_bytes / 1e6:,.1f} MB are free in {folder}"
         if needed_bytes <= free_bytes:
             lacks = f"{folder} takes no more, although {free_bytes / 1e6:,.1f} MB are free: a quota, or too many files"
@@ -65,13 +66,13 @@ def lock_output_dir(output_dir: str | os.PathLike) -> TextIO:
 class CheckpointWriter:
     """One checkpoint on its way: files are written into `checkpoint-N.tmp`, and `commit` gives it its name."""
 
-    def __init__(self, output_dir, step):
+    def __init__(self, output_dir: str | Path, step: int):
         self.step = step
         self.final = Path(output_dir) / f"checkpoint-{step}"
         self.folder = Path(output_dir) / f"checkpoint-{step}.tmp"
         self.files = {}
 
-    def write_tensors(self, name, tensors, metadata=None):
+    def write_tensors(self, name: str, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
         """Write a safetensors file, tensor by tensor, so that one tensor at a time is copied to the host.
 
         tensors: name -> Paddle tensor or NumPy array. (The library's own writer copies them all to memory first.)
@@ -88,17 +89,17 @@ class CheckpointWriter:
         self._need_space(8 + len(text) + end)
         self._write(name, itertools.chain(_lead(text), (self._finite(name, *item) for item in tensors.items())))
 
-    def write_json(self, name, value):
+    def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file."""
         self._write(name, [(json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()])
 
-    def add(self, name):
+    def add(self, name: str) -> None:
         """Take a file that other code has put into `folder` into the manifest."""
         path = self.folder / name
         self.files[name] = {"bytes": path.stat().st_size, "xxh3_128": _checksum(path)}
         fsync(path)
 
-    def commit(self):
+    def commit(self) -> Path:
         """Write the manifest, make everything durable, and let the checkpoint appear under its name."""
         self.write_json(MANIFEST, {"step": self.step, "files": dict(sorted(self.files.items()))})
         for folder in {path.parent for path in self.folder.rglob("*")}:
@@ -107,7 +108,7 @@ class CheckpointWriter:
         publish(self.folder, self.final)
         return self.final
 
-    def discard(self):
+    def discard(self) -> None:
         """Remove what has been written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -218,16 +219,16 @@ def _non_finite(path):
     return None
 
 
-def checkpoint_step(folder):
+def checkpoint_step(folder: str | Path) -> int | None:
     """The N of a folder named checkpoint-N, else None."""
     match = _NAME.fullmatch(Path(folder).name)
     return int(match[1]) if match else None
 
 
-def list_checkpoints(output_dir):
+def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     """Folders checkpoint-N below output_dir, oldest step first."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if checkpoint_step(path) is not None]
-    return sorted((path for path in folders if path.is_dir()), key=checkpoint_step)
+    folders = [(checkpoint_step(path), path) for path in Path(output_dir).glob("checkpoint-*")]
+    return [path for step, path in sorted(pair for pair in folders if pair[0] is not None) if path.is_dir()]
 
 
 def newest_whole_checkpoint(output_dir: str | os.PathLike, mark: bool = False) -> Path | None:
@@ -247,7 +248,7 @@ def newest_whole_checkpoint(output_dir: str | os.PathLike, mark: bool = False) -
     return None
 
 
-def remove_checkpoint(folder):
+def remove_checkpoint(folder: str | Path) -> None:
     """Remove a checkpoint: it loses its name first, so that a kill in between leaves nothing that looks whole."""
     folder = Path(folder)
     if folder.exists():
@@ -257,7 +258,7 @@ def remove_checkpoint(folder):
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def remove_leftovers(output_dir):
+def remove_leftovers(output_dir: str | os.PathLike) -> None:
     """Remove what a killed run left half written or half deleted. Call it only under the lock."""
     for path in Path(output_dir).iterdir():
         if _ASIDE.fullmatch(path.name):
@@ -282,6 +283,6 @@ def keep_newest(output_dir: str | os.PathLike, limit: int | None) -> None:
             whole += 1
 
 
-def read_json(folder, name):
+def read_json(folder: str | Path, name: str) -> Any:
     """The content of a JSON file in a checkpoint."""
     return json.loads((Path(folder) / name).read_text())

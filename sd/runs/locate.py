@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sd.errors import ArgumentError, InputError
 from sd.models.single_file import is_single_file
@@ -22,11 +23,11 @@ class Location:
     checkpoint: Path | None = None
 
     @property
-    def label(self):
+    def label(self) -> str:
         return self.checkpoint.name if self.checkpoint else self.folder
 
 
-def find_unet(name):
+def find_unet(name: str | Path) -> Location:
     """The UNet meant by `name`: its folder, a checkpoint-N, an output_dir (then its newest whole checkpoint), a model
     repository, a whole model in one file, or a published name. Raises InputError, listing the checkpoints that there
     are, if nothing fits."""
@@ -47,7 +48,7 @@ def find_unet(name):
     raise InputError(f"{name}: no UNet there; {_what_there_is(path)}")
 
 
-def list_choices(checkpoint=None, output_dir=None):
+def list_choices(checkpoint: str | Path | None = None, output_dir: str | Path | None = None) -> dict[str, str]:
     """What a person may choose from: {label: name for `find_unet`}, the newest checkpoint first.
 
     output_dir: a run's folder, whose checkpoints are listed as they are now, none if it has not saved one yet.
@@ -75,7 +76,7 @@ def _what_there_is(path):
     return f"{nearest} holds no checkpoint-N; name output_dir/checkpoint-N/unet or a published model"
 
 
-def run_settings(checkpoint):
+def run_settings(checkpoint: str | Path | None) -> dict[str, Any]:
     """What a checkpoint was trained with: flag -> value, from its settings.json and its run's run.json if there is one.
 
     Relative folders are made good against the folder in which the run was started.

@@ -137,7 +137,13 @@ def _file_list_of(run_json: Path) -> str | None:
         return None
 
 
-def write_run_json(output_dir, arguments, fingerprint, resumed_from=None, skipped=()):
+def write_run_json(
+    output_dir: str | Path,
+    arguments: Iterable[Any],
+    fingerprint: str,
+    resumed_from: str | Path | None = None,
+    skipped: Any = (),
+) -> None:
     """Keep arguments, versions, commit, data fingerprint and skipped samples (SkippedSamples) in output_dir/run.json;
     earlier starts stay listed."""
     path = Path(output_dir) / "run.json"

@@ -1,5 +1,6 @@
 """What `--compare` names: each word is a column of the grid, which differs from the others in one thing."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -13,7 +14,7 @@ class Column:
     guidance_scale: float
 
 
-def find_columns(words, unet, variant, guidance_scale):
+def find_columns(words: Iterable[str], unet: str | None, variant: str | None, guidance_scale: float) -> list[Column]:
     """Words -> columns. A number is a guidance scale; `raw` and `ema` are weights of `unet`; anything else names a
     checkpoint, with `:ema` behind it for its moving average."""
     columns = []

@@ -14,12 +14,13 @@ from sd.flags.arguments import check_choice
 from sd.models.single_file import CONFIGS_KEY, stored_name
 from sd.models.weights import linear_weights
 from sd.sampling.files import written
+from sd.sampling.models import Models
 
 FORMATS = ("ppdiffusers", "diffusers")
 _DTYPES = {"fp32": np.float32, "fp16": np.float16}
 
 
-def export_pipeline(models, output, layout, scheduler=None):
+def export_pipeline(models: Models, output: str | Path, layout: str, scheduler: str | None = None) -> Path:
     """Write UNet, VAE, text encoder, tokenizer and scheduler to `output`, which appears only when it is whole.
 
     models: sd.sampling.models.Models. layout: `ppdiffusers`, or `diffusers` for PyTorch (matrices transposed, its own
@@ -60,7 +61,7 @@ def export_pipeline(models, output, layout, scheduler=None):
     return output
 
 
-def export_single_file(models, output: str | Path, dtype: str = "fp32") -> Path:
+def export_single_file(models: Models, output: str | Path, dtype: str = "fp32") -> Path:
     """Write UNet, VAE and text encoder as one safetensors file in the CompVis v1 layout, as ComfyUI, A1111 and
     diffusers' `from_single_file` read it. The tokenizer is v1's and not in the file.
 

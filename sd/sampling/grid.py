@@ -1,6 +1,7 @@
 """Pictures -> one labelled PNG that a person can look through: rows and columns with headings, captions below."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -13,12 +14,14 @@ _SMALLEST_SIDE, _LARGEST_AREA = 144, 48_000_000
 _TEXT_SIZE, _LINES = 13, 3
 
 
-def columns_for(count, aspect=1.5):
+def columns_for(count: int, aspect: float = 1.5) -> int:
     """How many columns make `count` pictures a sheet about `aspect` times as wide as high."""
     return max(1, min(count, math.ceil(math.sqrt(count * aspect))))
 
 
-def labelled_sheet(images, captions, title=None, columns=None):
+def labelled_sheet(
+    images: Sequence[np.ndarray], captions: Sequence[str], title: str | None = None, columns: int | None = None
+) -> Image.Image:
     """Pictures with a caption below each, filled row by row. images: uint8 [H,W,3] each. Returns a PIL image."""
     columns = columns or columns_for(len(images))
     starts = range(0, len(images), columns)
@@ -29,7 +32,13 @@ def labelled_sheet(images, captions, title=None, columns=None):
     )
 
 
-def labelled_table(rows, row_labels=None, column_labels=None, captions=None, title=None):
+def labelled_table(
+    rows: Sequence[Sequence[np.ndarray]],
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+    captions: Sequence[Sequence[str]] | None = None,
+    title: str | None = None,
+) -> Image.Image:
     """Rows of pictures, uint8 [H,W,3] each, with headings at the left and above, and captions below each.
 
     Small pictures are enlarged without smoothing, so that their pixels stay visible; where the sheet would be larger

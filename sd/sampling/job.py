@@ -1,11 +1,14 @@
 """Prompts and settings -> a folder of pictures, going on where an earlier call was cut off."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from sd.sampling.files import read_png_text, write_png
+from sd.sampling.models import Models
 from sd.sampling.pipeline import check_size, cut_text, default_batch_size, stream_images
 
 _SHOWN_LETTERS = 200
@@ -46,7 +49,15 @@ class _PictureBar(tqdm):
         return told | {"whole": int(told["n"] + _HAIR)}
 
 
-def settings_for(models, *, height=None, width=None, scheduler=None, batch_size=None, **others):
+def settings_for(
+    models: Models,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    scheduler: str | None = None,
+    batch_size: int | None = None,
+    **others: Any,
+) -> Settings:
     """Settings with what was left open chosen by the models: the training's size, the run's sampler."""
     height, width = height or models.side, width or models.side
     batch_size = batch_size or default_batch_size(models.unet, models.vae, height, width)
@@ -54,7 +65,7 @@ def settings_for(models, *, height=None, width=None, scheduler=None, batch_size=
     return Settings(height=height, width=width, scheduler=scheduler, batch_size=batch_size, **others)
 
 
-def settings_from(flags, models, device):
+def settings_from(flags: Any, models: Models, device: str) -> Settings:
     """Settings as eval.py's flags ask for them: a namespace with the fields of Settings but `device`.
 
     Raises InputError for a size that the VAE cannot draw.
@@ -65,7 +76,14 @@ def settings_from(flags, models, device):
     return settings
 
 
-def draw(models, jobs, settings, weights_id=None, quiet=False, on_step=None):
+def draw(
+    models: Models,
+    jobs: Sequence[Job],
+    settings: Settings,
+    weights_id: str | None = None,
+    quiet: bool = False,
+    on_step: Callable[[float], None] | None = None,
+) -> None:
     """Draw every job's picture into its file, with a progress bar unless quiet.
 
     on_step: called after every UNet call with the pictures that it stands for; what it raises ends the drawing.
@@ -101,7 +119,7 @@ def draw(models, jobs, settings, weights_id=None, quiet=False, on_step=None):
         bar.update(bar.total - bar.n)
 
 
-def warn_of_cut_prompts(tokenizer, prompts, say=print):
+def warn_of_cut_prompts(tokenizer: Any, prompts: Iterable[str], say: Callable[[str], object] = print) -> None:
     """Say of each prompt that is too long for the model what of it is not seen."""
     for number, prompt in enumerate(dict.fromkeys(prompts), start=1):
         if cut := cut_text(tokenizer, prompt):

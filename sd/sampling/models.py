@@ -51,27 +51,27 @@ class Models:
         """Whether the files of a part have changed since it was loaded."""
         return any(_version(source) != self.versions[part] for part, source in self.sources.items())
 
-    def scheduler(self, name=None):
+    def scheduler(self, name: str | None = None) -> Any:
         """A fresh scheduler by its short name."""
         return make_scheduler(name or self.sampler, **self.schedule)
 
-    def weights_id(self):
+    def weights_id(self) -> str:
         """Digits that stand for all weights and the tokenizer: other weights or words, other digits."""
         layers = content_id(self.unet, self.text_encoder, self.vae)
         return f"{layers}-{tokenizer_hash(self.tokenizer)[:6]}"
 
 
 def load_models(
-    unet=None,
+    unet: str | Path | None = None,
     *,
-    pretrained_model=None,
-    text_encoder=None,
-    vae=None,
-    tokenizer=None,
-    variant=None,
-    dtype="fp32",
-    shared=None,
-):
+    pretrained_model: str | None = None,
+    text_encoder: str | None = None,
+    vae: str | None = None,
+    tokenizer: str | None = None,
+    variant: str | None = None,
+    dtype: str = "fp32",
+    shared: "Models | None" = None,
+) -> Models:
     """Load what is named; what is not comes from the checkpoint or pipeline around the UNet, else from what its run
     was trained with, else from the published Stable Diffusion v1-4.
 
@@ -82,7 +82,7 @@ def load_models(
     devices.check_precision(devices.current(), dtype)
     if unet is None:
         unet = pretrained_model if is_single_file(pretrained_model or "") else f"{pretrained_model or PUBLISHED}/unet"
-    place = find_unet(unet)
+    place = find_unet(str(unet))
     folder = Path(place.folder)
     if variant and folder.exists() and not any(folder.glob(f"*.{variant}.*")):
         raise InputError(f"{folder} has no weights of variant {variant!r}; leave it out, or train with --use_ema")
@@ -100,7 +100,7 @@ def load_models(
         or (str(trained_text) if (trained_text / "config.json").is_file() else own.get("text_encoder_name_or_path")),
         "tokenizer": tokenizer or own.get("tokenizer_name"),
     }
-    sources = {"unet": (place.folder, None, variant)}
+    sources: dict[str, tuple[str, str | None, str | None]] = {"unet": (place.folder, None, variant)}
     sources |= {part: (name, None, None) if name else (repository, part, None) for part, name in named.items()}
     versions = {part: _version(source) for part, source in sources.items()}
     parts = {part: _load(part, source, versions[part], dtype, shared) for part, source in sources.items()}

@@ -8,6 +8,8 @@ last one is filled up), because matrix products round differently in other shape
 import contextlib
 import functools
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import paddle
@@ -30,7 +32,7 @@ SCHEDULERS = {
 }
 
 
-def make_scheduler(name, **training):
+def make_scheduler(name: str, **training: Any) -> Any:
     """A ppdiffusers scheduler by its short name, set to what the UNet was trained with.
 
     training: beta_start, beta_end, beta_schedule, num_train_timesteps, prediction_type, rescale_betas_zero_snr, as in a
@@ -49,12 +51,12 @@ def make_scheduler(name, **training):
     return getattr(ppdiffusers, SCHEDULERS[name]).from_config(config)
 
 
-def vae_factor(vae):
+def vae_factor(vae: paddle.nn.Layer) -> int:
     """Pixels per latent along one side."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def check_size(vae, height, width):
+def check_size(vae: paddle.nn.Layer, height: int, width: int) -> None:
     """Raise InputError unless height and width are positive multiples of the VAE's factor."""
     factor = vae_factor(vae)
     for name, value in (("height", height), ("width", width)):
@@ -63,7 +65,7 @@ def check_size(vae, height, width):
             raise ArgumentError(name, value, f" does not fit the VAE, which halves to 1/{factor}; try {nearest}")
 
 
-def default_batch_size(unet, vae, height, width):
+def default_batch_size(unet: paddle.nn.Layer, vae: paddle.nn.Layer, height: int, width: int) -> int:
     """Pictures in one UNet call. On a CPU 8 where the work is small, else 1, where more gains nothing; on a GPU what
     half of its memory holds, at most 32.
 
@@ -75,13 +77,13 @@ def default_batch_size(unet, vae, height, width):
     return decode_batch_size(unet, vae, height, width)
 
 
-def decode_batch_size(unet, vae, height, width):
+def decode_batch_size(unet: paddle.nn.Layer, vae: paddle.nn.Layer, height: int, width: int) -> int:
     """Pictures in one call of the VAE's decoder: 8 where the work is small, for whose calls a picture is too little."""
     weights = sum(int(np.prod(parameter.shape)) for parameter in unet.parameters())
     return 8 if weights * height * width // vae_factor(vae) ** 2 < 10**10 else 1
 
 
-def batch_in_memory(unet, height, width, memory):
+def batch_in_memory(unet: paddle.nn.Layer, height: int, width: int, memory: int) -> int:
     """Pictures whose UNet call, with guidance, takes at most half of `memory` bytes beside the weights: a power of two
     up to 32. height, width: of the latents.
 
@@ -103,33 +105,40 @@ def batch_in_memory(unet, height, width, memory):
     return min(32, 2 ** (int(fits).bit_length() - 1))
 
 
-def initial_noise(seed, shape):
+def initial_noise(seed: int, shape: Sequence[int]) -> np.ndarray:
     """Standard normal float32 of `shape` (one picture's latents), equal on every device and in every batch."""
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def draw_images(unet, vae, text_encoder, tokenizer, prompts, **settings):
+def draw_images(
+    unet: paddle.nn.Layer,
+    vae: paddle.nn.Layer,
+    text_encoder: paddle.nn.Layer,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    **settings: Any,
+) -> np.ndarray:
     """Draw one picture for each prompt; the settings are those of `stream_images`. Returns uint8 [N,H,W,3]."""
     return np.stack(list(stream_images(unet, vae, text_encoder, tokenizer, prompts, **settings)))
 
 
 def stream_images(
-    unet,
-    vae,
-    text_encoder,
-    tokenizer,
-    prompts,
+    unet: paddle.nn.Layer,
+    vae: paddle.nn.Layer,
+    text_encoder: paddle.nn.Layer,
+    tokenizer: Any,
+    prompts: Iterable[str],
     *,
-    seeds,
-    height,
-    width,
-    scheduler,
-    negative_prompt="",
-    guidance_scale=7.5,
-    num_inference_steps=50,
-    batch_size=None,
-    progress=None,
-):
+    seeds: Iterable[int],
+    height: int,
+    width: int,
+    scheduler: Any,
+    negative_prompt: str = "",
+    guidance_scale: float = 7.5,
+    num_inference_steps: int = 50,
+    batch_size: int | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Iterator[np.ndarray]:
     """Draw one picture for each prompt and its seed, and yield each as uint8 [height, width, 3] when it is ready.
 
     scheduler: from `make_scheduler`. guidance_scale: 1 is no guidance, and `negative_prompt` then has no effect.
@@ -164,7 +173,15 @@ def stream_images(
         yield from np.concatenate(parts)[: len(batch)]
 
 
-def denoise(unet, scheduler, noise, with_text, without, guidance_scale, on_step=None):
+def denoise(
+    unet: paddle.nn.Layer,
+    scheduler: Any,
+    noise: paddle.Tensor,
+    with_text: paddle.Tensor,
+    without: paddle.Tensor | None,
+    guidance_scale: float,
+    on_step: Callable[[], None] | None = None,
+) -> paddle.Tensor:
     """Noise [B,C,h,w] -> latents [B,C,h,w], both float32, by classifier-free guidance (arXiv 2207.12598).
 
     scheduler: its timesteps freshly set. with_text, without: text states [B,L,D] of the prompts and of the negative
@@ -187,27 +204,27 @@ def denoise(unet, scheduler, noise, with_text, without, guidance_scale, on_step=
     return latents
 
 
-def encode_prompt(text_encoder, tokenizer, prompt):
+def encode_prompt(text_encoder: paddle.nn.Layer, tokenizer: Any, prompt: str) -> paddle.Tensor:
     """Text states [1, L, D] of a prompt, cut at the model's length, padded as in training."""
     ids = tokenize(tokenizer, [prompt], tokenizer.model_max_length)
     return text_encoder(paddle.to_tensor(ids))[0]
 
 
-def cut_text(tokenizer, prompt):
+def cut_text(tokenizer: Any, prompt: str) -> str:
     """What of a prompt lies past the model's length and is not seen by it, or its beginning; empty if all is seen."""
     tokens = tokenizer.tokenize(cut_long(prompt, tokenizer.model_max_length))
     unseen = tokens[tokenizer.model_max_length - 2 :]  # two places mark begin and end of the text
     return tokenizer.convert_tokens_to_string(unseen).strip()
 
 
-def decode(vae, latents):
+def decode(vae: paddle.nn.Layer, latents: paddle.Tensor) -> np.ndarray:
     """Latents [B,C,h,w], scaled as in training -> uint8 [B,H,W,3]."""
     pixels = vae.decode((latents / vae.config.scaling_factor).cast(vae.dtype)).sample.cast("float32")
     pixels = (pixels.numpy().transpose([0, 2, 3, 1]) + 1) * 127.5
     return pixels.round().clip(0, 255).astype(np.uint8)
 
 
-def reconstruct(vae, pixel_values):
+def reconstruct(vae: paddle.nn.Layer, pixel_values: np.ndarray) -> np.ndarray:
     """What the VAE keeps of pictures: uint8 [N,3,H,W] as in a batch -> uint8 [N,H,W,3], by the posterior's mean."""
     pixels = paddle.to_tensor(np.asarray(pixel_values)).cast("float32") / 127.5 - 1
     with _evaluating(vae), paddle.no_grad():
@@ -215,7 +232,7 @@ def reconstruct(vae, pixel_values):
         return _decode_means(vae, rows)
 
 
-def reconstruct_cached(vae, moments):
+def reconstruct_cached(vae: paddle.nn.Layer, moments: np.ndarray) -> np.ndarray:
     """As `reconstruct`, from cached moments [N,2C,h,w]: only the decoder is run."""
     means = paddle.to_tensor(np.asarray(moments)[:, : vae.config.latent_channels])
     with _evaluating(vae), paddle.no_grad():

@@ -1,8 +1,10 @@
 """eval.py's work: flags -> models, jobs, pictures, grid."""
 
+import argparse
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sd import devices
 from sd.errors import ArgumentError, InputError
@@ -22,7 +24,7 @@ _GRID_PICTURES = 400
 _GRID_COLUMNS = 12
 
 
-def run(flags):
+def run(flags: argparse.Namespace) -> None:
     """Draw what the flags ask for. Raises InputError or RunError."""
     check_flags(flags)
     prompts = list(flags.prompt or [])
@@ -37,7 +39,7 @@ def run(flags):
         _draw(flags, prompts, device)
 
 
-def check_flags(flags):
+def check_flags(flags: argparse.Namespace) -> None:
     """Raises InputError for a value out of range or two flags that exclude each other."""
     check_range("num_images", flags.num_images, low=1)
     check_range("seed", flags.seed, low=0)
@@ -54,7 +56,7 @@ def check_flags(flags):
         raise ArgumentError("compare", flags.compare[0], "; expected two or more to be compared")
 
 
-def model_flags(flags):
+def model_flags(flags: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `load_models` beside the UNet."""
     return {name: getattr(flags, name) for name in _MODEL_FLAGS}
 

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from paddlenlp.trainer import TrainerCallback
@@ -14,6 +15,9 @@ from tqdm.auto import tqdm
 from sd.diffusion.schedule import TIMESTEP_BANDS
 from sd.errors import first_line
 from sd.training.report import draw_report, note
+
+if TYPE_CHECKING:
+    from sd.flags.training import SDTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +33,7 @@ _SCALARS = (
 )
 
 
-def for_arguments(args, trainer):
+def for_arguments(args: "SDTrainingArguments", trainer: Any) -> list[Any]:
     """The callbacks that the flags ask for. Only rank 0 tells anything."""
     callbacks = []
     if args.process_index == 0:
@@ -61,7 +65,7 @@ def _handlers(names):
 class LogLine(TrainerCallback):
     """One line every logging_steps."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Print what a person wants to know of the steps since the last line."""
         rates = [f"lr {logs['learning_rate']:.3g}"]
         if "learning_rate_text_encoder" in logs:
@@ -82,15 +86,15 @@ class LogLine(TrainerCallback):
 class ProgressBar(TrainerCallback):
     """A bar over all steps of the run, also those before a resume."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open it where the run stands."""
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move it."""
         self.bar.update(state.global_step - self.bar.n)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave it as it stands."""
         self.bar.close()
 
@@ -98,7 +102,7 @@ class ProgressBar(TrainerCallback):
 class Benchmark(TrainerCallback):
     """The reference's line of speed figures."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Print them."""
         step_seconds = logs["seconds_per_step"]
         logger.info(
@@ -117,18 +121,18 @@ class Benchmark(TrainerCallback):
 class Report(TrainerCallback):
     """history.jsonl as the run goes on, and report.png at its end."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Any):
         self.trainer = trainer
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Note the scalars of a log."""
         note(args.output_dir, logs)
 
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Note a validation."""
         note(args.output_dir, {"global_step": state.global_step, **metrics})
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Draw the page, if the run is at its end. Whatever fails there costs the page alone."""
         if state.global_step < state.max_steps:
             return
@@ -142,7 +146,7 @@ class Report(TrainerCallback):
 class Profile(TrainerCallback):
     """Paddle's profiler over the steps that --profiler_options names."""
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """One step of the profiler."""
         from paddlenlp.utils.profiler import add_profiler_step
 
@@ -158,11 +162,11 @@ def earlier_log(output_dir: str) -> Path | None:
 class VisualDL(TrainerCallback):
     """Scalars, loss by timestep, and images, written to logging_dir."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Any):
         self.trainer = trainer
-        self.writer = None
+        self.writer: Any = None
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the log and keep the run's settings in it."""
         from visualdl import LogWriter
 
@@ -174,7 +178,7 @@ class VisualDL(TrainerCallback):
                 self.writer = LogWriter(logdir=args.logging_dir)
         self.writer.add_text("settings", json.dumps(self.trainer.run_settings, indent=2), state.global_step)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write scalars, and every image_logging_steps the histograms and images."""
         step = logs["global_step"]
         for name in _SCALARS:
@@ -203,11 +207,11 @@ class VisualDL(TrainerCallback):
                 self.writer.add_image(name, np.asarray(sheet), step)
         self.trainer.model.train()
 
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Write the validation loss; VisualDL sorts the groups, and train/loss is to be the first."""
         for name, value in metrics.items():
             self.writer.add_scalar(f"validation/{name}", value, state.global_step)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the log."""
         self.writer.close()

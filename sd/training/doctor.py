@@ -10,11 +10,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sd import devices, runtime
 from sd.errors import InputError, RunError, is_out_of_memory, training_told_plainly
+from sd.flags.arguments import SDDataArguments, SDModelArguments
 from sd.flags.files import expand
 from sd.logs import import_quietly, set_up_logging
+
+if TYPE_CHECKING:
+    from sd.flags.training import SDTrainingArguments
 
 GIB = 2**30
 TIMED_STEPS = 2
@@ -40,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(min(problems, 1))
 
 
-def examine(model_args, data_args, training_args):
+def examine(model_args: SDModelArguments, data_args: SDDataArguments, training_args: "SDTrainingArguments") -> Any:
     """Yield for each question whether its answer is a problem, after printing it."""
     from sd.diffusion.model import StableDiffusionModel
     from sd.latents.fit import cached_parts, check_fit
@@ -79,13 +84,13 @@ def examine(model_args, data_args, training_args):
     yield report_saving(model, training_args)
 
 
-def answer(question, text, bad=False):
+def answer(question: str, text: Any, bad: Any = False) -> bool:
     """Print one line; returns bad."""
     print(f"{'PROBLEM' if bad else 'ok':8}{question:10}{text}", flush=True)
     return bad
 
 
-def manifest_of(file_list):
+def manifest_of(file_list: str) -> Any:
     """The manifest of a cache, None for images; what is wrong with the list is told when its data is read."""
     from sd.data.parts.moments import find_manifest
 
@@ -95,14 +100,14 @@ def manifest_of(file_list):
         return None
 
 
-def millions(model, part):
+def millions(model: Any, part: str) -> float:
     """Parameters of a part of the model, in millions."""
     if part in model.deferred:
         return model.deferred[part].num_parameters / 1e6
     return sum(parameter.size for parameter in getattr(model, part).parameters()) / 1e6
 
 
-def measure_steps(model, data_args, training_args, available):
+def measure_steps(model: Any, data_args: SDDataArguments, training_args: "SDTrainingArguments", available: Any) -> Any:
     """Take optimizer steps on made-up batches of 1, 2, 4, ... images up to the chosen size, as long as the next fits
     into `available` bytes with room to spare.
 
@@ -128,7 +133,9 @@ def measure_steps(model, data_args, training_args, available):
         try:
             batches = itertools.repeat(made_up_batch(model, largest, size))
             for _ in range(TIMED_STEPS + 1):
-                seconds.append(runner.take(batches).busy_seconds)
+                outcome = runner.take(batches)
+                assert outcome is not None  # nobody asks it to stop
+                seconds.append(outcome.busy_seconds)
         except (MemoryError, RuntimeError, SystemError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -143,7 +150,9 @@ def measure_steps(model, data_args, training_args, available):
             return peaks, per_image, None
 
 
-def report_without_recompute(model, data_args, training_args, available, images_per_second):
+def report_without_recompute(
+    model: Any, data_args: SDDataArguments, training_args: "SDTrainingArguments", available: Any, images_per_second: Any
+) -> Any:
     """Tell what the run gains by keeping its activations, and whether they fit into memory."""
     import paddle
 
@@ -162,13 +171,13 @@ def report_without_recompute(model, data_args, training_args, available, images_
     return answer("recompute", f"{told}, and batch {batch_size} {advice}")
 
 
-def predicted_peak(peaks, batch_size):
+def predicted_peak(peaks: Any, batch_size: int) -> Any:
     """Peak bytes at `batch_size` if every image costs what it cost between the smallest and the largest measured."""
     low, high = min(peaks), max(peaks)
     return peaks[high] + (batch_size - high) * (peaks[high] - peaks[low]) / (high - low)
 
 
-def peak_bytes(device):
+def peak_bytes(device: Any) -> int:
     """The most memory used so far: of the process on a CPU, of Paddle's allocator on a GPU."""
     import resource
 
@@ -179,13 +188,13 @@ def peak_bytes(device):
     return paddle.device.cuda.max_memory_reserved()
 
 
-def largest_batch(peaks, available):
+def largest_batch(peaks: Any, available: Any) -> Any:
     """Largest batch whose predicted peak is within `available` bytes; 0 if not even one image fits."""
     each = max(predicted_peak(peaks, 2) - predicted_peak(peaks, 1), 1)
     return max(0, int((available - predicted_peak(peaks, 0)) // each))
 
 
-def report_memory(peaks, available, batch_size, full_at=None):
+def report_memory(peaks: Any, available: Any, batch_size: int, full_at: Any = None) -> bool:
     """Tell the memory of the chosen batch and the largest that fits. full_at: the batch at which memory ran out."""
     if full_at is not None:
         fits = max(peaks, default=0)
@@ -200,7 +209,9 @@ def report_memory(peaks, available, batch_size, full_at=None):
     return answer("memory", f"{told}; largest batch that fits: about {fits}{advice}", bad=batch_size > fits)
 
 
-def report_data(model, data_args, training_args, images_per_second):
+def report_data(
+    model: Any, data_args: SDDataArguments, training_args: "SDTrainingArguments", images_per_second: Any
+) -> bool:
     """Tell what the data holds and whether reading keeps up with one device's step."""
     from sd.data.streaming.dataset import collate, raise_if_failed
     from sd.training.run import check_tags, look_at_captions, make_dataset
@@ -233,7 +244,7 @@ def report_data(model, data_args, training_args, images_per_second):
     )
 
 
-def checkpoint_bytes(model, training_args):
+def checkpoint_bytes(model: Any, training_args: "SDTrainingArguments") -> int:
     """Bytes of a checkpoint: float32 weights of what is trained, two AdamW moments of each, the moving average."""
     trained = sum(millions(model, part) for part in model.trained_parts) * 3
     average = millions(model, "unet") if training_args.use_ema else 0
@@ -241,7 +252,7 @@ def checkpoint_bytes(model, training_args):
     return int((trained + average + rest) * 1e6 * 4)
 
 
-def report_saving(model, training_args):
+def report_saving(model: Any, training_args: "SDTrainingArguments") -> bool:
     """Tell whether host memory takes the copy of a checkpoint that --save_in_background makes."""
     import psutil
 
@@ -261,7 +272,7 @@ def report_saving(model, training_args):
     )
 
 
-def report_disk(model, training_args, output_dir):
+def report_disk(model: Any, training_args: "SDTrainingArguments", output_dir: str | Path) -> bool:
     """Tell the disk that save_total_limit checkpoints need, and one more while it is written."""
     folder = next(
         parent for parent in [Path(output_dir).resolve(), *Path(output_dir).resolve().parents] if parent.exists()

@@ -1,6 +1,8 @@
 """The pictures logged while training: the same captions and seeds every time, so that they can be compared."""
 
 import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from sd.diffusion.schedule import sampler_config
 from sd.sampling.grid import labelled_sheet
@@ -17,12 +19,21 @@ class Previews:
     [1,2C,h,w]; captions: their N texts; prompts: the user's own, if any; sizes: (width, height) at which each caption
     is drawn, its record's; prompt_sizes: those at which each prompt is."""
 
-    def __init__(self, records, captions, prompts=(), *, sizes, prompt_sizes, num_inference_steps=50):
+    def __init__(
+        self,
+        records: Any,
+        captions: Sequence[str],
+        prompts: Sequence[str] = (),
+        *,
+        sizes: Any,
+        prompt_sizes: Any,
+        num_inference_steps: int = 50,
+    ):
         self.records, self.captions, self.prompts = records, captions, list(prompts)
         self.sizes, self.prompt_sizes, self.num_inference_steps = list(sizes), list(prompt_sizes), num_inference_steps
         self.latest = {}  # name -> sheet of the last drawing
 
-    def draw(self, model):
+    def draw(self, model: Any) -> Iterator[tuple[str, Any]]:
         """Yield (name, labelled sheet as PIL image) of each group."""
         for name, sheet in self._draw(model):
             self.latest[name] = sheet

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import paddle
 from paddlenlp.trainer.trainer_utils import IntervalStrategy
@@ -16,9 +17,12 @@ from sd.data.parts.moments import find_manifest
 from sd.data.streaming.buckets import BucketTable
 from sd.data.streaming.caption_draw import check_sources
 from sd.data.streaming.captions import by_source, describe_cut, sample_records
+from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.dataset import EvalPairs, TextImagePair, collate, raise_if_failed
 from sd.diffusion.model import StableDiffusionModel
 from sd.errors import ArgumentError, InputError
+from sd.flags.arguments import SDDataArguments, SDModelArguments
+from sd.flags.training import SDTrainingArguments
 from sd.latents.fit import cached_parts, check_fit
 from sd.models.hashes import weights_hash
 from sd.models.loading import part_source
@@ -45,7 +49,7 @@ from sd.training.trainer import StableDiffusionTrainer
 logger = logging.getLogger(__name__)
 
 
-def train(model_args, data_args, training_args):
+def train(model_args: SDModelArguments, data_args: SDDataArguments, training_args: SDTrainingArguments) -> int | None:
     """Train as the arguments say. Returns the number of the signal that ended training early, or None."""
     if not training_args.do_train:
         raise InputError("nothing to do; give --do_train")
@@ -125,12 +129,12 @@ def train(model_args, data_args, training_args):
     return trainer.stop_signal
 
 
-def file_lists(data_args):
+def file_lists(data_args: SDDataArguments) -> Any:
     """The lists that are read: of training, and of validation if there is one."""
     return list(filter(None, (data_args.file_list, data_args.eval_file_list)))
 
 
-def component_hashes(model, model_args, manifest):
+def component_hashes(model: Any, model_args: SDModelArguments, manifest: Any) -> dict[str, str]:
     """Component that is not trained -> hash of its weights or vocabulary. manifest: of the cache that holds what the
     deferred ones computed, which knows their hashes."""
     hashes = {}
@@ -142,7 +146,9 @@ def component_hashes(model, model_args, manifest):
     return hashes
 
 
-def prepare(model_args, data_args, training_args, locks):
+def prepare(
+    model_args: SDModelArguments, data_args: SDDataArguments, training_args: SDTrainingArguments, locks: Any
+) -> Any:
     """What rank 0 does before anything is loaded: check, lock output_dir, clear what a kill left behind, and find where
     to go on. Returns the checkpoint's path as text, or None. locks: a list that takes the open lock."""
     for file_list in file_lists(data_args):
@@ -154,7 +160,7 @@ def prepare(model_args, data_args, training_args, locks):
     return str(checkpoint) if checkpoint else None
 
 
-def find_start(training_args):
+def find_start(training_args: SDTrainingArguments) -> Any:
     """The checkpoint to go on from, or None."""
     output_dir, named = training_args.output_dir, training_args.resume_from_checkpoint
     if os.environ.get(RESTARTED) and (newest := newest_whole_checkpoint(output_dir)):
@@ -176,7 +182,7 @@ def find_start(training_args):
     return newest_whole_checkpoint(output_dir, mark=True)
 
 
-def is_finished(checkpoint, training_args):
+def is_finished(checkpoint: Any, training_args: SDTrainingArguments) -> bool:
     """Whether the checkpoint is the end of the run; says so."""
     done = 0 < training_args.max_steps <= read_json(checkpoint, "trainer_state.json")["global_step"]
     if done:
@@ -184,20 +190,22 @@ def is_finished(checkpoint, training_args):
     return done
 
 
-def steps_of_epochs(training_args, records):
+def steps_of_epochs(training_args: SDTrainingArguments, records: int) -> int:
     """Optimizer steps in num_train_epochs passes over `records` records."""
     batch = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
     return max(1, math.ceil(training_args.num_train_epochs * records / (batch * training_args.dataset_world_size)))
 
 
-def num_machines(training_args):
+def num_machines(training_args: SDTrainingArguments) -> int:
     """Machines of the run, by what the launcher says of this one."""
     return max(
-        1, training_args.dataset_world_size // int(os.environ.get("PADDLE_LOCAL_SIZE", training_args.world_size))
+        1, training_args.dataset_world_size // int(os.environ.get("PADDLE_LOCAL_SIZE") or training_args.world_size)
     )
 
 
-def make_dataset(model, data_args, training_args, checkpoint, skipped=()):
+def make_dataset(
+    model: Any, data_args: SDDataArguments, training_args: SDTrainingArguments, checkpoint: Any, skipped: Any = ()
+) -> Any:
     """The endless stream of samples, from where the checkpoint stands, without the skipped ones."""
     state = read_json(checkpoint, "data_state.json") if checkpoint else {}
     if data_args.data_lanes and state and data_args.data_lanes != state["lanes"]:
@@ -242,19 +250,19 @@ def make_dataset(model, data_args, training_args, checkpoint, skipped=()):
     )
 
 
-def bucket_table(model, data_args) -> BucketTable | None:
+def bucket_table(model: Any, data_args: SDDataArguments) -> BucketTable | None:
     """The table of --aspect_buckets for this model; None for squares."""
     if data_args.aspect_buckets is None:
         return None
     return BucketTable.from_flag(data_args.aspect_buckets, data_args.resolution, model.side_multiple)
 
 
-def used_buckets(catalog) -> BucketTable | None:
+def used_buckets(catalog: Catalog) -> BucketTable | None:
     """The buckets that training draws from; None for squares."""
     return None if catalog.bucket_rows is None else catalog.bucket_rows.used
 
 
-def log_buckets(catalog):
+def log_buckets(catalog: Any) -> None:
     """Log the rows of each bucket, and which buckets are merged or empty."""
     if catalog.bucket_rows is not None:
         for line in catalog.bucket_rows.lines():
@@ -262,7 +270,7 @@ def log_buckets(catalog):
         logger.info("groups of %d samples of one bucket", catalog.bucketing.group_size)
 
 
-def look_at_captions(model, data_args, catalog):
+def look_at_captions(model: Any, data_args: SDDataArguments, catalog: Any) -> None:
     """Log which share of a sample of the captions is longer than the text encoder sees, and how many rows lack one that
     has a share. Raises InputError where the flags name captions that no row has."""
     if "text_encoder" in model.deferred and not data_args.caption_flags.named:
@@ -275,7 +283,7 @@ def look_at_captions(model, data_args, catalog):
         logger.warning("%s: %s", catalog.file_list, line)
 
 
-def check_tags(data_args, manifest):
+def check_tags(data_args: SDDataArguments, manifest: Any) -> Any:
     """Raise InputError where tags are to be shuffled, but the list has the states of texts that were encoded before."""
     if data_args.shuffle_tags is not None and manifest is not None and manifest.has_text:
         raise InputError(
@@ -298,7 +306,9 @@ def _eval_pairs(model, data_args, training_args, file_list, limit, buckets):
     )
 
 
-def make_eval_dataset(model, data_args, training_args, buckets=None):
+def make_eval_dataset(
+    model: Any, data_args: SDDataArguments, training_args: SDTrainingArguments, buckets: Any = None
+) -> Any:
     """The held-out records in training's buckets, and validation every eval_steps, if --eval_file_list is given."""
     if data_args.eval_file_list is None:
         training_args.evaluation_strategy = IntervalStrategy.NO
@@ -310,7 +320,13 @@ def make_eval_dataset(model, data_args, training_args, buckets=None):
     return _eval_pairs(model, data_args, training_args, data_args.eval_file_list, limit, buckets)
 
 
-def make_previews(model, model_args, data_args, training_args, catalog):
+def make_previews(
+    model: Any,
+    model_args: SDModelArguments,
+    data_args: SDDataArguments,
+    training_args: SDTrainingArguments,
+    catalog: Any,
+) -> Any:
     """What is drawn while training, on rank 0 alone: the first records of the file list and the user's prompts."""
     path = training_args.validation_prompts
     prompts = read_prompts(path, flag="validation_prompts") if path else []
@@ -322,12 +338,12 @@ def make_previews(model, model_args, data_args, training_args, catalog):
     records = [collate([pairs[index]]) for index in range(len(pairs))]
     for record in records:
         raise_if_failed(record)
-    square = (data_args.resolution, data_args.resolution)
+    square, used = (data_args.resolution, data_args.resolution), used_buckets(catalog)
     return Previews(
         records,
         [pairs.caption(index) for index in range(len(pairs))],
         prompts,
         sizes=[square if buckets is None else buckets.sizes[pairs.bucket(index)] for index in range(len(pairs))],
-        prompt_sizes=[square] if buckets is None else used_buckets(catalog).spread(),
+        prompt_sizes=[square] if used is None else used.spread(),
         num_inference_steps=model_args.num_inference_steps,
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 import paddle
 
@@ -29,7 +30,7 @@ TEXT_WEIGHTS = "text_encoder/model.safetensors"
 RECENT_LOSSES = "recent_losses.json"
 
 
-def save_checkpoint(trainer) -> bool:
+def save_checkpoint(trainer: Any) -> bool:
     """Save checkpoint-N, by all ranks together. Returns whether it was saved.
 
     A full disk is logged, and training goes on; older checkpoints stay, the half one goes. Any other failure of a rank
@@ -50,7 +51,7 @@ def save_checkpoint(trainer) -> bool:
     return _together(args, writer, lambda: _commit(args, writer))
 
 
-def finish_saving(trainer) -> None:
+def finish_saving(trainer: Any) -> None:
     """Wait until the checkpoint that is being written in the background is there. All ranks call it together; what went
     wrong there is treated as in `save_checkpoint`."""
     args = trainer.args
@@ -211,11 +212,12 @@ def _weight_names(model):
 
 def load_recent_losses(checkpoint: str | Path | None) -> list[float]:
     """Losses of the last steps before a checkpoint, none where it does not say."""
-    there = checkpoint is not None and (Path(checkpoint) / RECENT_LOSSES).exists()
-    return read_json(checkpoint, RECENT_LOSSES) if there else []
+    if checkpoint is None or not (Path(checkpoint) / RECENT_LOSSES).exists():
+        return []
+    return read_json(checkpoint, RECENT_LOSSES)
 
 
-def load_models(trainer, checkpoint):
+def load_models(trainer: Any, checkpoint: str | Path) -> None:
     """Put the trained weights and the moving average back."""
     model = trainer.model
     _load_layer(model.unet, f"{checkpoint}/{UNET_WEIGHTS}")
@@ -246,7 +248,7 @@ def _load_layer(layer, path):
         raise InputError(f"{path}: {missing[0]} is missing; was it made with another model?")
 
 
-def load_optimizer(trainer, checkpoint):
+def load_optimizer(trainer: Any, checkpoint: str | Path) -> None:
     """Put optimizer, schedule, loss scale and the place in the data back, whatever the number of ranks was."""
     names = _weight_names(trainer.model)
     wanted = {names[parameter.name] for parameter in held_parameters(trainer.optimizer)}

@@ -3,13 +3,17 @@
 import contextlib
 import logging
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import paddle
 from paddlenlp.trainer.trainer_utils import get_scheduler
 
 from sd.data.streaming.dataset import worker_init_fn
 from sd.errors import InputError
+
+if TYPE_CHECKING:
+    from sd.flags.training import SDTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ def keep_global_batch(args: Any, wanted: int | None) -> None:
     )
 
 
-def make_dataloader(dataset, collate_fn, args) -> paddle.io.DataLoader:
+def make_dataloader(dataset: Any, collate_fn: Callable[..., Any], args: "SDTrainingArguments") -> paddle.io.DataLoader:
     """Batches of NumPy arrays from workers that run no Paddle operation."""
     return paddle.io.DataLoader(
         dataset,
@@ -55,7 +59,7 @@ def make_dataloader(dataset, collate_fn, args) -> paddle.io.DataLoader:
 
 
 @contextlib.contextmanager
-def end_workers(batches: Any):
+def end_workers(batches: Any) -> Iterator[None]:
     """Within the context `batches`, an iterator over a DataLoader, may be used; after it none of its workers lives.
     Any other iterator has none.
 
@@ -74,13 +78,13 @@ def end_workers(batches: Any):
             worker.join()
 
 
-def learning_rates(args, trained_parts) -> dict[str, float]:
+def learning_rates(args: "SDTrainingArguments", trained_parts: Any) -> dict[str, float]:
     """Part -> learning rate."""
-    rates = {"unet": args.unet_learning_rate, "text_encoder": args.text_encoder_learning_rate}
+    rates: dict[str, Any] = {"unet": args.unet_learning_rate, "text_encoder": args.text_encoder_learning_rate}
     return {part: args.learning_rate if rates[part] is None else rates[part] for part in trained_parts}
 
 
-def set_learning_rates(model, rates: dict[str, float]) -> list[paddle.Tensor]:
+def set_learning_rates(model: Any, rates: dict[str, float]) -> list[paddle.Tensor]:
     """Give each trained weight its factor of the base rate, the largest. Returns the trained weights.
 
     (Groups of weights would rule out sharding.)
@@ -94,7 +98,7 @@ def set_learning_rates(model, rates: dict[str, float]) -> list[paddle.Tensor]:
     return trained
 
 
-def make_scheduler(args, base_learning_rate: float, num_training_steps: int):
+def make_scheduler(args: "SDTrainingArguments", base_learning_rate: float, num_training_steps: int) -> Any:
     """The schedule of the base learning rate."""
     return get_scheduler(
         args.lr_scheduler_type,
@@ -107,7 +111,9 @@ def make_scheduler(args, base_learning_rate: float, num_training_steps: int):
     )
 
 
-def make_optimizer(optimizer_class, options, args, scheduler, parameters):
+def make_optimizer(
+    optimizer_class: Any, options: Any, args: "SDTrainingArguments", scheduler: Any, parameters: Any
+) -> Any:
     """An optimizer over `parameters`, with clipping if --max_grad_norm asks for it."""
     if args.fp16_opt_level == "O2" and (args.fp16 or args.bf16):
         options["multi_precision"] = True

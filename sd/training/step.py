@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import paddle
@@ -44,7 +45,7 @@ class StepOutcome:
 class StepRunner:
     """Takes the optimizer steps of a StableDiffusionTrainer. model: the trained one, as wrapped for several ranks."""
 
-    def __init__(self, trainer, model):
+    def __init__(self, trainer: Any, model: Any):
         self.trainer, self.args, self.model = trainer, trainer.args, model
         self._micro_batch_seconds = math.inf  # mean over the ranks of the step before; unknown at first
 

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
@@ -13,6 +14,9 @@ import psutil
 from sd.errors import RunError
 from sd.runs.checkpoint import list_checkpoints
 from sd.training.step import StepOutcome
+
+if TYPE_CHECKING:
+    from sd.flags.training import SDTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +34,7 @@ class StepRecords:
     recent: losses of the applied steps before, the newest last.
     """
 
-    def __init__(self, args, dataset, recent: Iterable[float] = ()):
+    def __init__(self, args: "SDTrainingArguments", dataset: Any, recent: Iterable[float] = ()):
         self.args, self.dataset = args, dataset
         self.recent = deque(recent, maxlen=MEDIAN_STEPS)
         self._skipped_in_a_row = 0
@@ -97,7 +101,7 @@ class StepRecords:
                 f"checkpoint: {last.name if last else 'none'}; samples: {named}"
             )
 
-    def take_logs(self, learning_rates, samples_seen, step, max_steps):
+    def take_logs(self, learning_rates: Any, samples_seen: int, step: int, max_steps: int) -> dict[str, Any]:
         """Scalars of the steps since the last call, over all ranks; times are without saving, drawing, validation."""
         samples = self._steps * self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         samples *= self.args.dataset_world_size
@@ -123,7 +127,7 @@ class StepRecords:
         self._start_interval()
         return logs
 
-    def take_timestep_losses(self):
+    def take_timestep_losses(self) -> tuple[np.ndarray, np.ndarray]:
         """(timesteps int64 [N], losses float32 [N]) of this rank's samples since the last call."""
         kept = list(self._timestep_losses)
         self._timestep_losses.clear()
@@ -131,7 +135,7 @@ class StepRecords:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         return tuple(np.concatenate([each[i].numpy() for each in kept]) for i in (0, 1))
 
-    def totals(self, steps):
+    def totals(self, steps: int) -> Any:
         """Mean loss and rates of this start, over `steps` steps."""
         seconds = time.perf_counter() - self._begin
         mean = self._all_losses[0] / self._all_losses[1] if self._all_losses[1] else float("nan")
@@ -142,7 +146,7 @@ def _mean(values):
     return float(np.mean(values)) if values else float("nan")
 
 
-def memory_bytes(device):
+def memory_bytes(device: str | None) -> int:
     """Memory in use: the peak allocated on a GPU, this process's resident set on a CPU."""
     if device == "gpu":
         return paddle.device.cuda.max_memory_allocated()

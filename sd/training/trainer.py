@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import signal
+from typing import Any
 
 import paddle
 from paddlenlp.trainer import Trainer
@@ -50,14 +51,14 @@ class StableDiffusionTrainer(Trainer):
 
     def __init__(
         self,
-        model,
-        args,
-        train_dataset=None,
-        data_collator=None,
-        eval_dataset=None,
-        run_settings=None,
-        previews=None,
-        skipped=(),
+        model: Any,
+        args: Any,
+        train_dataset: Any = None,
+        data_collator: Any = None,
+        eval_dataset: Any = None,
+        run_settings: Any = None,
+        previews: Any = None,
+        skipped: Any = (),
     ):
         static, args.to_static = args.to_static, False  # the UNet alone gains by it, and takes plain tensors
         recompute, args.recompute = args.recompute, False
@@ -106,22 +107,22 @@ class StableDiffusionTrainer(Trainer):
 
     # What paddlenlp's `train` calls before the loop.
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> Any:
         """Batches of NumPy arrays from workers that run no Paddle operation."""
         return make_dataloader(self.train_dataset, self.data_collator, self.args)
 
-    def create_scheduler(self, num_training_steps):
+    def create_scheduler(self, num_training_steps: int) -> Any:
         """The schedule of the base learning rate."""
         self.lr_scheduler = make_scheduler(self.args, self.base_learning_rate, num_training_steps)
         return self.lr_scheduler
 
     @staticmethod
-    def get_optimizer_cls_and_kwargs(args):
+    def get_optimizer_cls_and_kwargs(args: Any) -> tuple[Any, dict[str, Any]]:
         """AdamW in few calls; paddlenlp's other optimizers as they are."""
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args)
         return (FusedAdamW if optimizer_class is paddle.optimizer.AdamW else optimizer_class), options
 
-    def create_optimizer(self, lr_scheduler=None):
+    def create_optimizer(self, lr_scheduler: Any = None) -> Any:
         """The optimizer of the trained weights; biases and norms decay too, as in the reference."""
         self.optimizer = make_optimizer(
             *self.get_optimizer_cls_and_kwargs(self.args), self.args, self.lr_scheduler, self.trained_parameters
@@ -210,7 +211,7 @@ class StableDiffusionTrainer(Trainer):
         self.callback_handler.train_dataloader = train_dataloader
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
 
-    def take_state(self, checkpoint, max_steps):
+    def take_state(self, checkpoint: Any, max_steps: Any) -> Any:
         """Stand at the step of a checkpoint, None for the beginning."""
         self.state = TrainerState()
         if checkpoint:
@@ -233,14 +234,14 @@ class StableDiffusionTrainer(Trainer):
         if args.process_index == 0:
             report_step(self.state.global_step)
 
-    def forward(self, model, batch):
+    def forward(self, model: Any, batch: Any) -> Any:
         """The model's dict of one micro-batch; its loss is its share of the step's."""
         with self.autocast_smart_context_manager():
             outputs = model(**batch)
         outputs["loss"] = outputs["loss"] / self.args.gradient_accumulation_steps
         return outputs
 
-    def backward(self, loss):
+    def backward(self, loss: Any) -> None:
         """Add a micro-batch's share to the gradients."""
         (self.scaler.scale(loss) if self.do_grad_scaling else loss).backward()
 
@@ -257,7 +258,7 @@ class StableDiffusionTrainer(Trainer):
             self.saved_step = step
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
-    def current_learning_rates(self):
+    def current_learning_rates(self) -> Any:
         """Part -> learning rate of the next step."""
         scale = self.optimizer.get_lr() / (self.base_learning_rate or 1.0)
         return {part: rate * scale for part, rate in self.learning_rates.items()}
@@ -270,11 +271,11 @@ class StableDiffusionTrainer(Trainer):
 
     # What happens beside the steps.
 
-    def sampling_weights(self):
+    def sampling_weights(self) -> Any:
         """Context in which the UNet holds the weights to be judged: the moving average, if there is one."""
         return self.ema.swapped_in() if self.ema else contextlib.nullcontext()
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Loss on held-out records with fixed draws, by timestep band, over all ranks."""
         with self.sampling_weights(), self.autocast_smart_context_manager():
             metrics = evaluate_loss(
@@ -294,6 +295,6 @@ class StableDiffusionTrainer(Trainer):
     def _save_checkpoint(self, model, metrics=None):
         return save_checkpoint(self)
 
-    def log(self, logs, **kwargs):
+    def log(self, logs: Any, **kwargs: Any) -> None:
         """Hand a dict of scalars to the callbacks."""
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs, **kwargs)

@@ -1,5 +1,8 @@
 """The loss on held-out records with fixed draws: comparable from step to step and from run to run."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import paddle
 
@@ -13,7 +16,15 @@ _BANDS = len(TIMESTEP_BANDS)
 _BUCKET, _SOURCE = "_bucket_", "_source_"
 
 
-def evaluate_loss(model, dataset, collate, batch_size, prefix="eval", rank=0, world_size=1):
+def evaluate_loss(
+    model: Any,
+    dataset: Any,
+    collate: Callable[..., Any],
+    batch_size: int,
+    prefix: str = "eval",
+    rank: int = 0,
+    world_size: int = 1,
+) -> dict[str, float]:
     """Mean squared error over a map-style dataset, all, by timestep band, by bucket and by source, over all ranks.
     Returns name -> value.
 
@@ -21,10 +32,11 @@ def evaluate_loss(model, dataset, collate, batch_size, prefix="eval", rank=0, wo
     (width, height) of each, and `bucket(index)`. The sources are those of the dataset's Catalog, if it has one of
     several.
     """
-    sizes, catalog = getattr(dataset, "sizes", None) or (), getattr(dataset, "catalog", None)
+    sizes: Any = getattr(dataset, "sizes", None) or ()
+    catalog: Any = getattr(dataset, "catalog", None)
     names = _source_names(catalog.names) if catalog is not None and len(catalog.names) > 1 else []
     first_source = _BANDS + len(sizes)
-    sums = np.zeros([first_source + len(names), 2])  # loss, count; of the bands, then of buckets and sources
+    sums: Any = np.zeros([first_source + len(names), 2])  # loss, count; of the bands, then of buckets and sources
     model.eval()
     with paddle.no_grad():
         for bucket, indices in _batches(dataset, range(rank, len(dataset), world_size), batch_size, bool(sizes)):
@@ -38,7 +50,9 @@ def evaluate_loss(model, dataset, collate, batch_size, prefix="eval", rank=0, wo
             if bucket is not None:
                 sums[_BANDS + bucket] += losses.sum(), len(losses)
             if names:
-                sources = np.array([first_source + catalog.source_of(part) for part, _ in np.asarray(batch["place"])])
+                sources: Any = np.array(
+                    [first_source + catalog.source_of(part) for part, _ in np.asarray(batch["place"])]
+                )
                 np.add.at(sums, (sources, 0), losses)
                 np.add.at(sums, (sources, 1), 1)
     if world_size > 1:

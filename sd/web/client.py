@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 _KEPT_PICTURES = 100
 
@@ -20,21 +21,21 @@ _KEPT_PICTURES = 100
 class Drawer:
     """The engine's process, started when it is needed, and its answers sorted by job. command: what starts it."""
 
-    def __init__(self, command):
+    def __init__(self, command: Sequence[str]):
         self._command = command
         self._process, self._waiting = None, {}  # job -> (the process that was asked, queue of its answers)
         self._numbers, self._lock = itertools.count(1), threading.Lock()
 
-    def start(self):
+    def start(self) -> None:
         """Have the engine running; it loads its libraries while people type."""
         with self._lock:
             self._running()
 
-    def new_job(self):
+    def new_job(self) -> int:
         """A number for a request that is yet to be made."""
         return next(self._numbers)
 
-    def ask(self, job, request):
+    def ask(self, job: int, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Send a request and yield its answers, dicts, the last of which has `end`."""
         answers = queue.SimpleQueue()
         with self._lock:
@@ -50,12 +51,12 @@ class Drawer:
             with self._lock:
                 del self._waiting[job]
 
-    def cancel(self, job):
+    def cancel(self, job: int) -> None:
         """Ask for no more pictures of a job."""
         if asked := self._waiting.get(job):
             self._send(asked[0], {"do": "cancel", "job": job})
 
-    def stop(self):
+    def stop(self) -> None:
         """End the engine's process."""
         with self._lock:
             process, self._process = self._process, None
@@ -99,14 +100,14 @@ def _obituary(code):
 class Visitors:
     """Which job each open page waits for, so that it alone can cancel it, even before its turn has come."""
 
-    def __init__(self, drawer):
+    def __init__(self, drawer: Drawer):
         self._drawer, self._jobs, self._given_up = drawer, {}, set()
 
-    def expect(self, session):
+    def expect(self, session: str) -> None:
         """A page is about to wait for a drawing."""
         self._jobs[session] = self._drawer.new_job()
 
-    def give_up(self, session):
+    def give_up(self, session: str) -> None:
         """Cancel what a page waits for."""
         if job := self._jobs.get(session):
             self._given_up.add(job)
@@ -115,7 +116,7 @@ class Visitors:
     def draw_each(self, session: str, requests: list[dict]) -> Iterator[tuple[int, dict]]:
         """Yield (number of the request, answer) of requests that are drawn one after another, until one is not done."""
         for number, request in enumerate(requests):
-            end = "error"
+            end: str | None = "error"
             for answer in self.draw(session, request):
                 end = answer.get("end")
                 yield number, answer
@@ -124,7 +125,7 @@ class Visitors:
             if number + 1 < len(requests):
                 self.expect(session)
 
-    def draw(self, session, request):
+    def draw(self, session: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the answers to a page's request."""
         job = self._jobs.get(session) or self._drawer.new_job()
         try:
@@ -137,7 +138,7 @@ class Visitors:
             self._jobs.pop(session, None)
 
 
-def caption(picture):
+def caption(picture: dict[str, Any]) -> str:
     """What stands below a picture of `follow`."""
     settings = picture["settings"]
     words = [
@@ -158,7 +159,7 @@ def details(picture: dict) -> str:
     return f"<table><caption>Settings of the newest picture, or of the one clicked on</caption>{rows}</table>"
 
 
-def status(text, kind="info"):
+def status(text: str, kind: str = "info") -> str:
     """A line for the person; what they typed may be part of it."""
     return f'<p class="sd-{kind}" role="{"alert" if kind == "error" else "status"}">{html.escape(text)}</p>'
 

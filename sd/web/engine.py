@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import xxhash
 
@@ -54,12 +56,12 @@ class Engine:
     `load_models` takes by name.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: dict[str, Any]):
         self._config = SimpleNamespace(**config)
         self._models, self._loaded, self._weights_id = None, None, None
         self._captions_of, self._captions = None, []
 
-    def choices(self):
+    def choices(self) -> dict[str, str]:
         """{label: name} of the checkpoints that are there now."""
         return list_choices(self._config.checkpoint, self._config.output_dir)
 
@@ -75,7 +77,7 @@ class Engine:
             self._captions_of, self._captions = file_list, read_captions(file_list, MOST_EXAMPLES)
         return self._captions
 
-    def draw(self, request, tell):
+    def draw(self, request: dict[str, Any], tell: Callable[..., None]) -> None:
         """Draw a request's pictures, batch by batch.
 
         request: model (a label of `choices`), weights (`raw` or `ema`), prompt, negative_prompt, guidance_scale,
@@ -167,7 +169,7 @@ def read_captions(file_list: str, most: int) -> list[str]:
     return []
 
 
-def check_request(request):
+def check_request(request: dict[str, Any]) -> SimpleNamespace:
     """A request as a namespace with eval.py's names, whole numbers as such. Raises InputError for a wrong value."""
     # One picture a UNet call: each is shown as soon as it is drawn, and cancelling keeps it.
     asked = SimpleNamespace(dtype="fp32", batch_size=1, **request)
@@ -200,11 +202,11 @@ class Server:
     has `end`: `done`, `cancelled`, or `error` with its `message`.
     """
 
-    def __init__(self, engine, answer):
+    def __init__(self, engine: Engine, answer: Callable[[dict[str, Any]], None]):
         self._engine, self._answer = engine, answer
         self._jobs, self._cancelled = queue.Queue(), set()
 
-    def listen(self, lines, at_end):
+    def listen(self, lines: Iterable[str], at_end: Callable[[], None]) -> None:
         """Read requests until they end; `work` draws what is queued meanwhile, in another thread."""
         for line in lines:
             request = json.loads(line)
@@ -221,7 +223,7 @@ class Server:
         self._jobs.put(None)
         at_end()
 
-    def work(self):
+    def work(self) -> None:
         """Draw until there are no more requests."""
         while (item := self._jobs.get()) is not None:
             job, request = item
@@ -256,7 +258,7 @@ class Server:
         self._answer({"job": job, **end})
 
 
-def main():
+def main() -> None:
     """Serve standard input; answers go to standard output, which everything else is kept away from."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -231,7 +231,7 @@ def build(drawer: Drawer, title: str) -> gr.Blocks:
     return page
 
 
-def main():
+def main() -> None:
     """Serve the page until Ctrl-C or SIGTERM. sys.argv[1]: JSON of what app.py was told."""
     told = json.loads(sys.argv[1])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -1,6 +1,7 @@
 """What a packing run is asked to do, checked before any work starts."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from sd.data.images.open import MAX_PIXELS
 from sd.data.images.resize import RESIZER
@@ -119,7 +120,7 @@ class PackOptions:
         if not holds:
             raise InputError(f"--{name} {getattr(self, name)}; expected {expected}")
 
-    def part_settings(self):
+    def part_settings(self) -> dict[str, Any]:
         """What decides the bytes of a part, as a dict for JSON."""
         settings = {name: value for name, value in asdict(self).items() if name in _PART_SETTINGS}
         return settings | ({"resizer": RESIZER} if self.resize else {})

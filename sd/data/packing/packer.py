@@ -7,9 +7,11 @@ import sys
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import chain, groupby, islice
+from typing import Any
 
 from tqdm import tqdm
 
+from sd.data.packing.options import PackOptions
 from sd.data.packing.part import Task, holds_nothing, pack_part
 from sd.data.packing.report import Progress, Tally
 from sd.data.packing.sources.choose import open_source, other_format
@@ -27,7 +29,7 @@ PART_FOLDER, LIST_FOLDER = "laion400m_format_data", "filelist"
 _HOPELESS_ROWS = 10_000  # this many rows and none of them good: the rest will not be better
 
 
-def pack(options):
+def pack(options: PackOptions) -> tuple[str, dict[str, Any]]:
     """Pack as the PackOptions say. Returns the path of the `.filelist.list` and what report.json holds.
 
     A run that was stopped goes on from its finished parts. Raises InputError for wrong input or an output that belongs

@@ -2,10 +2,13 @@
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 from tqdm import tqdm
 
 from sd.data.packing.outcomes import BAD, FILTERED
+from sd.data.packing.part import PartResult
 from sd.data.parts import storage
 from sd.errors import InputError, RunError
 
@@ -17,7 +20,7 @@ _SAME_IN_ALL = ("outcome", "reason", "detail")  # the other keys of a rejected r
 class Tally:
     """Outcomes of all rows so far, by reason. `done` is the word for a good row's."""
 
-    def __init__(self, done="packed"):
+    def __init__(self, done: str = "packed"):
         self._done = done
         self.num_packed, self.num_bytes = 0, 0
         self.all_parts, self.parts = [], []  # `parts` have rows
@@ -27,7 +30,7 @@ class Tally:
         self.columns = {}  # name -> {types: of the parts, missing, unfit}
         self._first, self._warned = {}, False
 
-    def add(self, result):
+    def add(self, result: PartResult) -> None:
         self.all_parts.append(result.path)
         if result.num_packed:
             self.parts.append(result.path)
@@ -53,7 +56,7 @@ class Tally:
         if found["type"] not in column["types"] and found["missing"] < num_rows:
             column["types"] = sorted([*column["types"], found["type"]])
 
-    def empty_columns(self):
+    def empty_columns(self) -> Iterator[str]:
         """A line on each column of which no row has a value, once there are enough rows to tell."""
         if self._warned or self.num_packed < _ROWS_THAT_TELL:
             return
@@ -63,14 +66,14 @@ class Tally:
                 yield f"none of {self.num_packed} rows has a value for the column {name!r}; is its key right?"
 
     @property
-    def num_rows(self):
+    def num_rows(self) -> int:
         return self.num_packed + self.rejected.total()
 
     @property
-    def num_bad(self):
+    def num_bad(self) -> int:
         return sum(count for (outcome, _), count in self.rejected.items() if outcome == BAD)
 
-    def report(self, settings):
+    def report(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The content of report.json: the outcomes add up to the rows."""
         outcomes = {self._done: self.num_packed}
         for (outcome, reason), count in sorted(self.rejected.items()):
@@ -84,7 +87,7 @@ class Tally:
             **({"columns": self.columns} if self.columns else {}),
         }
 
-    def check(self, source, options):
+    def check(self, source: str, options: Any) -> None:
         """Raise InputError if nothing was good, RunError if more than `max_bad_fraction` was bad. source: its name."""
         rejected = storage.join(options.output_path, "rejected.jsonl")
         if self.num_packed == 0:
@@ -119,7 +122,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, result):
+    def update(self, result: PartResult) -> None:
         """Take in the rows of a part. The bar appears with the first, which says how long the input may be."""
         rows = result.num_packed + len(result.rejected)
         before = self._bar.n if self._bar else 0

@@ -137,7 +137,7 @@ class Manifest:
             kept = {name: value for name, value in kept.items() if name not in _BUCKETS}
         return kept | {"latent_shape": list(self.latent_shape)}
 
-    def differences(self, **run) -> list[str]:
+    def differences(self, **run: Any) -> list[str]:
         """A line `resolution was 256, is 512` for each of the given fields that differs from the cache's."""
         if "latent_shape" in run:
             run["latent_shape"] = tuple(run["latent_shape"])

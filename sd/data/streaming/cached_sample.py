@@ -1,9 +1,12 @@
 """Cached record -> sample: a variant of the picture's moments, a caption or its text states. NumPy, no Paddle."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
-from sd.data.parts.moments import decode_payload
-from sd.data.parts.record import RowError
+from sd.data.parts.moments import Manifest, decode_payload
+from sd.data.parts.record import Record, RowError
 from sd.data.streaming.caption_draw import CaptionDraw
 from sd.data.streaming.order import CROP, DRAW, rng
 from sd.data.streaming.sample import drawn, token_ids
@@ -17,13 +20,22 @@ class CachedSampleMaker:
     with cached text `text_states` float16 [L,D] where one from images holds `input_ids`.
     """
 
-    def __init__(self, tokenize, manifest, *, caption_dropout, seed, draw=None, captions=None):
+    def __init__(
+        self,
+        tokenize: Callable[[str], Any],
+        manifest: Manifest,
+        *,
+        caption_dropout: float,
+        seed: int,
+        draw: Callable[..., dict[str, np.ndarray]] | None = None,
+        captions: Any = None,
+    ):
         self.tokenize, self.draw, self.seed = tokenize, draw, seed
         self.manifest, self.captions = manifest, CaptionDraw(seed, caption_dropout, captions)
         self.latent_shapes = manifest.latent_shapes
         self.empty_state = manifest.empty_text_state() if manifest.has_text else None
 
-    def train(self, record, sample, bucket=None):
+    def train(self, record: Record, sample: int, bucket: int | None = None) -> dict[str, Any]:
         """A variant and a caption drawn (or dropped), and the draws of the diffusion, all keyed by `sample`."""
         moments, states = self._decode(record, bucket)
         variant = int(rng(self.seed, CROP, sample).integers(len(moments)))
@@ -33,7 +45,9 @@ class CachedSampleMaker:
             text = {"text_states": self.captions.state(record, states, sample, self.empty_state)}
         return self._arrays(moments[variant], text, rng(self.seed, DRAW, sample), sample, bucket)
 
-    def evaluate(self, record, number, draw_rng, bucket=None):
+    def evaluate(
+        self, record: Record, number: int, draw_rng: np.random.Generator, bucket: int | None = None
+    ) -> dict[str, Any]:
         """The first variant, the first caption, and the given generator's draws."""
         moments, states = self._decode(record, bucket)
         text = self._ids(record.captions[0]) if states is None else {"text_states": states[0]}

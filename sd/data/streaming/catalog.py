@@ -6,13 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 from sd.data.filters.rows import RowFilter, RowRule
 from sd.data.parts import storage
 from sd.data.parts.filelist import read_file_list
-from sd.data.parts.index import STREAM, SUFFIX, PartError
+from sd.data.parts.index import STREAM, SUFFIX, PartError, PartIndex
 from sd.data.parts.moments import KIND, find_manifest, manifest_path
 from sd.data.parts.part import load_header, load_index
 from sd.data.streaming.bucket_counts import KeptCounts
@@ -72,15 +74,15 @@ class Catalog:
 
     def __init__(
         self,
-        file_list,
-        resolution,
+        file_list: str,
+        resolution: int,
         *,
-        max_bad_fraction=0.05,
-        cache_dir=None,
-        may_be_unusable=False,
-        enlarge=False,
-        data_filter=None,
-        left_out=False,
+        max_bad_fraction: float = 0.05,
+        cache_dir: str | Path | None = None,
+        may_be_unusable: bool = False,
+        enlarge: bool = False,
+        data_filter: Any = None,
+        left_out: Any = False,
         bucketing: Bucketing | None = None,
     ):
         self.file_list, self.resolution, self.bucketing = str(file_list), resolution, bucketing
@@ -134,18 +136,18 @@ class Catalog:
         return describe_filters(self.rules, self.names)
 
     @property
-    def sources(self):
+    def sources(self) -> Any:
         """Pairs (weight, usable rows of each part), as Order takes them; by bucket too, as BucketOrder does."""
         ranges = zip(self.first_part, self.first_part[1:], strict=False)
         counts = self.usable if self.bucket_rows is None else self.bucket_rows.counts
         return [(weight, counts[..., a:b]) for weight, (a, b) in zip(self.weights, ranges, strict=True)]
 
-    def rows(self, part, index):
+    def rows(self, part: int, index: PartIndex) -> np.ndarray:
         """Row numbers of the usable rows of a part, in the order in which ordinals count them."""
         rows = self.rule(part).rows(index)
         return rows if self.bucket_rows is None else self.bucket_rows.by_bucket(part, index, rows)
 
-    def name(self, part, row):
+    def name(self, part: int, row: int) -> str:
         """`part-000001.gz row 17`, rows counted from 1 as editors do."""
         return f"{storage.base_name(self.paths[part])} row {row + 1}"
 
@@ -251,7 +253,7 @@ class Catalog:
             )
 
 
-def summarise(path, rule, cache_dir=None, kept=None):
+def summarise(path: str | Path, rule: Any, cache_dir: str | Path | None = None, kept: Any = None) -> Any:
     """PartSummary of a part, from the header of its index where that is enough. Damage does not raise.
 
     kept: KeptCounts of the rule's buckets.
@@ -298,7 +300,7 @@ def summarise(path, rule, cache_dir=None, kept=None):
         layout=header.layout,
         damage=damage,
         lost_unknown=scanned and bool(damage),
-        **({"large": usable, "passing": header.num_rows} | judged),
+        **cast(dict[str, Any], {"large": usable, "passing": header.num_rows} | judged),
     )
 
 

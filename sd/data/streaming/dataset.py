@@ -5,7 +5,8 @@ import math
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from paddle.io import Dataset, IterableDataset, get_worker_info
@@ -63,28 +64,28 @@ class TextImagePair(IterableDataset):
 
     def __init__(
         self,
-        file_list,
-        tokenize,
+        file_list: str,
+        tokenize: Callable[[str], Any],
         *,
-        resolution=512,
-        batch_size=1,
-        num_workers=0,
-        rank=0,
-        world_size=1,
-        seed=23,
-        start_sample=0,
-        skipped=(),
-        lanes=None,
-        deal_size=None,
-        buffer_size=None,
-        interpolation="lanczos",
-        caption_dropout=0.1,
-        max_bad_fraction=0.05,
-        cache_bytes=DEFAULT_BYTES,
-        draw=None,
-        enlarge=False,
-        data_filter=None,
-        captions=None,
+        resolution: int = 512,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 23,
+        start_sample: int = 0,
+        skipped: Any = (),
+        lanes: int | None = None,
+        deal_size: int | None = None,
+        buffer_size: int | None = None,
+        interpolation: str = "lanczos",
+        caption_dropout: float = 0.1,
+        max_bad_fraction: float = 0.05,
+        cache_bytes: int = DEFAULT_BYTES,
+        draw: Callable[..., dict[str, np.ndarray]] | None = None,
+        enlarge: bool = False,
+        data_filter: Any = None,
+        captions: Any = None,
         buckets: BucketTable | None = None,
         group_size: int | None = None,
     ):
@@ -136,7 +137,7 @@ class TextImagePair(IterableDataset):
         """Have the iterators made from now on begin at another sample and leave out other intervals."""
         self._start_sample, self._gaps = start_sample, Gaps(skipped)
 
-    def state(self, samples_seen):
+    def state(self, samples_seen: int) -> dict[str, Any]:
         """What a checkpoint keeps of the data: plain numbers and strings."""
         bucketing = self.catalog.bucketing
         kept = {"group_size": bucketing.group_size, "aspect_buckets": str(bucketing.table)} if bucketing else {}
@@ -151,7 +152,7 @@ class TextImagePair(IterableDataset):
             **kept,
         }
 
-    def name_rows(self, places):
+    def name_rows(self, places: Any) -> Any:
         """int64 [B,2] (part number, row from 0) -> ["part-000001.gz row 17", ...], rows counted from 1."""
         return [self.catalog.name(int(part), int(row)) for part, row in np.asarray(places)]
 
@@ -225,17 +226,17 @@ class EvalPairs(Dataset):
 
     def __init__(
         self,
-        file_list,
-        tokenize,
+        file_list: str | Catalog,
+        tokenize: Callable[[str], Any],
         *,
-        resolution=512,
-        draw=None,
-        seed=23,
-        interpolation="lanczos",
-        limit=1000,
-        max_bad_fraction=0.05,
-        cache_bytes=DEFAULT_BYTES,
-        enlarge=False,
+        resolution: int = 512,
+        draw: Callable[..., dict[str, np.ndarray]] | None = None,
+        seed: int = 23,
+        interpolation: str = "lanczos",
+        limit: int | None = 1000,
+        max_bad_fraction: float = 0.05,
+        cache_bytes: int = DEFAULT_BYTES,
+        enlarge: bool = False,
         buckets: BucketTable | None = None,
     ):
         super().__init__()
@@ -263,16 +264,16 @@ class EvalPairs(Dataset):
             return failure(error)
 
     @property
-    def sizes(self):
+    def sizes(self) -> Any:
         """(width, height) of each bucket; None without buckets."""
         rows = self.catalog.bucket_rows
         return None if rows is None else rows.bucketing.table.sizes
 
-    def bucket(self, number):
+    def bucket(self, number: int) -> int | None:
         """The bucket of item `number`; None without buckets."""
         return self._bucket(*self._place(self._first(number)))
 
-    def caption(self, number):
+    def caption(self, number: int) -> str:
         """The caption of item `number`, as text."""
         return self._make(number)[1].captions[0]
 
@@ -328,12 +329,12 @@ def _sample_maker(catalog, tokenize, *, interpolation, **options):
     return CachedSampleMaker(tokenize, manifest, **options)
 
 
-def worker_init_fn(worker_id):
+def worker_init_fn(worker_id: int) -> None:
     """Make a DataLoader worker a good child: it dies with its parent, computes on one thread, keeps its memory, and
     leaves a core to the trainer's threads when they want it, since a team of threads waits for its slowest.
     """
     parent = multiprocessing.parent_process()
-    if parent is not None:
+    if parent is not None and parent.pid is not None:
         die_with_parent(parent.pid)
     # Ctrl-C goes to the whole foreground group; the trainer wants to write a checkpoint first.
     os.setpgid(0, 0)

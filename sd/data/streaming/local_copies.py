@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from sd.data.parts import storage
 from sd.data.parts.gunzip import PIECE_BYTES, DamageError, unpack
@@ -22,7 +23,7 @@ _PAUSE_SECONDS = 1.0
 _ABANDONED_SECONDS = 60
 
 
-def needs_copy(path, layout):
+def needs_copy(path: str | Path, layout: str) -> bool:
     """Whether the rows of a part cannot be reached in any order where it lies."""
     return layout == STREAM or storage.is_remote(path)
 
@@ -35,10 +36,10 @@ class LocalCopies:
     Several processes may share it.
     """
 
-    def __init__(self, limit_bytes=DEFAULT_BYTES, folder=None):
+    def __init__(self, limit_bytes: int = DEFAULT_BYTES, folder: str | Path | None = None):
         self.limit_bytes, self.folder = limit_bytes, Path(folder or storage.cache_folder("sd_parts"))
 
-    def open(self, path, index):
+    def open(self, path: str | Path, index: Any) -> PartReader:
         """A PartReader that is open already.
 
         Raises PartError if the part cannot be had, RunError if the folder cannot take it.
@@ -67,7 +68,7 @@ class LocalCopies:
             ) from error
         return reader
 
-    def prepare(self, path, index):
+    def prepare(self, path: str | Path, index: Any) -> None:
         """Make the copy that `open` will need. index: PartIndex or PartHeader. Raises as `open`."""
         if needs_copy(path, index.layout):
             self.open(path, index).close()

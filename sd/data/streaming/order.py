@@ -6,6 +6,8 @@ each lane walks through its own range of every pass, window by window. So a reco
 
 import functools
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
@@ -22,7 +24,7 @@ KEPT_PASSES = 4
 REPLACEMENT_DRAWS = 200
 
 
-def rng(seed, purpose, *coordinates):
+def rng(seed: int, purpose: int, *coordinates: int) -> np.random.Generator:
     """A generator that depends on nothing but its (up to three) integer coordinates.
 
     Philox is counter based: streams with different coordinates do not overlap, and none has to be replayed.
@@ -48,7 +50,9 @@ def _key(seed, purpose):
     return _Key((seed, purpose))
 
 
-def worker_samples(start, batch_size, rank, world_size, worker, num_workers):
+def worker_samples(
+    start: int, batch_size: int, rank: int, world_size: int, worker: int, num_workers: int
+) -> Iterator[int]:
     """The sample numbers of one worker, for ever: micro-batches worker, worker + num_workers, ... of its rank.
 
     Micro-batch m of rank r is samples `start + (m * world_size + r) * batch_size` and the next `batch_size - 1`.
@@ -69,7 +73,7 @@ class Order:
     Several sources are mixed in blocks of `MIX_BLOCK` samples of a lane. Raises InputError where a lane would be empty.
     """
 
-    def __init__(self, sources, *, seed, lanes, deal_size, buffer_size):
+    def __init__(self, sources: Any, *, seed: int, lanes: int, deal_size: int, buffer_size: int):
         for name, value in (("lanes", lanes), ("deal_size", deal_size), ("buffer_size", buffer_size)):
             if value < 1:
                 raise InputError(f"{name}={value}; expected 1 or more")
@@ -107,23 +111,23 @@ class Order:
 
     # -- where a sample stands -------------------------------------------------------------------------------------
 
-    def lane_of(self, sample):
+    def lane_of(self, sample: int) -> tuple[int, int]:
         """(lane, index of the sample within its lane)."""
         block, within = divmod(sample, self.deal_size)
         turn, lane = divmod(block, self.lanes)
         return lane, turn * self.deal_size + within
 
-    def sample_at(self, lane, index):
+    def sample_at(self, lane: int, index: int) -> int:
         """The sample number of a lane's index: the inverse of `lane_of`."""
         turn, within = divmod(index, self.deal_size)
         return (turn * self.lanes + lane) * self.deal_size + within
 
-    def lane_range(self, source, lane):
+    def lane_range(self, source: int, lane: int) -> Any:
         """The range of rows of a pass, in the order of that pass, that belongs to the lane."""
         rows = self.rows[source]
         return lane * rows // self.lanes, (lane + 1) * rows // self.lanes
 
-    def position(self, sample):
+    def position(self, sample: int) -> Any:
         """(source, lane, pass, window, slot in the shuffled window) of a sample."""
         lane, index = self.lane_of(sample)
         source = 0 if len(self.rows) == 1 else int(np.argmax(self.quotas))
@@ -137,26 +141,26 @@ class Order:
         window, slot = divmod(offset, self.window_rows(source))
         return source, lane, pass_number, window, slot
 
-    def window_rows(self, source):
+    def window_rows(self, source: int) -> int:
         """Rows in a window of a source."""
         return self.buffer_size
 
-    def bucket_of(self, sample):
+    def bucket_of(self, sample: int) -> int | None:
         """The bucket of a sample; None where rows are not kept apart by shape."""
         return None
 
-    def place(self, sample):
+    def place(self, sample: int) -> Any:
         """(part, ordinal among the usable rows of the part) of a sample."""
         source, lane, pass_number, window, slot = self.position(sample)
         parts, ordinals = self._windows[source, lane, pass_number, window]
         return int(parts[slot]), int(ordinals[slot])
 
-    def window(self, sample):
+    def window(self, sample: int) -> Any:
         """All places of the sample's window in shuffled order, (parts, ordinals) int64, and the sample's slot."""
         *window, slot = self.position(sample)
         return *self._windows[tuple(window)], slot
 
-    def window_parts(self, source, lane, pass_number, window):
+    def window_parts(self, source: int, lane: int, pass_number: int, window: int) -> Any:
         """The parts of a window and of the next one on its lane, as two sets."""
         start, stop = self.lane_range(source, lane)
         after = (
@@ -167,7 +171,7 @@ class Order:
         both = [(source, lane, *at) for at in ((pass_number, window), after)]
         return tuple(set(np.unique(self._windows[key][0]).tolist()) for key in both)
 
-    def candidates(self, sample):
+    def candidates(self, sample: int) -> Any:
         """The sample's own place, then those that replace it in turn should a row turn out to be corrupt.
 
         First the rest of its window, from the next slot on and round; then rows drawn from the whole source.
@@ -220,7 +224,7 @@ class Order:
 class Kept(OrderedDict):
     """A mapping that works out missing values and keeps the latest few."""
 
-    def __init__(self, size, make):
+    def __init__(self, size: int, make: Callable[..., Any]):
         super().__init__()
         self._size, self._make = size, make
 

@@ -3,12 +3,15 @@
 Every random choice comes from a generator of its own, keyed by the sample's number in the run.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 
 from sd.data.images.decode import Picture, decode
 from sd.data.images.open import open_image
 from sd.data.images.resize import shown_size
-from sd.data.parts.record import RowError
+from sd.data.parts.record import Record, RowError
 from sd.data.streaming.buckets import covering_size
 from sd.data.streaming.caption_draw import CaptionDraw
 from sd.data.streaming.order import CROP, DRAW, rng
@@ -18,7 +21,7 @@ from sd.flags.aspect import shown
 SHORT_SIDE_SHARE = 0.9  # the crop is this share of the short side
 
 
-def short_side(resolution):
+def short_side(resolution: int) -> int:
     """The length that the short side is resized to."""
     return int(resolution / SHORT_SIDE_SHARE)
 
@@ -32,7 +35,7 @@ def decode_for(data: bytes, resolution: int, min_side: int | None = None) -> Pic
     return decode(opened, short_side(resolution))
 
 
-def random_crop(picture, resolution, interpolation, draw):
+def random_crop(picture: Picture, resolution: int, interpolation: str, draw: np.random.Generator) -> np.ndarray:
     """Short side to int(resolution / 0.9), then a random square. Returns uint8 [3, resolution, resolution]."""
     width, height = size = shown_size(*picture.size, short_side(resolution))
     left = int(draw.integers(width - resolution + 1))
@@ -40,7 +43,7 @@ def random_crop(picture, resolution, interpolation, draw):
     return picture.crop(size, left, top, resolution, interpolation)
 
 
-def centre_crop(picture, resolution, interpolation):
+def centre_crop(picture: Picture, resolution: int, interpolation: str) -> np.ndarray:
     """As `random_crop`, from the middle."""
     width, height = size = shown_size(*picture.size, short_side(resolution))
     return picture.crop(size, (width - resolution) // 2, (height - resolution) // 2, resolution, interpolation)
@@ -71,14 +74,14 @@ def bucket_crop(
     return picture.cut(size, left, top, bucket, interpolation)
 
 
-def choose_caption(captions, dropout, draw, empty=""):
+def choose_caption(captions: Sequence[str], dropout: float, draw: np.random.Generator, empty: str = "") -> str:
     """One of the captions (texts, or the states of texts), or the empty one with probability `dropout`."""
     dropped = draw.random() < dropout
     chosen = captions[int(draw.integers(len(captions)))]
     return empty if dropped else chosen
 
 
-def token_ids(tokenize, caption):
+def token_ids(tokenize: Callable[[str], Any], caption: str) -> np.ndarray:
     """What `tokenize` makes of a caption: int64 [L]."""
     ids = np.asarray(tokenize(caption), np.int64)
     if ids.ndim != 1:
@@ -86,7 +89,9 @@ def token_ids(tokenize, caption):
     return ids
 
 
-def drawn(draw, draw_rng, bucket):
+def drawn(
+    draw: Callable[..., dict[str, np.ndarray]] | None, draw_rng: np.random.Generator, bucket: int | None
+) -> dict[str, np.ndarray]:
     """The draws of the diffusion for a sample, of its bucket where it has one; none without `draw`."""
     if draw is None:
         return {}
@@ -102,24 +107,24 @@ class SampleMaker:
 
     def __init__(
         self,
-        tokenize,
+        tokenize: Callable[[str], Any],
         *,
-        resolution,
-        interpolation,
-        caption_dropout,
-        seed,
-        draw=None,
-        min_side=None,
-        captions=None,
-        sizes=None,
-        covered=False,
+        resolution: int,
+        interpolation: str,
+        caption_dropout: float,
+        seed: int,
+        draw: Callable[..., dict[str, np.ndarray]] | None = None,
+        min_side: int | None = None,
+        captions: Any = None,
+        sizes: Any = None,
+        covered: Any = False,
     ):
         self.min_side, self.sizes, self.covered = min_side or resolution, sizes, covered
         self.captions = CaptionDraw(seed, caption_dropout, captions)
         self.tokenize, self.draw, self.seed = tokenize, draw, seed
         self.resolution, self.interpolation = resolution, interpolation
 
-    def train(self, record, sample, bucket=None):
+    def train(self, record: Record, sample: int, bucket: int | None = None) -> dict[str, Any]:
         """Random crop, caption drawn or dropped, and the draws of the diffusion, all keyed by `sample`."""
         crop_rng = rng(self.seed, CROP, sample)
         if bucket is None:
@@ -132,7 +137,9 @@ class SampleMaker:
         caption = self.captions.text(record, sample)
         return self._arrays(pixels, caption, rng(self.seed, DRAW, sample), sample, bucket)
 
-    def evaluate(self, record, number, draw_rng, bucket=None):
+    def evaluate(
+        self, record: Record, number: int, draw_rng: np.random.Generator, bucket: int | None = None
+    ) -> dict[str, Any]:
         """Centre crop, first caption, and the given generator's draws."""
         if bucket is None:
             picture = decode_for(record.image, self.resolution, self.min_side)

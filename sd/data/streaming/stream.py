@@ -3,16 +3,22 @@
 import logging
 import traceback
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sd.data.parts import storage
 from sd.data.parts.index import PartError
 from sd.data.parts.part import load_header, load_index
-from sd.data.parts.record import RowError, decode_row
+from sd.data.parts.record import Record, RowError, decode_row
+from sd.data.streaming.catalog import Catalog
+from sd.data.streaming.local_copies import LocalCopies
 from sd.errors import InputError, RunError
+from sd.processes.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +31,13 @@ _LEAST_JUDGED, _MOST_JUDGED = 200, 20_000
 class RowReader:
     """Reads the usable rows of a catalog's parts by (part, ordinal); a few parts stay open."""
 
-    def __init__(self, catalog, copies, watchdog, cache_dir=None):
+    def __init__(self, catalog: Catalog, copies: LocalCopies, watchdog: Watchdog, cache_dir: str | Path | None = None):
         self._catalog, self._copies, self._watchdog, self._cache_dir = catalog, copies, watchdog, cache_dir
         self._open = OrderedDict()  # part -> (reader, row numbers of its usable rows), or (None, why it did not open)
-        self._pool, self._prepared = None, set()
+        self._pool: ThreadPoolExecutor | None = None
+        self._prepared: set[int] = set()
 
-    def read(self, part, ordinal):
+    def read(self, part: int, ordinal: int) -> tuple[int, Record]:
         """(row number, Record). Raises BadRowError."""
         reader, rows = self._opened(part)
         row = int(rows[ordinal])
@@ -40,7 +47,7 @@ class RowReader:
             except RowError as error:
                 raise BadRowError(row, error) from error
 
-    def prepare(self, part):
+    def prepare(self, part: int) -> None:
         """Fetch a part that is read from a local copy in the background, so that its first row need not wait."""
         if part in self._open or part in self._prepared:
             return
@@ -49,7 +56,7 @@ class RowReader:
         self._prepared.add(part)
         self._pool.submit(self._prepare, part)
 
-    def retain(self, parts):
+    def retain(self, parts: set[int]) -> None:
         """Close copied parts that are not among `parts`: a copy that is open takes space even when it is removed."""
         for part in self._catalog.copied.intersection(self._open) - parts:
             self._close(part)
@@ -78,7 +85,7 @@ class RowReader:
         if reader is not None:
             reader.close()
 
-    def close(self):
+    def close(self) -> None:
         for part in list(self._open):
             self._close(part)
         if self._pool is not None:
@@ -108,7 +115,7 @@ class RowReader:
 class BadRowError(RowError):
     """A RowError with the row that it is about; None for a part that cannot be opened."""
 
-    def __init__(self, row, reason):
+    def __init__(self, row: int, reason: object):
         super().__init__(str(reason))
         self.row = row
 
@@ -120,7 +127,18 @@ class SampleSource:
     of the rows that were a sample's own turned out bad.
     """
 
-    def __init__(self, catalog, order, reader, maker, watchdog, *, max_bad_fraction, worker, num_workers):
+    def __init__(
+        self,
+        catalog: Catalog,
+        order: Any,
+        reader: RowReader,
+        maker: Any,
+        watchdog: Watchdog,
+        *,
+        max_bad_fraction: float,
+        worker: int,
+        num_workers: int,
+    ):
         self._catalog, self._order, self._reader, self._maker = catalog, order, reader, maker
         self._watchdog, self._max_bad_fraction = watchdog, max_bad_fraction
         judged = max(_LEAST_JUDGED, catalog.num_usable // num_workers)
@@ -132,7 +150,7 @@ class SampleSource:
         self._share = worker % self._sharing
         self.num_read = self.num_bad = 0
 
-    def train(self, sample):
+    def train(self, sample: int) -> dict[str, Any]:
         """The arrays of training sample number `sample`."""
         self.num_read += 1
         if self._catalog.copied:
@@ -192,7 +210,7 @@ class SampleSource:
             )
 
 
-def failure(error):
+def failure(error: BaseException) -> dict[str, Any]:
     """A sample that says why there are no more. An exception inside a DataLoader worker would lose its message,
     and without workers it would hang the training."""
     if isinstance(error, MemoryError):
@@ -205,7 +223,7 @@ def failure(error):
     return {"error": np.frombuffer(text.encode(), np.uint8)}
 
 
-def collate(samples):
+def collate(samples: Sequence[Any]) -> dict[str, Any]:
     """Stack samples key by key into NumPy arrays, never Paddle tensors: those would be freed before they are sent."""
     for sample in samples:
         if "error" in sample:
@@ -213,7 +231,7 @@ def collate(samples):
     return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
 
 
-def raise_if_failed(batch):
+def raise_if_failed(batch: dict[str, Any]) -> None:
     """Raise the RunError that a data worker handed over instead of a batch. Call it on each batch."""
     if "error" in batch:
         raise RunError(bytes(np.asarray(batch["error"])).decode())

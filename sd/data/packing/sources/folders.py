@@ -4,9 +4,11 @@ import errno
 import os
 import posixpath
 import stat
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 
 from sd.data.packing.outcomes import BadRow
 from sd.data.parts import storage
@@ -18,7 +20,7 @@ _OUTSIDE = "image outside the input's folder"  # or its caption
 _REMOTE_THREADS = 32
 
 
-def folder_at(path, allow_outside):
+def folder_at(path: str, allow_outside: bool) -> "LocalFolder | RemoteFolder":
     """The LocalFolder or RemoteFolder at a path or address."""
     return (RemoteFolder if storage.is_remote(path) else LocalFolder)(path, allow_outside)
 
@@ -26,14 +28,14 @@ def folder_at(path, allow_outside):
 class LocalFolder:
     """Reads files below a folder, and not beyond it: absolute paths, `..` and links are followed only so far."""
 
-    def __init__(self, folder, allow_outside):
+    def __init__(self, folder: str | Path, allow_outside: bool):
         self._folder = os.path.realpath(folder)
         self._inside = self._folder.rstrip("/") + "/"
         self._allow_outside = allow_outside
         self._resolve = lru_cache(maxsize=4096)(os.path.realpath)  # images come by folder
         self._located = {}  # names that `versions` has looked at and `read` has not
 
-    def versions(self, names):
+    def versions(self, names: Iterable[str]) -> list[str]:
         """Size and time of change of each file, or why there is none: what a signature needs."""
         return [self._version(name) for name in names]
 
@@ -46,14 +48,14 @@ class LocalFolder:
             return type(error).__name__
         return storage.version_or_error(path)
 
-    def prefetch(self, names):
+    def prefetch(self, names: Iterable[str]) -> None:
         """Nothing: a local file is read when it is wanted."""
 
     @staticmethod
-    def holds(name):
+    def holds(name: str) -> bool:
         return True
 
-    def read(self, name):
+    def read(self, name: str) -> bytes:
         return self._checked(name, check_size, "image")
 
     def read_text(self, name: str) -> bytes:
@@ -99,14 +101,14 @@ class LocalFolder:
 class RemoteFolder:
     """Reads objects below an address; `..` cannot lead out of it."""
 
-    def __init__(self, folder, allow_outside):
+    def __init__(self, folder: str | Path, allow_outside: bool):
         self._fs, self._folder = storage.filesystem(folder)
         self._protocol = str(folder).partition("://")[0]
         self._inside = self._folder.rstrip("/") + "/"
         self._allow_outside = allow_outside
         self._held = {}
 
-    def versions(self, names):
+    def versions(self, names: Iterable[str]) -> list[str]:
         """Size and tag of each object, or why there is none; many at a time, since each is a request."""
         with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
             return list(pool.map(self._version, names))
@@ -117,7 +119,7 @@ class RemoteFolder:
         except BadRow as row:
             return row.reason
 
-    def prefetch(self, names):
+    def prefetch(self, names: Iterable[str]) -> None:
         """Read objects at once, none further than the largest image goes, for `read` to hand out."""
         paths = {}
         for name in names:
@@ -128,10 +130,10 @@ class RemoteFolder:
         found = self._fs.cat_ranges(list(paths.values()), starts, ends, on_error="return")
         self._held.update(zip(paths, found, strict=True))
 
-    def holds(self, name):
+    def holds(self, name: str) -> bool:
         return name in self._held
 
-    def read(self, name):
+    def read(self, name: str) -> bytes:
         data = self._held.pop(name, None)
         path = self._locate(name)
         try:
@@ -159,7 +161,7 @@ class RemoteFolder:
         return path
 
 
-def check_size(num_bytes, name):
+def check_size(num_bytes: int, name: str) -> None:
     """Raise BadRow for an image file of no bytes, or of so many that no reader would take its row."""
     if num_bytes == 0:
         raise BadRow("image file is empty", name)

@@ -69,7 +69,7 @@ class ImagefolderSource:
         return {"file": item.path} | self.source(item.path).place(item.item)
 
     @contextmanager
-    def open(self):
+    def open(self) -> Any:
         with ExitStack() as stack:
             yield ImagefolderLoader(self, stack)
 
@@ -77,7 +77,7 @@ class ImagefolderSource:
 class ImagefolderLoader:
     """The loaders of the metadata files that a part's rows stand in."""
 
-    def __init__(self, source, stack):
+    def __init__(self, source: Any, stack: Any):
         self._source, self._stack, self._loaders = source, stack, {}
 
     def _loader(self, path):
@@ -92,7 +92,7 @@ class ImagefolderLoader:
             named.append((storage.base_name(path), self._loader(path).signature([item.item for item in group])))
         return f"{isal_zlib.crc32(ascii(named).encode()):08x}"
 
-    def image_name(self, item):
+    def image_name(self, item: Any) -> str:
         return self._loader(item.path).image_name(item.item)
 
     def load(self, item: MetadataItem) -> Loaded:

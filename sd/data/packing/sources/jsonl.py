@@ -6,10 +6,12 @@ Loaded or raises BadRow. `place(item)` names an item for people. This file has t
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from isal import isal_zlib
 
@@ -34,7 +36,7 @@ class JsonlSource:
     image_key: str
     allow_outside: bool
 
-    def items(self):
+    def items(self) -> Iterator[tuple[Any, float]]:
         try:
             num_bytes = storage.size_of(self.path)
             if not storage.is_remote(self.path) and not Path(self.path).is_file():
@@ -57,22 +59,22 @@ class JsonlSource:
                     yield (number, line), num_read / num_bytes
 
     @staticmethod
-    def place(item):
+    def place(item: Any) -> dict[str, Any]:
         return {"line": item[0]}
 
     @contextmanager
-    def open(self):
+    def open(self) -> Any:
         yield JsonlLoader(self, folder_at(storage.folder_of(self.path), self.allow_outside))
 
 
 class JsonlLoader:
     """Looks at all rows of a part first, then reads their images, remote ones several at a time."""
 
-    def __init__(self, source, folder):
+    def __init__(self, source: Any, folder: Any):
         self._source, self._folder = source, folder
         self._rows = {}  # line number -> (captions, image path, fields), of rows that are not loaded yet
 
-    def signature(self, items):
+    def signature(self, items: Sequence[Any]) -> str:
         """CRC-32 over the lines, and over size and time of change of the images they name."""
         for number, line in items:
             with suppress(BadRow):
@@ -84,13 +86,13 @@ class JsonlLoader:
             crc = isal_zlib.crc32(b"%d %b %b\n" % (number, line, seen.get(number, "").encode()), crc)
         return f"{crc:08x}"
 
-    def image_name(self, item):
+    def image_name(self, item: Any) -> str:
         """The path of an item's image as the line has it, empty if there is none."""
         with suppress(BadRow):
             return self._parse(item[1])[1]
         return ""
 
-    def load(self, item) -> Loaded:
+    def load(self, item: Any) -> Loaded:
         number, line = item
         captions, image_path, fields = self._rows.pop(number, None) or self._parse(line)
         if not self._folder.holds(image_path):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 from isal import isal_zlib
 
@@ -78,7 +79,7 @@ class PairSource:
         return {"file": item.image or next(iter(item.texts.values()))}
 
     @contextmanager
-    def open(self):
+    def open(self) -> Any:
         yield PairLoader(self.caption_keys, folder_at(self.path, self.allow_outside), self.caption_lines)
 
 
@@ -127,7 +128,7 @@ def _split(name):
 class PairLoader:
     """Looks at all files of a part first, then reads them, remote images several at a time."""
 
-    def __init__(self, caption_keys, folder, caption_lines=False):
+    def __init__(self, caption_keys: Any, folder: Any, caption_lines: bool = False):
         self._caption_keys, self._folder, self._caption_lines = caption_keys, folder, caption_lines
         self._ahead = {}  # images that are not read yet, in order
 
@@ -140,7 +141,7 @@ class PairLoader:
         return f"{isal_zlib.crc32(ascii([named, defaults]).encode()):08x}"
 
     @staticmethod
-    def image_name(item):
+    def image_name(item: Any) -> str:
         """Nothing: the item's place has it."""
         return ""
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from isal import isal_zlib
 
@@ -82,7 +83,7 @@ class ParquetSource:
         return {"file": item.path} | ({"row": item.row} if item.row else {})
 
     @contextmanager
-    def open(self):
+    def open(self) -> Any:
         loader = ParquetLoader(self)
         try:
             yield loader
@@ -106,11 +107,11 @@ def _read_footer(path):
 class ParquetLoader:
     """Walks the rows of a row group in batches; items of one part ascend."""
 
-    def __init__(self, source):
+    def __init__(self, source: Any):
         self._source = source
         self._at = self._file = self._batches = None
 
-    def close(self):
+    def close(self) -> None:
         if self._file is not None:
             self._file.close()
         self._at = self._file = self._batches = None
@@ -123,7 +124,7 @@ class ParquetLoader:
         return f"{isal_zlib.crc32(repr(named).encode()):08x}"
 
     @staticmethod
-    def image_name(item):
+    def image_name(item: Any) -> str:
         """Nothing: the item's place has file and row."""
         return ""
 

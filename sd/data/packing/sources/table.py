@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from isal import isal_zlib
 
@@ -94,7 +95,7 @@ class TableSource:
         return {"file": item.path, "line": item.line}
 
     @contextmanager
-    def open(self):
+    def open(self) -> Any:
         yield TableLoader(self)
 
 
@@ -147,7 +148,7 @@ def _decoded(field):
 class TableLoader:
     """Looks at all rows of a part first, then reads their images, remote ones several at a time."""
 
-    def __init__(self, source):
+    def __init__(self, source: Any):
         self._source, self._folders = source, {}
         self._ahead = {}  # (path of the table, line) -> image path, of rows that are not loaded yet
 

@@ -5,6 +5,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 # Also of formats that are refused: by name and reason is better than not at all.
 IMAGE_SUFFIXES = (
@@ -48,7 +49,7 @@ class Sample:
     texts: dict[str, Member] = field(default_factory=dict)
 
 
-def list_members(file) -> tuple[list[Member], str]:
+def list_members(file: BinaryIO) -> tuple[list[Member], str]:
     """Every file of a tar, or of several written one behind the other, and why there may be more, else "".
 
     file: binary, seekable. macOS's AppleDouble files (`._name`) are left out.

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from isal import isal_zlib
 
@@ -51,7 +52,7 @@ class WebdatasetSource:
         return {"shard": item.shard} | named | ({"image": item.image.name} if item.image else {})
 
     @contextmanager
-    def open(self):
+    def open(self) -> Any:
         loader = WebdatasetLoader(self.caption_keys)
         try:
             yield loader
@@ -75,11 +76,11 @@ def _items(shard, keys):
 class WebdatasetLoader:
     """Reads members by their place; the shard read last stays open."""
 
-    def __init__(self, caption_keys):
+    def __init__(self, caption_keys: Any):
         self._caption_keys = caption_keys
         self._shard = self._file = None
 
-    def close(self):
+    def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._shard = self._file = None
@@ -92,7 +93,7 @@ class WebdatasetLoader:
         return f"{isal_zlib.crc32(ascii(named).encode()):08x}"
 
     @staticmethod
-    def image_name(item):
+    def image_name(item: Any) -> str:
         """Nothing: the item's place has it."""
         return ""
 
