@@ -58,6 +58,7 @@ RUNS = [
     (r"python eval\.py ", " --num_inference_steps 2 --device cpu"),
     (r"python export\.py ", ""),
     (r"sh recipes/own_pictures\.sh ", " --max_steps 4"),
+    (r"sh recipes/long_captions\.sh", ""),
     (r"for side in 256 512", ""),
 ]
 # What stands for the sizes, files and machines of the pages.
