@@ -5,7 +5,7 @@
 #     sh recipes/long_captions.sh
 #
 # Expected: long prompts right in 95.4% of the pictures of the model of both, and in 34.3% of the other's, which draws the
-# background at random; short prompts in two thirds of either's (docs/recipes.md says why). Time: 3 to 6 minutes on two
+# background at random; short prompts in two thirds of either's (docs/recipes.md). Time: 3 to 6 minutes on two
 # cores for 600 steps each. STEPS=1200 trains longer; OUT=folder writes elsewhere.
 set -eu
 cd "$(dirname "$0")/.."
