@@ -5,6 +5,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from sd.data.streaming import sample
+from sd.data.streaming.catalog import Catalog
 from sd.diffusion.model import StableDiffusionModel
 from sd.flags.arguments import SDModelArguments
 from sd.latents.options import CacheOptions
@@ -149,7 +150,7 @@ def test_cached_records_are_reconstructed_as_images_are(workshop):
     for file_list in (workshop.file_list, workshop.caches[True]):
         flags = workshop.flags("previews", "--file_list", file_list, "--report_to", "visualdl")
         model_args, data_args, training_args = parse_arguments(flags, environ={})
-        previews.append(make_previews(model, model_args, data_args, training_args, data_args.file_list))
+        previews.append(make_previews(model, model_args, data_args, training_args, Catalog(file_list, RESOLUTION)))
     images, cache = previews
     assert images.captions == cache.captions and len(set(cache.captions)) == 4
     pixels, moments = (

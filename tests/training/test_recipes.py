@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 
+from sd.data.parts.columns import floats, write_columns
+from sd.data.parts.part import load_index
 from sd.flags.command_line import parse_arguments
 from sd.runs.checkpoint import read_json
 from sd.training.run import train
@@ -17,7 +20,15 @@ RECIPES = sorted(ROOT.glob("recipes/*.args"))
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("recipes"))
+    """Parts with the columns that the recipes' filters name; half of the rows pass all of them."""
+    workshop = Workshop(tmp_path_factory.mktemp("recipes"))
+    for part in sorted(Path(workshop.file_list).parent.glob("part-*.gz")):
+        index = load_index(part)
+        passes = np.arange(index.num_rows) % 2
+        values = {"aesthetic": 4.5 + passes, "pwatermark": 0.9 - 0.8 * passes}
+        values |= dict.fromkeys(("original_width", "original_height"), 500.0 + 600 * passes)
+        write_columns(index, {name: floats(column) for name, column in values.items()})
+    return workshop
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

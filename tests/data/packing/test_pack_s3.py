@@ -65,7 +65,7 @@ def test_from_and_to_s3_as_on_a_disk(bucket, folder, tmp_path):
 
 
 def test_on_s3_it_goes_on_from_finished_parts_and_refuses_others(bucket, folder):
-    options = PackOptions(str(folder / "data.jsonl"), f"{bucket}/out", **flags())
+    options = PackOptions(str(folder / "data.jsonl"), f"{bucket}/out", **flags(resize=64))
     pack(options)
     fs, _ = storage.filesystem(bucket)
     part = bucket + "/out/laion400m_format_data/part-00000{}.gz"
@@ -75,8 +75,8 @@ def test_on_s3_it_goes_on_from_finished_parts_and_refuses_others(bucket, folder)
     assert fs.cat_file(part.format(2)) == whole
     assert fs.info(part.format(1))["LastModified"] == untouched
     with pytest.raises(InputError, match=r"s3://.*/out/.*part-000001\.gz: it was packed with --quality 95, now 90"):
-        pack(PackOptions(str(folder / "data.jsonl"), f"{bucket}/out", **flags(quality=90)))
-    pack(PackOptions(str(folder / "data.jsonl"), f"{bucket}/out", **flags(quality=90, overwrite=True)))
+        pack(PackOptions(str(folder / "data.jsonl"), f"{bucket}/out", **flags(resize=64, quality=90)))
+    pack(PackOptions(str(folder / "data.jsonl"), f"{bucket}/out", **flags(resize=64, quality=90, overwrite=True)))
 
 
 @pytest.mark.usefixtures("packs_in_process")
