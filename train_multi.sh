@@ -14,5 +14,9 @@ else
     processes="${GPUS:+--gpus $GPUS}"  # the launcher takes all visible cards where none are named
 fi
 
+# The launcher chooses ports that rank 0 takes seconds later. The kernel gives those from 32768 on to whoever connects in
+# between, and Paddle then aborts in libuv's uv__finish_close.
+export PORT_RANGE="${PORT_RANGE:-20000:32767}"
+
 export LAUNCHER="-m paddle.distributed.launch $processes ${LAUNCH:-}"
 exec sh "$(dirname -- "$0")/train.sh" "$@"

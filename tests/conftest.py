@@ -13,4 +13,5 @@ from sd import runtime
 settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any load")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("PORT_RANGE", "20000:32767")  # of Paddle's launcher, as train_multi.sh sets it and why
 runtime.prepare()
