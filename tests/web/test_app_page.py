@@ -165,7 +165,9 @@ def test_a_drawing_is_cancelled_and_another_waits_for_its_turn(app, page, browse
     for label, value in {"Prompt": "long", "Steps": "999", "Pictures": "4", "Width": "128", "Height": "128"}.items():
         page.get_by_label(label, exact=label in ("Prompt", "Pictures")).fill(value)
     page.get_by_role("button", name="Draw").click()
-    page.locator("#status p").filter(has_text=re.compile(r"drawing, [1-3]\.[1-9] of 4 pictures")).wait_for(timeout=120_000)
+    page.locator("#status p").filter(has_text=re.compile(r"drawing, [1-3]\.[1-9] of 4 pictures")).wait_for(
+        timeout=120_000
+    )
     other = browser.new_page()
     open_app(other, app)
     other.get_by_label("Prompt", exact=True).fill("another")
