@@ -176,7 +176,6 @@ def serve(folder, command):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_every_documented_command_runs(workspace):
     seen = set()
     for page in PAGES:
