@@ -187,9 +187,10 @@ def test_switches_of_the_environment_are_said_and_lose_against_flags(caplog):
 
 
 def run_script(script, folder, *more, **environ):
-    """Run a start script with a Python that only tells its arguments and the FLAG variables."""
+    """Run a start script with a Python that only tells its arguments and the variables that the scripts set."""
     python = folder / "python"
-    python.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\nenv | grep -E "^(FLAG|SD_GPU_DEFAULTS)"\n')
+    names = "FLAG|SD_GPU_DEFAULTS|PORT_RANGE"
+    python.write_text(f'#!/bin/sh\nfor word in "$@"; do echo "$word"; done\nenv | grep -E "^({names})"\n')
     python.chmod(0o755)
     run = subprocess.run(
         ["sh", os.path.relpath(ROOT / script, folder), *more],
@@ -200,7 +201,7 @@ def run_script(script, folder, *more, **environ):
         check=True,
     )
     lines = run.stdout.splitlines()
-    variables = ("FLAG", "SD_GPU_DEFAULTS=")
+    variables = ("FLAG", "SD_GPU_DEFAULTS=", "PORT_RANGE=")
     words = [line for line in lines if not line.startswith(variables)]
     return words, dict(line.split("=", 1) for line in lines if line.startswith(variables))
 
@@ -230,12 +231,18 @@ def test_train_multi_sh_is_the_same_behind_the_launcher(tmp_path):
     several, environ_of_several = run_script("train_multi.sh", tmp_path)
     # Without --gpus the launcher takes all visible cards; of numbers it names those that are not there are an error.
     assert several[:3] == ["-u", "-m", "paddle.distributed.launch"]
-    assert several[3:] == one[1:] and environ == environ_of_several
+    assert several[3:] == one[1:] and environ | {"PORT_RANGE": "20000:32767"} == environ_of_several
     machines, _ = run_script("train_multi.sh", tmp_path, GPUS="0,1", LAUNCH="--ips 10.0.0.1,10.0.0.2")
     assert machines[3:7] == ["--gpus", "0,1", "--ips", "10.0.0.1,10.0.0.2"]
     on_cpus, _ = run_script("train_multi.sh", tmp_path, "--device", "cpu", NPROC="3")
     assert on_cpus[3:5] == ["--nproc_per_node", "3"]
     assert run_script("train_multi.sh", tmp_path, "--device", "cpu")[0][3:5] == ["--nproc_per_node", "2"]
+
+
+def test_the_launcher_chooses_ports_that_the_kernel_gives_to_nobody_unless_told_otherwise(tmp_path):
+    """Linux gives those of ip_local_port_range, by default 32768 to 60999, to whoever connects."""
+    for given, expected in (({}, "20000:32767"), ({"PORT_RANGE": "40000:40100"}, "40000:40100")):
+        assert run_script("train_multi.sh", tmp_path, **given)[1]["PORT_RANGE"] == expected
 
 
 def test_further_arguments_win(tmp_path):
