@@ -1,7 +1,6 @@
 """A caching run: every row keeps its place, what is cached is what training would compute, and going on is safe."""
 
 import json
-import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,17 +10,14 @@ import paddle
 import psutil
 import pytest
 
-from sd.data.images.resize import RESIZER
 from sd.data.parts.filelist import read_file_list
 from sd.data.parts.moments import decode_payload, find_manifest
 from sd.data.parts.part import PartError, PartWriter
 from sd.data.parts.record import encode_captions_row, encode_named_row, encode_row
-from sd.data.streaming.dataset import TextImagePair
 from sd.data.streaming.sample import centre_crop, decode_for
 from sd.diffusion.model import StableDiffusionModel
 from sd.errors import InputError, RunError
 from sd.latents import decode, models, run
-from sd.latents.claims import Claims
 from sd.latents.decode import decode_chunk
 from sd.latents.options import CacheOptions
 from sd.latents.part import chunks_of
@@ -30,7 +26,6 @@ from sd.latents.run import precompute
 from sd.models.hashes import weights_hash
 from tests.data_maker import write_lists
 from tests.latent_maker import MODEL, SIDE, make_shapes, options, read_records, shape
-from tests.pack_input import contents
 
 
 @pytest.fixture
@@ -200,43 +195,6 @@ def test_several_sources_keep_their_weights_and_repeats(tmp_path):
     ]
 
 
-def test_a_second_run_makes_only_what_is_missing_or_cut_to_the_same_bytes(tmp_path, monkeypatch):
-    source, out = make_shapes(tmp_path / "in", [5, 3, 4]), tmp_path / "out"
-    precompute(options(source, out, num_workers=1))
-    before = contents(out)
-    (out / "latents/part-000001.gz").unlink()
-    cut = out / "latents/part-000003.gz"
-    cut.write_bytes(cut.read_bytes()[:-1])
-    (out / "latents/part-000002.gz.0123abcd.tmp").write_bytes(b"left by a kill")
-    (out / "filelist/custom_dataset.filelist.list").unlink()
-    made = []
-    write = run.write_part
-    monkeypatch.setattr(run, "write_part", lambda task, *rest: made.append(task.number) or write(task, *rest))
-    precompute(options(source, out))
-    assert made == [0, 2] and contents(out) == before
-    precompute(options(source, out))
-    assert made == [0, 2]
-
-
-def test_a_cache_of_before_its_resizer_was_named_goes_on_and_is_read_beside_a_new_one(tmp_path):
-    source, out, new = make_shapes(tmp_path / "in", [5, 3]), tmp_path / "out", tmp_path / "new"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "RESIZER", None)
-        before, _ = precompute(options(source, out))
-    kept = contents(out)
-    (out / "latents/part-000001.gz").unlink()
-    precompute(options(source, out))
-    assert contents(out) == kept
-    after, _ = precompute(options(source, new))
-    manifests = [find_manifest(file_list) for file_list in (before, after)]
-    assert [manifest.resizer for manifest in manifests] == [None, RESIZER]
-    both = tmp_path / "both.filelist.list"
-    both.write_text("".join(f"{source.name}\n" for path in (before, after) for source in read_file_list(path)))
-    data = iter(TextImagePair(str(both), lambda caption: [0], resolution=manifests[0].resolution, batch_size=2))
-    places = {tuple(next(data)["place"].tolist()) for _ in range(16)}
-    assert {part for part, _ in places} == {0, 1, 2, 3}
-
-
 def test_crops_do_not_depend_on_the_place_in_the_list(tmp_path):
     """So a list may grow at either end, and a part that two lists share is cached alike."""
     make_shapes(tmp_path, [3, 4])
@@ -247,27 +205,6 @@ def test_crops_do_not_depend_on_the_place_in_the_list(tmp_path):
         file_list, _ = precompute(options(write_lists(tmp_path / str(number), (1.0, order)), tmp_path / f"out{number}"))
         cached.append([Path(part).read_bytes() for part in read_file_list(file_list)[0].parts])
     assert cached[0] == cached[1][::-1]
-
-
-def test_another_cache_or_source_in_the_folder_is_refused_with_the_difference(tmp_path):
-    source, out = make_shapes(tmp_path / "in", [3, 2]), tmp_path / "out"
-    precompute(options(source, out))
-    says = r"part-000001\.gz was made otherwise: crop was random, is centre; seed was 23, is 24; .*--overwrite"
-    with pytest.raises(InputError, match=says):
-        precompute(options(source, out, crop="centre", seed=24))
-    make_shapes(tmp_path / "in", [3, 4])
-    with pytest.raises(
-        InputError, match=r"part-000002\.gz is not of .*/in/part-000001\.gz as it is now; .*--overwrite"
-    ):
-        precompute(options(source, out))
-    precompute(options(source, tmp_path / "fresh", crop="centre"))
-    precompute(options(source, out, crop="centre", overwrite=True))
-    parts = [contents(folder / "latents") for folder in (out, tmp_path / "fresh")]
-    assert parts[0] == parts[1]
-    shutil.copy(tmp_path / "in/part-000000.gz", out / "latents/part-000001.gz")
-    shutil.copy(tmp_path / "in/part-000000.gz.idx", out / "latents/part-000001.gz.idx")
-    with pytest.raises(InputError, match=r"part-000001\.gz is no part of a cache"):
-        precompute(options(source, out, crop="centre"))
 
 
 def test_too_many_bad_rows_end_the_run_with_reports_and_without_lists(mixed, tmp_path):
@@ -317,23 +254,6 @@ def test_a_part_that_is_gone_is_reported_and_the_others_keep_their_numbers(tmp_p
     numbers = [int(part[-9:-3]) for part in read_file_list(file_list)[0].parts]
     assert numbers == [1, 3, 4, 5, 6, 7, 8, 9]
     assert '"row": null' in (tmp_path / "out/rejected.jsonl").read_text()
-
-
-def test_parts_in_other_hands_are_left_and_nobody_writes_lists_before_their_time(tmp_path, monkeypatch):
-    source, out = make_shapes(tmp_path / "in", [2] * 4), tmp_path / "out"
-    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
-    monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
-    monkeypatch.setattr(Claims, "take", lambda self, number: number % 2 == 1)  # the other rank is at work on its own
-    assert precompute(options(source, out)) is None
-    assert sorted(path.name for path in (out / "latents").glob("*.gz")) == ["part-000002.gz", "part-000004.gz"]
-    assert list((out / "filelist").iterdir()) == []
-    monkeypatch.setenv("PADDLE_TRAINER_ID", "0")
-    monkeypatch.setattr(Claims, "take", lambda self, number: True)
-    file_list, _ = precompute(options(source, out))
-    monkeypatch.delenv("PADDLE_TRAINERS_NUM")
-    precompute(options(source, tmp_path / "alone"))
-    assert contents(out / "latents") == contents(tmp_path / "alone/latents")
-    assert len(read_file_list(file_list)[0].parts) == 4
 
 
 @pytest.mark.parametrize(
