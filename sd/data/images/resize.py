@@ -75,7 +75,7 @@ def _planes(pixels):
     words = pixels.view("<u4")[..., 0]
     planes = np.empty((3, *words.shape), np.uint8)
     for number, plane in enumerate(planes):
-        plane[...] = words >> (8 * number) if number else words
+        np.right_shift(words, 8 * number, out=plane, casting="unsafe")
     return planes
 
 
