@@ -70,6 +70,8 @@ def end_workers(batches: Any) -> Iterator[None]:
     finally:
         workers = getattr(batches, "_workers", ())
         if hasattr(batches, "_try_shutdown_all"):
+            batches._exit_thread_expectedly()
+            batches._thread.join(1)  # Paddle itself sleeps for a second before it looks again
             batches._try_shutdown_all(*[0] * bool(workers))  # tells them to end, does not wait
         end = time.monotonic() + _WORKER_END_SECONDS
         for worker in workers:
