@@ -6,15 +6,13 @@ from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 
-from sd.data.images.decode import decode
-from sd.data.images.open import open_image
 from sd.data.parts.moments import decode_payload
 from sd.data.parts.part import load_index
 from sd.data.parts.record import RowError, decode_row
 from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.order import CROP, DRAW, rng
-from sd.data.streaming.sample import random_crop, short_side
+from sd.data.streaming.sample import bucket_crop, decode_covering, decode_for, random_crop
 from sd.data.streaming.stream import collate
 
 STEPS = ("read", "gunzip", "base64", "decode", "resize", "tokenise", "draws", "collate", "transfer")
@@ -44,43 +42,50 @@ def time_samples(
 
     tokenize: caption -> ids; None leaves that step at 0. Rows that cannot be read are left out.
     """
-    clock, batch, count = Clock(), [], 0
+    clock, count = Clock(), 0
     parts: dict = {}
+    batches: dict = {}  # by the bucket of their samples, as all of a batch have one shape
     ends = np.cumsum(catalog.usable)
     for usable in np.linspace(0, catalog.num_usable - 1, min(num_samples, catalog.num_usable)).astype(int).tolist():
         part = int(np.searchsorted(ends, usable, side="right"))
         try:
             if part not in parts:
                 index = load_index(catalog.paths[part])
-                rows = np.flatnonzero(index.short_sides >= catalog.resolution)
-                parts[part] = LocalCopies().open(catalog.paths[part], index), rows
+                parts[part] = LocalCopies().open(catalog.paths[part], index), catalog.rows(part, index)
             reader, rows = parts[part]
-            row = int(rows[usable - int(ends[part] - catalog.usable[part])])
-            batch.append(_sample(clock, reader, row, catalog, interpolation, tokenize, count))
+            ordinal = usable - int(ends[part] - catalog.usable[part])
+            size = catalog.bucket_rows.size(part, ordinal) if catalog.bucket_rows else None
+            arrays = _sample(clock, reader, int(rows[ordinal]), catalog, size, interpolation, tokenize, count)
         except RowError:
             continue
         count += 1
-        if len(batch) == _BATCH:
-            _hand_over(clock, batch)
-            batch = []
-    if batch:
+        batches.setdefault(size, []).append(arrays)
+        if len(batches[size]) == _BATCH:
+            _hand_over(clock, batches.pop(size))
+    for batch in batches.values():
         _hand_over(clock, batch)
     for reader, _ in parts.values():
         reader.close()
     return {step: seconds / max(1, count) for step, seconds in clock.seconds.items()}, count
 
 
-def _sample(clock, reader, row, catalog, interpolation, tokenize, number):
+def _sample(clock, reader, row, catalog, size, interpolation, tokenize, number):
+    """The arrays of a row. size: (width, height) of its bucket, None without buckets."""
     record = clock("base64", decode_row, clock("gunzip", reader.unpack, row, clock("read", reader.stored, row)))
     arrays = {}
     if catalog.manifest is not None:
-        arrays["moments"] = clock("decode", decode_payload, record.image)[0][0]
-        shape = catalog.manifest.latent_shape
+        moments = clock("decode", decode_payload, record.image)[0][0]
+        arrays["moments"], shape = moments, (len(moments) // 2, *moments.shape[1:])
     else:
-        side = catalog.resolution
-        picture = clock("decode", lambda: decode(open_image(record.image), short_side(side)))
-        arrays["pixel_values"] = clock("resize", random_crop, picture, side, interpolation, rng(0, CROP, number))
-        shape = (4, side // _PIXELS_A_LATENT, side // _PIXELS_A_LATENT)
+        side, crop_rng = catalog.resolution, rng(0, CROP, number)
+        width, height = size or (side, side)
+        if size:
+            picture = clock("decode", decode_covering, record.image, size)
+            pixels = clock("resize", bucket_crop, picture, size, interpolation, crop_rng)
+        else:
+            picture = clock("decode", decode_for, record.image, side)
+            pixels = clock("resize", random_crop, picture, side, interpolation, crop_rng)
+        arrays["pixel_values"], shape = pixels, (4, height // _PIXELS_A_LATENT, width // _PIXELS_A_LATENT)
     if tokenize is not None:
         arrays["input_ids"] = np.asarray(clock("tokenise", tokenize, record.captions[0]))
     for name in ("noise", "posterior_noise"):

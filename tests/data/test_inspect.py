@@ -190,7 +190,5 @@ def test_buckets_are_counted_and_shown_at_their_shapes(tmp_path, capsys):
     )
     told = capsys.readouterr().out
     assert "bucket 32x32 has 4 rows, fewer than a group of 5 samples: they go to 24x40" in told
-    with pytest.raises(InputError, match="--time with aspect-ratio buckets"):
-        inspect.main([name, "--resolution", "32", "--aspect_buckets", "32x32", "--time"])
     with pytest.raises(InputError, match="side_multiple=0; expected at least 1"):
         inspect.main([name, "--aspect_buckets", "3", "--side_multiple", "0"])

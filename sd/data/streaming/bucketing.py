@@ -10,7 +10,7 @@ import numpy as np
 from sd.data.parts.moments import KIND, Manifest
 from sd.data.parts.storage import base_name
 from sd.data.streaming.buckets import BucketTable, check_cached
-from sd.errors import ArgumentError, InputError
+from sd.errors import ArgumentError
 from sd.flags.aspect import parse_aspect_buckets, shown
 
 
@@ -65,8 +65,6 @@ def from_flags(options: argparse.Namespace, manifest: Manifest | None) -> Bucket
         if getattr(options, name) < 1:
             raise ArgumentError(name, getattr(options, name), "; expected at least 1")
     sizes = manifest.sizes if manifest is not None and manifest.aspect_buckets else None
-    if options.time and (sizes or options.aspect_buckets):
-        raise InputError("--time with aspect-ratio buckets; what it times is a square of --resolution")
     if sizes or options.aspect_buckets is None:
         return Bucketing(BucketTable(sizes)) if sizes else None
     multiple = options.side_multiple if isinstance(parse_aspect_buckets(options.aspect_buckets), int) else 1
