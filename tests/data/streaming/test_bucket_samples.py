@@ -60,6 +60,28 @@ def test_ranks_have_the_same_shape_and_share_the_batches_of_one(file_list):
             np.testing.assert_array_equal(batch[key], np.concatenate([one[key], other[key]]))
 
 
+@pytest.mark.parametrize(("batch_size", "ranks"), [(8, 1), (4, 2), (2, 1), (2, 4), (1, 2)])
+def test_skipped_samples_are_struck_from_the_stream_of_any_batch_size_and_ranks(file_list, batch_size, ranks):
+    """A run of 8 samples a step stepped back twice; it goes on by another split of them from its sample 16."""
+    skipped = [(8, 24), (40, 48)]
+    of_all = take(dataset(file_list, batch_size=8), 12, 8)
+    left = [batch for number, batch in enumerate(of_all) if number not in (1, 2, 5)][2:]
+    options = {"batch_size": batch_size, "world_size": ranks, "group_size": 8, "start_sample": 16}
+    runs = [
+        take(dataset(file_list, rank=rank, skipped=skipped, **options), 7 * 8 // (batch_size * ranks), batch_size)
+        for rank in range(ranks)
+    ]
+    rounds = [batch for of_ranks in zip(*runs, strict=True) for batch in of_ranks]
+    a_step = 8 // batch_size
+    for step, expected in enumerate(left):
+        micro_batches = rounds[step * a_step : (step + 1) * a_step]
+        assert {shape_of(batch) for batch in micro_batches} == {shape_of(expected)}
+        for key in expected:
+            np.testing.assert_array_equal(np.concatenate([batch[key] for batch in micro_batches]), expected[key])
+    assert [batch["sample"][0] for batch in left] == [32, 48, 56, 64, 72, 80, 88]
+    assert len({shape_of(batch) for batch in left}) > 1
+
+
 def test_pixels_are_of_the_picture_resized_to_cover_the_bucket(tmp_path):
     """A crop of a ramp along the longer side shows a part as long as the bucket, at a place of its own."""
     from PIL import Image
