@@ -15,7 +15,8 @@ _LONGEST_SECONDS = 600  # far beyond what the slowest machine takes: it tells a 
 
 
 class Hold:
-    """Holds each process of a command after so many "steps" of training, or "parts" that it has published.
+    """Holds each process of a command after so many "steps" of training, "pictures", or "parts" that it has published,
+    or before that one of its "commits" of checkpoints.
 
     folder: a new one. environ: variables of the processes meant, such as PADDLE_TRAINER_ID="1"; all, if none is named.
     """
@@ -42,6 +43,30 @@ class Hold:
     def release(self):
         """Let them go on, and hold none again."""
         (self._folder / "released").touch()
+
+
+class Gate(Hold):
+    """Holds each process of a training run after each step, until later steps are allowed; at first, after step 1."""
+
+    def __init__(self, folder, **environ):
+        super().__init__(folder, "gate", 0, **environ)
+        self.allow(1)
+
+    def allow(self, step):
+        """Let the processes make the steps up to this one."""
+        aside = self._folder / "allowed.tmp"
+        aside.write_text(str(step))
+        aside.replace(self._folder / "allowed")
+
+    def wait_at(self, step, gone, run, log=lambda: "", ranks=2):
+        """{rank: process id} of the ranks that are held after a step. gone: ids of processes that count no more."""
+
+        def held():
+            notes = [path.name.split("-") for path in self._folder.glob(f"step-{step}-rank-*")]
+            found = {int(rank): int(pid) for *_, rank, pid in notes if int(pid) not in gone}
+            return found if len(found) == ranks else None
+
+        return wait_for(held, f"{ranks} ranks are held after step {step}", run, log)
 
 
 def wait_for(condition, what, run=None, log=lambda: ""):

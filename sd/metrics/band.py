@@ -12,7 +12,7 @@ import numpy as np
 
 from sd.errors import InputError, run_script
 from sd.files import atomic_path
-from sd.metrics.report import MEASURES
+from sd.metrics.report import WATCHED
 from sd.metrics.score_file import read_lines
 
 LEAST_RUNS = 3
@@ -37,7 +37,7 @@ def make_band(runs: list[list[dict]], variant: str, guidance_scale: float, devia
     if not images:
         raise InputError(f"no checkpoint of {variant}, guidance {guidance_scale:g} that all runs have scores of")
     bands = {}
-    for measure in MEASURES:
+    for measure in WATCHED:
         values = np.array([[lines[seen].get(measure) for seen in images] for lines in found], np.float64)
         if not np.isnan(values).any():  # None becomes NaN
             mean, deviation = values.mean(0), values.std(0, ddof=1)

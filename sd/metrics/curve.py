@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from sd.metrics.golden import Golden, newest_line
-from sd.metrics.report import MEASURES
+from sd.metrics.report import WATCHED
 from sd.sampling.files import written
 
 _COLOURS = {"raw": "#999999", "ema": "#3366aa"}
-_BETTER = {"fid": "lower is better", "cmmd": "lower is better", "clip_score": "higher is better"}
+_BETTER = {
+    "fid": "lower is better",
+    "cmmd": "lower is better",
+    "clip_score": "higher is better",
+    "ema_distance": "0 averages nothing",
+}
 _STYLES = ("-", "--", ":", "-.")
 _LOG_FILE = "vdlrecords.scores.log"
 
@@ -18,10 +23,12 @@ def draw_curves(lines: list[dict], path: Path, golden: Golden | None = None) -> 
     """Write the picture. lines: of scores.jsonl, by step; golden: the band behind them."""
     from matplotlib.figure import Figure
 
-    measures = [name for name in MEASURES if any(line.get(name) is not None for line in lines)]
-    figure = Figure(figsize=(5.5 * len(measures), 4.2), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
-        draw_measure(axes, lines, name, golden)
+    measures = [name for name in WATCHED if any(line.get(name) is not None for line in lines)]
+    rows = 1 if len(measures) < 4 else 2
+    columns = -(-len(measures) // rows)
+    figure = Figure(figsize=(5.5 * columns, 4.2 * rows), layout="constrained")
+    for number, name in enumerate(measures, start=1):
+        draw_measure(figure.add_subplot(rows, columns, number), lines, name, golden)
     if golden:
         figure.suptitle(golden.sentence(newest_line(lines, golden)), fontsize=9)
     with written(path) as aside:
@@ -42,7 +49,7 @@ def draw_measure(axes: Any, lines: list[dict], measure: str, golden: Golden | No
         style = _STYLES[scales.index(scale) % len(_STYLES)] + "o"
         label = f"{variant}, guidance {scale:g}"
         axes.plot(*zip(*points, strict=True), style, color=_COLOURS[variant], markersize=3, label=label)
-    axes.set(xlabel="images seen", ylabel=f"{MEASURES[measure][0]} ({_BETTER[measure]})")
+    axes.set(xlabel="images seen", ylabel=f"{WATCHED[measure][0]} ({_BETTER[measure]})")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 
@@ -54,7 +61,7 @@ def log_scalars(lines: list[dict], folder: Path) -> None:
     (folder / _LOG_FILE).unlink(missing_ok=True)
     with LogWriter(logdir=str(folder), file_name=_LOG_FILE) as log:
         for line in lines:
-            for name in MEASURES:
+            for name in WATCHED:
                 if line.get(name) is not None:
                     tag = f"{name}/{line['variant']}-guidance-{line['guidance_scale']:g}"
                     log.add_scalar(tag, line[name], line["step"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sd.errors import ArgumentError, InputError
-from sd.metrics.report import MEASURES
+from sd.metrics.report import WATCHED
 
 _FOLDER = Path(__file__).with_name("bands")
 
@@ -56,7 +56,7 @@ class Golden:
         told = []
         for measure, word in words.items():
             low, high = self.bounds(measure, line["images_seen"]) or (0.0, 0.0)
-            told.append(f"{MEASURES[measure][0]} {line[measure]:.4g} is {word} {low:.4g} to {high:.4g}")
+            told.append(f"{WATCHED[measure][0]} {line[measure]:.4g} is {word} {low:.4g} to {high:.4g}")
         return f"{at}: {'; '.join(told)}"
 
 
@@ -82,7 +82,7 @@ def load_golden(name: str) -> Golden:
         golden = Golden(band["name"], band["about"], images, bands, band.get("variant"), band.get("guidance_scale"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: no band ({error!r}); see sd/metrics/golden.py for the form") from None
-    fits = all(measure in MEASURES and len(low) == len(high) == len(images) for measure, (low, high) in bands.items())
+    fits = all(measure in WATCHED and len(low) == len(high) == len(images) for measure, (low, high) in bands.items())
     if not fits or not len(images) or (np.diff(images) <= 0).any():
-        raise InputError(f"{path}: images_seen must rise, with a low and a high for each, of {', '.join(MEASURES)}")
+        raise InputError(f"{path}: images_seen must rise, with a low and a high for each, of {', '.join(WATCHED)}")
     return golden

@@ -8,6 +8,8 @@ from sd.sampling.files import written
 
 # Name in a report -> heading, digits behind the point.
 MEASURES = {"fid": ("FID", 3), "cmmd": ("CMMD", 4), "clip_score": ("CLIP score", 4)}
+# With what `eval.py --watch` adds of a moving average: the distance of its weights from the trained ones.
+WATCHED = MEASURES | {"ema_distance": ("EMA distance", 6)}
 
 
 def table(report: dict) -> str:

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +19,9 @@ from sd.metrics.extractors import load_clip
 from sd.metrics.golden import load_golden
 from sd.metrics.scores import cmmd
 from sd.sampling.files import read_pixels
+from tests.holding import Hold
 from tests.metrics.test_metrics import CAPTIONS, CLIP
-from tests.training_harness import Workshop
+from tests.training_harness import EMA, ROOT, Workshop, weights
 
 
 def cmmd_by_definition(a, b):
@@ -185,14 +188,43 @@ def test_bands_that_cannot_be_used_are_named(tmp_path, workshop):
         watch.watch(flags(workshop, tmp_path / "none"), {})
 
 
-@pytest.mark.parametrize(
-    ("fid", "clip_score", "said"),
-    [(2.303266589, 0.8493356894, True), (2.6593, 0.8628, False), (2.303266589, 0.8628, False)],
-)
-def test_an_average_that_averages_nothing_is_named(fid, clip_score, said):
-    """The demo's scores after 200 steps: of a decay of 0, and of others."""
-    raw = {"step": 200, "guidance_scale": 2.0, "variant": "raw", "fid": 2.303293044, "clip_score": 0.8493359302}
-    ema = raw | {"variant": "ema", "fid": fid, "clip_score": clip_score}
-    note = watch.average_note([ema | {"step": 100}, raw | {"step": 100}, ema, raw])
-    assert (note is not None and "ema scores as raw does" in note) == said
-    assert watch.average_note([raw]) is None
+@pytest.mark.parametrize("decay", [0, 0.9])
+def test_the_distance_of_the_average_says_whether_it_averages(workshop, tmp_path, decay):
+    """Decay 0 leaves a copy of the weights up to rounding, which no score of pictures tells from an average."""
+    checkpoint = workshop.train(tmp_path / "run", "--use_ema", "--ema_decay", decay) / "checkpoint-4"
+    raw = weights(checkpoint).astype(np.float64)
+    expected = np.linalg.norm(weights(checkpoint, EMA) - raw) / np.linalg.norm(raw)
+    distance = watch.ema_distance(checkpoint)
+    assert distance == pytest.approx(expected, rel=1e-9)  # sums of 10^5 squares in float64, in another order
+    note = watch.average_note([{"step": 4, "variant": "ema", "ema_distance": distance}, {"step": 4, "variant": "raw"}])
+    assert (note is not None and "step 4: ema is a copy of raw" in note) == (decay == 0)
+    assert watch.average_note([{"step": 4, "variant": "raw"}]) is None
+
+
+def test_killed_in_the_middle_of_scoring_it_goes_on_with_the_next_picture(workshop, watched, tmp_path):
+    run = shutil.copytree(watched.parent, tmp_path / "run", ignore=shutil.ignore_patterns("scores"))
+    words = vars(flags(workshop, run, guidance_scales=2.0, guidance_scale=None))
+    words = [word for name, value in words.items() if value not in (None, "") for word in (f"--{name}", str(value))]
+    command = [sys.executable, "eval.py", *words]
+    hold = Hold(tmp_path / "hold", "pictures", 6)  # the second of the average of checkpoint 2, after four of raw
+    with (tmp_path / "log").open("w") as log:
+        first = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | hold.variables(), stdout=log, stderr=subprocess.STDOUT
+        )
+    hold.wait(first, (tmp_path / "log").read_text)
+    first.kill()
+    first.wait()
+    there = {path: path.stat().st_mtime_ns for path in (run / "scores").glob("checkpoint-*/guidance-2/*.png")}
+    assert len(there) == 6
+    assert [(line["step"], line["variant"]) for line in score_file.read_lines(run / "scores/scores.jsonl")] == [
+        (2, "raw")
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "step 4, ema: FID" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in there} == there  # none is drawn again
+    keys = ("step", "images_seen", "variant", "weights", "ema_distance", "fid", "cmmd", "clip_score")
+    killed, whole = (
+        [[line.get(key) for key in keys] for line in score_file.read_lines(folder / "scores/scores.jsonl")]
+        for folder in (run, watched.parent)
+    )
+    assert killed == whole
