@@ -60,10 +60,10 @@ class Workshop:
         self.stopped_by = train(*parse_arguments(self.flags(output_dir, *more), environ={}))
         return self.folder / output_dir
 
-    def start(self, output_dir, *more, ranks=None, launch=(), hold=None):
+    def start(self, output_dir, *more, ranks=None, launch=(), hold=None, script=SCRIPT):
         """Start training as a process of its own, its output in <output_dir>.log. hold: a Hold of its processes."""
         log = self.folder / f"{output_dir}.log"
-        command = [sys.executable, "-u", str(SCRIPT)]
+        command = [sys.executable, "-u", str(script)]
         if ranks:
             launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks), *map(str, launch)]
             command[2:2] = [*launcher, "--log_dir", str(self.folder / f"{output_dir}.ranks")]

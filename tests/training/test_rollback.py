@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.training_harness import EMA, UNET, Workshop, checksums
 STEPS, BATCH = 10, 4
 FLAGS = ["--max_steps", STEPS, "--save_steps", 2, "--logging_steps", 1, "--max_bad_steps", 1, "--use_ema"]
 BACK = [*FLAGS, "--rollback_on_nonfinite", 2]
+ALTERED = Path(__file__).with_name("altered_order.py")
 LEARNED = (UNET, EMA, "optimizer.safetensors", "scheduler.json", "ema_state.json")
 
 
@@ -115,6 +117,24 @@ def test_without_a_checkpoint_there_is_nothing_to_go_back_to(workshop, poison):
     poison |= dict.fromkeys(range(1000), float("nan"))
     with pytest.raises(RunError, match=r"2 steps in a row.*; no whole checkpoint to go back to"):
         workshop.train("nowhere", *BACK)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_two_ranks_step_back_together(workshop, monkeypatch):
+    """Sample 22 is rank 1's in step 6, sample 25 rank 0's in step 7: each rank alone has seen but one bad step."""
+
+    def train(name, altered, *flags):
+        monkeypatch.setenv("ALTERED_ORDER", json.dumps(altered))
+        run = workshop.start(name, *flags, "--per_device_train_batch_size", BATCH // 2, ranks=2, script=ALTERED)
+        assert run.wait(300) == 0, workshop.log(name)[-3000:]
+        return workshop.folder / name
+
+    never_had_them = train("two_without", {"without": [16, 28]}, *FLAGS)
+    output_dir = train("two_poisoned", {"poisoned": [22, 25]}, *BACK)
+    assert learned(output_dir / f"checkpoint-{STEPS}") == learned(never_had_them / f"checkpoint-{STEPS}")
+    (told,) = json.loads((output_dir / "skipped.json").read_text())
+    assert told | {"first_sample": 16, "stop_sample": 28, "step": 7, "back_to": 4} == told
 
 
 @pytest.mark.parametrize("text", ["{", '[{"first_sample": 4}]', '[{"first_sample": 4, "stop_sample": 4}]', "[3]"])
