@@ -27,6 +27,31 @@ def assert_close(value, reference, terms, name="the result"):
     assert found <= terms, f"{name} is {found:.3g} roundings off, of {terms} allowed"
 
 
+def assert_close_in_float16(value, reference, terms, name="the result"):
+    """Fail unless `value`, float16, is a float32 number within `terms` roundings of the float64 reference, rounded."""
+    assert value.dtype == np.float16, f"{name} is {value.dtype}"
+    assert reference.dtype == np.float64 and value.shape == reference.shape
+    allowed = float16_rounding(reference) + (1 + 2.0**-11) * terms * EPS * np.abs(reference).max()
+    over = (np.abs(value.astype(np.float64) - reference) / allowed).max()
+    assert over <= 1, f"{name} is off by {over:.3g} times what float16 and {terms:.0f} roundings allow"
+
+
+def float16_rounding(reference):
+    """How far each number moves when it is rounded to float16: half a unit of its 11 bits, or of 2^-24 near zero."""
+    return 2.0**-11 * np.abs(reference) + 2.0**-25
+
+
+def assert_picture(levels, reference, terms, name="the picture"):
+    """Fail unless uint8 `levels` are numbers within `terms` roundings of the float64 reference, rounded and clipped.
+
+    The reference is made of numbers in [-1, 1] or so, 127.5 levels each.
+    """
+    wanted = reference.clip(0, 255)
+    allowed = 0.5 + terms * EPS * (np.abs(reference - 127.5).max() + 127.5)
+    found = np.abs(levels.astype(np.float64) - wanted).max()
+    assert found <= allowed, f"{name} is {found:.3g} levels off, of {allowed:.3g} allowed"
+
+
 def share_of_way(end, reference, start):
     """Euclidean distance of two ends of a training, relative to that from its start to the end `reference`."""
     end, reference, start = (np.asarray(vector, np.float64) for vector in (end, reference, start))

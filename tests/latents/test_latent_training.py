@@ -13,10 +13,13 @@ from sd.latents.run import precompute
 from sd.sampling.pipeline import reconstruct, reconstruct_cached
 from sd.training.run import make_previews
 from sd.training.trainer import StableDiffusionTrainer
+from tests import exact
+from tests.latents.reference import FLOAT16_TERMS, TRAINING_TERMS, Call, Reference
+from tests.numeric import assert_close_in_float16, assert_picture, assert_same_training
 from tests.tiny import RESOLUTION
 from tests.training_harness import EMA, UNET, Workshop, checksums, weights
 
-STEPS = 20
+STEPS = 4
 
 
 class CacheWorkshop(Workshop):
@@ -45,23 +48,31 @@ def workshop(tmp_path_factory):
 
 
 @pytest.fixture
-def logged(monkeypatch):
-    """What the trainer logs, step by step, and the models that it trained."""
-    told = {"loss": [], "eval": [], "models": []}
-    log, evaluate = StableDiffusionTrainer.log, StableDiffusionTrainer.evaluate
+def watched(monkeypatch):
+    """The Calls of all models in this process, as they come."""
+    calls = []
+    forward = StableDiffusionModel.forward
 
-    def note_loss(self, logs, **kwargs):
-        told["loss"].append(logs["loss"])
-        told["models"].append(self.model)
-        return log(self, logs, **kwargs)
+    def watch(self, **batch):
+        arrays = {name: np.array(value) for name, value in batch.items()}
+        weights = {name: weight.numpy().copy() for name, weight in self.unet.state_dict().items()}
+        found = forward(self, **batch)
+        calls.append(Call(self, arrays, weights, found["sample_loss"].numpy(), float(found["loss"]), self.training))
+        return found
 
-    def note_evaluation(self, *arguments, **kwargs):
-        told["eval"].append(evaluate(self, *arguments, **kwargs))
-        return told["eval"][-1]
+    monkeypatch.setattr(StableDiffusionModel, "forward", watch)
+    return calls
 
-    monkeypatch.setattr(StableDiffusionTrainer, "log", note_loss)
-    monkeypatch.setattr(StableDiffusionTrainer, "evaluate", note_evaluation)
-    return told
+
+@pytest.fixture
+def models(monkeypatch):
+    """The models that are trained, by the trainer's steps and evaluations."""
+    found = []
+    log = StableDiffusionTrainer.log
+    monkeypatch.setattr(
+        StableDiffusionTrainer, "log", lambda self, *a, **k: (found.append(self.model), log(self, *a, **k))[1]
+    )
+    return found
 
 
 @pytest.fixture
@@ -75,38 +86,45 @@ def centre_crops(monkeypatch):
 
 
 @pytest.mark.parametrize(("prediction_type", "text"), [("epsilon", True), ("v_prediction", False)])
-def test_steps_from_the_cache_are_steps_from_images(workshop, logged, centre_crops, prediction_type, text):
-    flags = ["--prediction_type", prediction_type, "--max_steps", STEPS, "--logging_steps", 1, "--use_ema"]
-    flags += ["--ema_decay", 0.9, "--eval_steps", STEPS // 2, "--caption_dropout", 0.3]
+def test_steps_from_images_and_from_the_cache_are_float64s(workshop, watched, centre_crops, prediction_type, text):
+    """Each loss of training and of validation, then the weights and their average at the end, of both runs."""
+    flags = ["--prediction_type", prediction_type, "--max_steps", STEPS, "--use_ema", "--eval_steps", STEPS]
+    flags += ["--caption_dropout", 0.3, "--unet_name_or_path", workshop.folder / "models/unet"]
+    reference = Reference(workshop.folder / "models", prediction_type)
     runs = {}
     for name, file_list in (("images", workshop.file_list), ("cache", workshop.caches[text])):
         lists = ["--file_list", file_list, "--eval_file_list", file_list]
-        folder = workshop.train(f"{name}-{prediction_type}", *flags, *lists)
-        runs[name] = {key: list(value) for key, value in logged.items()} | {"folder": folder / f"checkpoint-{STEPS}"}
-        for value in logged.values():
-            value.clear()
-    images, cache = runs["images"], runs["cache"]
-    assert len(images["loss"]) == len(cache["loss"]) == STEPS
-    difference = np.abs(np.subtract(images["loss"], cache["loss"]))
-    assert 0 < difference.max() < 1e-3, (
-        difference.max()
-    )  # the cache holds 16 bits: equal to the bit would be suspicious
-    assert np.ptp(images["loss"]) > 0.1
-    for before, after in zip(images["eval"], cache["eval"], strict=True):
-        assert before == pytest.approx(after, abs=1e-3) and before["eval_records"] == 33
-    for name in (UNET, EMA):
-        moved = np.abs(weights(images["folder"], name) - weights(cache["folder"], name))
-        assert moved.mean() < 1e-4, (name, moved.mean())
-    assert set(cache["models"][0].deferred) == ({"vae", "text_encoder"} if text else {"vae"})
+        folder = workshop.train(f"{name}-{prediction_type}", *flags, *lists) / f"checkpoint-{STEPS}"
+        runs[name] = (folder, list(watched))
+        watched.clear()
+    images, cache = (calls for _, calls in runs.values())
+    assert [call.training for call in images] == [True] * STEPS + [False] * (len(images) - STEPS)
+    assert len(images) == len(cache) and sum(len(call.sample_loss) for call in images[STEPS:]) == 33
+    assert "pixel_values" not in cache[0].batch and ("text_states" in cache[0].batch) == text
+    for of_images, of_cache in zip(images, cache, strict=True):
+        for draw in ("noise", "posterior_noise", "timestep"):
+            np.testing.assert_array_equal(of_images.batch[draw], of_cache.batch[draw])
+        reference.check_loss(of_images, of_images.batch)
+        reference.check_loss(of_cache, of_images.batch)
+    start, end, average = reference.train(images[:STEPS])
+    for name, terms in (("images", TRAINING_TERMS), ("cache", TRAINING_TERMS + FLOAT16_TERMS)):
+        for file, wanted in ((UNET, end), (EMA, average)):
+            assert_same_training(weights(runs[name][0], file), wanted, start, terms, f"{file} of {name}")
+    assert set(cache[0].model.deferred) == ({"vae", "text_encoder"} if text else {"vae"})
 
 
-def test_images_may_validate_a_run_from_the_cache_and_load_what_they_need(workshop, logged):
-    workshop.from_cache("from_images", "--eval_file_list", workshop.file_list, "--eval_steps", 2)
-    assert logged["models"][0].deferred == {}
-    of_images = list(logged["eval"])
-    workshop.from_cache("from_latents", "--eval_file_list", workshop.caches[False], "--eval_steps", 2)
-    for before, after in zip(of_images, logged["eval"][2:], strict=True):
-        assert before == pytest.approx(after, abs=1e-3)
+def test_images_may_validate_a_run_from_the_cache_and_load_what_they_need(workshop, watched):
+    flags = ["--max_steps", 2, "--eval_steps", 2, "--unet_name_or_path", workshop.folder / "models/unet"]
+    reference, checked = Reference(workshop.folder / "models", "epsilon"), {}
+    for name, file_list in (("images", workshop.file_list), ("latents", workshop.caches[False])):
+        workshop.from_cache(f"from_{name}", "--eval_file_list", file_list, *flags)
+        checked[name] = [call for call in watched if not call.training]
+        assert set(watched[0].model.deferred) == (set() if name == "images" else {"vae"})
+        watched.clear()
+    for of_images, of_latents in zip(checked["images"], checked["latents"], strict=True):
+        assert "pixel_values" in of_images.batch and "moments" in of_latents.batch
+        reference.check_loss(of_images, of_images.batch)
+        reference.check_loss(of_latents, of_images.batch)
 
 
 def test_resume_is_exact(workshop):
@@ -131,18 +149,18 @@ def test_the_frozen_parts_are_no_weights_of_the_model_until_they_are_asked_for(w
     assert {name.partition(".")[0] for name, _ in model.named_parameters()} == {"unet"}
 
 
-def test_pictures_load_what_they_need_and_show_what_the_vae_keeps(workshop, logged, monkeypatch):
+def test_pictures_load_what_they_need_and_show_what_the_vae_keeps(workshop, models):
     from tests.training.test_visible import read_log
 
     flags = ["--report_to", "visualdl", "--image_logging_steps", 2, "--num_inference_steps", 1]
     shown = workshop.from_cache("shown", *flags)
     assert set(read_log(shown)["image"]) == {"reconstruction", "ddim-samples-1.0", "ddim-samples-7.5"}
-    assert logged["models"][0].deferred == {}
+    assert models[0].deferred == {}
     quiet = workshop.from_cache("quiet")
     assert checksums(shown / "checkpoint-4") == checksums(quiet / "checkpoint-4")
 
 
-def test_cached_records_are_reconstructed_as_images_are(workshop):
+def test_records_and_cached_records_are_reconstructed_as_float64_does(workshop):
     from sd.flags.command_line import parse_arguments
 
     previews = []
@@ -157,9 +175,16 @@ def test_cached_records_are_reconstructed_as_images_are(workshop):
         np.concatenate([record[key] for record in previews.records])
         for previews, key in ((images, "pixel_values"), (cache, "moments"))
     )
-    kept = reconstruct(model.vae, pixels).astype(int)
-    from_cache = reconstruct_cached(model.vae, moments).astype(int)
-    assert np.abs(kept - from_cache).max() <= 1 and np.ptp(kept) > 1
+    vae = exact.load_float64("vae", workshop.folder / "models")
+    with exact.counted_terms(vae) as encoding:
+        mean, log_variance = exact.posterior(vae, pixels)
+    assert_close_in_float16(moments, np.concatenate([mean, log_variance], axis=1), encoding.count, "the moments")
+    with exact.counted_terms(vae) as decoding:
+        kept = exact.picture(vae, mean)
+    assert np.ptp(kept) > 1
+    assert_picture(reconstruct(model.vae, pixels), kept, encoding.count + decoding.count, "an image")
+    of_moments = exact.picture(vae, moments[:, :4])
+    assert_picture(reconstruct_cached(model.vae, moments), of_moments, decoding.count, "a cached record")
 
 
 def test_a_whole_pipeline_is_saved_with_the_parts_that_were_not_loaded(workshop):

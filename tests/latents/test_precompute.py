@@ -24,8 +24,10 @@ from sd.latents.part import chunks_of
 from sd.latents.plan import make_plan
 from sd.latents.run import precompute
 from sd.models.hashes import weights_hash
+from tests import exact
 from tests.data_maker import write_lists
 from tests.latent_maker import MODEL, SIDE, make_shapes, options, read_records, shape
+from tests.numeric import EPS, assert_close, assert_close_in_float16, float16_rounding
 
 
 @pytest.fixture
@@ -80,27 +82,45 @@ def test_every_row_keeps_its_place_and_has_one_outcome(mixed, tmp_path):
     assert manifest.vae_hash == weights_hash("vae", f"{MODEL}/vae") == weights_hash("vae", MODEL, "vae")
 
 
-def test_what_is_cached_is_what_training_would_compute(mixed, tmp_path):
+def test_what_is_cached_and_what_training_computes_are_float64s(mixed, tmp_path):
+    """Moments and text states of the cache, and training's latents of pictures and of the cache, against Paddle's own
+    layers in float64."""
     flags = {"crop": "centre", "cache_text": True, "max_bad_fraction": 0.3}
     file_list, _ = precompute(options(mixed, tmp_path / "out", **flags))
     model = StableDiffusionModel.from_arguments(model_arguments(), 32)
+    vae, text_encoder = (exact.load_float64(part, MODEL) for part in ("vae", "text_encoder"))
     manifest = find_manifest(file_list)
+    scale = json.loads(Path(MODEL, "vae/config.json").read_text())["scaling_factor"]
+    assert manifest.scaling_factor == scale
     _, records = read_records(read_file_list(file_list)[0].parts[1])
+    assert len(records) == 3
     for row, record in records.items():
         moments, states = decode_payload(record.image)
         pixels = centre_crop(decode_for(shape(6 + row)[1], 32), 32, "lanczos")[None]
-        mean, std = (
-            model.encode_images(paddle.to_tensor(pixels), paddle.full([1, 4, 4, 4], noise)).numpy()[0]
-            for noise in (0.0, 1.0)
-        )
-        cached_mean, cached_logvar = np.split(moments[0].astype(np.float32), 2)
-        np.testing.assert_allclose(cached_mean * manifest.scaling_factor, mean, atol=2e-3)
-        np.testing.assert_allclose(np.exp(cached_logvar / 2) * manifest.scaling_factor, std - mean, atol=2e-3)
+        with exact.counted_terms(vae) as terms:
+            mean, log_variance = exact.posterior(vae, pixels)
+        assert moments.shape == (1, 8, 4, 4)
+        for name, cached, wanted in zip(
+            ("mean", "log-variance"), np.split(moments, 2, axis=1), (mean, log_variance), strict=True
+        ):
+            assert_close_in_float16(cached, wanted, terms.count, name)
+        deviation = np.exp(log_variance / 2)
+        for sign in (0.0, 1.0, -1.0):
+            noise, wanted = paddle.full([1, 4, 4, 4], sign), (mean + sign * deviation) * scale
+            of_pictures = model.encode_images(paddle.to_tensor(pixels), noise).numpy()
+            assert_close(of_pictures, wanted, terms.count, "latents of pictures")
+            of_cache = model.cached_latents(paddle.to_tensor(moments), noise).numpy()
+            moved = float16_rounding(mean) + abs(sign) * deviation * float16_rounding(log_variance) / 2
+            over = np.abs(of_cache - wanted) - scale * moved * (1 + 2**-8)  # of exp the second order
+            assert over.max() <= terms.count * EPS * np.abs(wanted).max()
         ids = np.stack([model.tokenize(caption) for caption in record.captions])
+        with exact.counted_terms(text_encoder) as terms:
+            wanted = exact.text_states(text_encoder, ids)
         assert states.shape == (len(record.captions), 16, 64)
-        np.testing.assert_allclose(states, model.encode_text(paddle.to_tensor(ids)).numpy(), atol=4e-3)
-    empty = model.encode_text(paddle.to_tensor(model.tokenize("")[None])).numpy()[0]
-    np.testing.assert_allclose(manifest.empty_text_state(), empty, atol=4e-3)
+        assert_close_in_float16(states, wanted, terms.count, "text states")
+        assert_close(model.encode_text(paddle.to_tensor(ids)).numpy(), wanted, terms.count, "text states")
+    empty = exact.text_states(text_encoder, model.tokenize("")[None])[0]
+    assert_close_in_float16(manifest.empty_text_state(), empty, terms.count, "states of the empty caption")
 
 
 def test_captions_that_are_cut_are_told_when_their_states_are_cached(mixed, tmp_path, capsys):

@@ -16,7 +16,6 @@ from sd.sampling.pipeline import (
     batch_in_memory,
     check_size,
     cut_text,
-    decode,
     default_batch_size,
     denoise,
     draw_images,
@@ -25,6 +24,8 @@ from sd.sampling.pipeline import (
     reconstruct,
     stream_images,
 )
+from tests import exact
+from tests.numeric import assert_close, assert_picture
 from tests.tiny import make_tiny_repository
 
 PROMPTS = ["a red circle", "a blue square", "x", "a green triangle", ""]
@@ -32,8 +33,13 @@ SIZE = {"height": 32, "width": 36}
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return load_models(pretrained_model=str(make_tiny_repository(tmp_path_factory.mktemp("tiny"))))
+def repository(tmp_path_factory):
+    return make_tiny_repository(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def models(repository):
+    return load_models(pretrained_model=str(repository))
 
 
 def parts(models):
@@ -51,20 +57,29 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(models, name):
     assert (other[0] != together[3]).any()
 
 
+@pytest.fixture(scope="module")
+def exact_models(repository):
+    return {part: exact.load_float64(part, repository) for part in ("vae", "text_encoder", "unet")}
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
-def test_equals_the_pipeline_of_ppdiffusers(models, name, guidance_scale):
+def test_equals_the_pipeline_of_ppdiffusers_in_float64(models, exact_models, name, guidance_scale):
     from ppdiffusers import StableDiffusionPipeline
 
-    unet, vae, text_encoder, tokenizer = parts(models)
+    scheduler = make_scheduler(name)
     pipeline = StableDiffusionPipeline(
-        vae, text_encoder, tokenizer, unet, make_scheduler(name), None, None, requires_safety_checker=False
-    )
+        **exact_models, tokenizer=models.tokenizer, scheduler=scheduler, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
     settings = {"num_inference_steps": 7, "guidance_scale": guidance_scale}
-    noise = paddle.to_tensor(np.stack([initial_noise(seed, (4, 8, 8)) for seed in (1, 2)]))
-    options = {"height": 32, "width": 32, "negative_prompt": ["dark"] * 2, "output_type": "np"}
-    theirs = pipeline(PROMPTS[:2], latents=noise, **settings, **options).images
+    noise = paddle.to_tensor(np.stack([initial_noise(seed, (4, 8, 8)) for seed in (1, 2)]).astype(np.float64))
+    options = {"height": 32, "width": 32, "negative_prompt": ["dark"] * 2, "output_type": "latent"}
+    with exact.counted_terms(*exact_models.values()) as terms:
+        latents = pipeline(PROMPTS[:2], latents=noise, **settings, **options).images
+        assert latents.dtype == paddle.float64
+        theirs = exact.picture(exact_models["vae"], latents.numpy() / exact_models["vae"].config.scaling_factor)
     ours = draw_images(
         *parts(models),
         PROMPTS[:2],
@@ -75,8 +90,7 @@ def test_equals_the_pipeline_of_ppdiffusers(models, name, guidance_scale):
         scheduler=make_scheduler(name),
         **settings,
     )
-    # Half a grey level is the rounding.
-    assert np.abs(theirs * 255 - ours).max() <= 0.51
+    assert_picture(ours, theirs, terms.count * (2 * guidance_scale - 1))
 
 
 def test_ddim_follows_its_closed_form_for_both_predictions():
@@ -95,16 +109,24 @@ def test_ddim_follows_its_closed_form_for_both_predictions():
             value = epsilon if self.kind == "epsilon" else signal * epsilon - noise * image
             return type("Output", (), {"sample": value})
 
-    noise = paddle.to_tensor(initial_noise(3, (1, 4, 8, 8)))
+    noise = initial_noise(3, (1, 4, 8, 8))
     for settings in ({}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}):
         scheduler = make_scheduler("ddim", **settings)
         scheduler.set_timesteps(10)
         steps = iter(range(100))
-        got = denoise(Exact(scheduler), scheduler, noise, paddle.zeros([1, 1, 1]), None, 1.0, steps.__next__)
-        last = float(scheduler.alphas_cumprod[0])  # the last step ends at t=0's noise level, not at none
+        got = denoise(
+            Exact(scheduler), scheduler, paddle.to_tensor(noise), paddle.zeros([1, 1, 1]), None, 1.0, steps.__next__
+        )
         assert next(steps) == 10
-        residue = got.numpy() - last**0.5 * image
-        assert np.abs(residue).max() < 4.5 * (1 - last) ** 0.5
+        # DDIM keeps the epsilon that it began with (arXiv 2010.02502, eq. 12 with eta 0), and ends at the noise level
+        # of t=0, not at none.
+        alpha_bar = scheduler.alphas_cumprod.numpy().astype(np.float64)
+        first, last = alpha_bar[int(scheduler.timesteps[0])], alpha_bar[0]
+        clean = image.astype(np.float64)
+        epsilon = (noise - first**0.5 * clean) / (1 - first) ** 0.5
+        wanted = last**0.5 * clean + (1 - last) ** 0.5 * epsilon
+        # A step rounds some 20 times; what it divides by a small noise rate it multiplies by the next, smaller one.
+        assert_close(got.numpy(), wanted, 10 * 20)
     assert int(scheduler.timesteps[0]) == 999, "zero SNR must start at the step that has no signal"
 
 
@@ -146,13 +168,14 @@ def test_layers_come_back_in_their_mode(models):
     models.unet.eval()
 
 
-def test_reconstruct_is_encode_and_decode_one_by_one(models):
+def test_reconstruct_is_encode_and_decode(models, exact_models):
     pixels = np.random.default_rng(0).integers(0, 256, [3, 3, 32, 32], dtype=np.uint8)
-    got = reconstruct(models.vae, pixels)
-    with paddle.no_grad():
-        mean = models.vae.encode(paddle.to_tensor(pixels[1:2].astype("float32") / 127.5 - 1)).latent_dist.mean
-        assert (got[1:2] == decode(models.vae, mean * models.vae.config.scaling_factor)).all()
-    assert got.shape == (3, 32, 32, 3)
+    got, vae = reconstruct(models.vae, pixels), exact_models["vae"]
+    with exact.counted_terms(vae) as terms:
+        wanted = exact.picture(vae, exact.posterior(vae, pixels)[0])
+    assert np.ptp(wanted) > 1
+    assert_picture(got, wanted, terms.count)
+    assert (reconstruct(models.vae, pixels[1:2]) == got[1:2]).all()  # one by one, so not by its neighbours
 
 
 def test_initial_noise_is_fixed_for_ever():
