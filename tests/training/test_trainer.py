@@ -4,9 +4,11 @@ import json
 import logging
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
+import psutil
 import pytest
 
 from sd.diffusion.model import StableDiffusionModel
@@ -201,6 +203,17 @@ def test_the_run_can_be_read_from_run_json(workshop):
     assert run["versions"]["paddlenlp"] == "3.0.0b4" and len(run["file_list_fingerprint"]) == 32
     assert run["resumed_from"].endswith("checkpoint-1")
     assert [start["arguments"]["SDTrainingArguments"]["max_steps"] for start in run["earlier_starts"]] == [1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_end_of_a_run_leaves_no_data_worker_and_sleeps_for_no_thread(workshop, monkeypatch, workers):
+    from paddle.io.dataloader import dataloader_iter
+
+    sleepless = SimpleNamespace(sleep=lambda seconds: pytest.fail("Paddle sleeps until its thread has ended"))
+    monkeypatch.setattr(dataloader_iter, "time", sleepless)
+    before = set(psutil.Process().children())
+    workshop.train(f"ended_{workers}", "--dataloader_num_workers", workers, "--max_steps", 1)
+    assert set(psutil.Process().children()) - before == set()
 
 
 def test_overwrite_starts_again(workshop):
