@@ -10,6 +10,7 @@ from ppdiffusers.models.attention_processor import AttnProcessor
 from sd import devices
 from sd.errors import InputError
 from sd.models.attention import KernelAttnProcessor
+from sd.sampling import pipeline
 from sd.sampling.models import load_models
 from sd.sampling.pipeline import (
     SCHEDULERS,
@@ -64,22 +65,24 @@ def exact_models(repository):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
-def test_equals_the_pipeline_of_ppdiffusers_in_float64(models, exact_models, name, guidance_scale):
+def test_equals_the_pipeline_of_ppdiffusers_in_float64(models, exact_models, monkeypatch, name, guidance_scale):
+    """Latents and pictures. Guidance g takes g of one answer of the UNet and 1 - g of another, with their errors."""
     from ppdiffusers import StableDiffusionPipeline
 
+    drawn = []
+    monkeypatch.setattr(pipeline, "denoise", lambda *a: drawn.append(denoise(*a)) or drawn[-1])
     scheduler = make_scheduler(name)
-    pipeline = StableDiffusionPipeline(
+    reference = StableDiffusionPipeline(
         **exact_models, tokenizer=models.tokenizer, scheduler=scheduler, safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
-    pipeline.set_progress_bar_config(disable=True)
+    reference.set_progress_bar_config(disable=True)
     settings = {"num_inference_steps": 7, "guidance_scale": guidance_scale}
     noise = paddle.to_tensor(np.stack([initial_noise(seed, (4, 8, 8)) for seed in (1, 2)]).astype(np.float64))
     options = {"height": 32, "width": 32, "negative_prompt": ["dark"] * 2, "output_type": "latent"}
     with exact.counted_terms(*exact_models.values()) as terms:
-        latents = pipeline(PROMPTS[:2], latents=noise, **settings, **options).images
-        assert latents.dtype == paddle.float64
-        theirs = exact.picture(exact_models["vae"], latents.numpy() / exact_models["vae"].config.scaling_factor)
+        latents = reference(PROMPTS[:2], latents=noise, **settings, **options).images.numpy()
+        theirs = exact.picture(exact_models["vae"], latents / exact_models["vae"].config.scaling_factor)
     ours = draw_images(
         *parts(models),
         PROMPTS[:2],
@@ -90,6 +93,7 @@ def test_equals_the_pipeline_of_ppdiffusers_in_float64(models, exact_models, nam
         scheduler=make_scheduler(name),
         **settings,
     )
+    assert_close(drawn[0][:2].numpy(), latents, terms.count * (2 * guidance_scale - 1), "the latents")
     assert_picture(ours, theirs, terms.count * (2 * guidance_scale - 1))
 
 
