@@ -13,13 +13,13 @@ if __name__ == "__main__":  # before the imports below, so that a wrong Python g
     run("demo.classify")
     sys.exit()
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from demo.shapes import BACKGROUNDS, COLOURS, SHAPES, labels_of, outline
+from sd.flags.parser import Parser
 
 # A picture whose strongest colour is weaker than this (0..255), or that covers less than this share, shows nothing.
 MIN_CHROMA = 60
@@ -106,7 +106,7 @@ def read_samples(folder, captions=None):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Score sampled shapes against their captions.")
+    parser = Parser(description="Score sampled shapes against their captions.")
     parser.add_argument("folder", help="folder of PNGs")
     parser.add_argument("--captions", help="text file, a caption a line, in the order of the PNGs' names")
     parser.add_argument("--min_all", type=float, default=0.0, help="exit code 1 if fewer than this share are right")

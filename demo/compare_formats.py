@@ -16,12 +16,12 @@ if __name__ == "__main__":  # before the imports below, so that a wrong Python g
     run("demo.compare_formats")
     sys.exit()
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
 from demo.classify import MIN_AREA, coverage, read_samples, score
+from sd.flags.parser import Parser
 from sd.sampling.grid import labelled_table
 
 MODELS = ("buckets", "squares")
@@ -37,7 +37,7 @@ def is_whole(picture):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Score and show what demo/buckets.sh has drawn.")
+    parser = Parser(description="Score and show what demo/buckets.sh has drawn.")
     parser.add_argument("folder", nargs="?", default="buckets_out")
     folder = Path(parser.parse_args().folder)
     rows, labels = [], []

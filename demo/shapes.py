@@ -13,7 +13,6 @@ if __name__ == "__main__":  # before the imports below, so that a wrong Python g
     run("demo.shapes")
     sys.exit()
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -21,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
+
+from sd.flags.parser import Parser
 
 COLOURS = {
     "red": (224, 32, 32),
@@ -140,7 +141,7 @@ def write(output, count, seed, size, long_captions=False):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Draw captioned shapes.")
+    parser = Parser(description="Draw captioned shapes.")
     parser.add_argument("--output", default="shapes_data", help="folder to write")
     parser.add_argument("--count", type=int, default=5000, help="number of pictures")
     parser.add_argument("--seed", type=int, default=0)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from sd import devices, runtime
 from sd.data.parts.moments import CROPS
 from sd.flags.files import expand
+from sd.flags.parser import Parser
 from sd.latents.options import ENGINES, CacheOptions
 from sd.logs import import_quietly, set_up_logging
 from sd.processes.pool import die_with_launcher
@@ -15,9 +16,7 @@ from sd.processes.pool import die_with_launcher
 
 def parse_arguments(argv: Sequence[str] | None = None) -> CacheOptions:
     """The flags. They are read before Paddle is imported, so that `--help` is quick."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     unset = argparse.SUPPRESS  # CacheOptions knows, and --help says no `(default: None)`
     default = CacheOptions.__dataclass_fields__
     add = parser.add_argument

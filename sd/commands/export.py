@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from sd import devices, runtime
 from sd.flags.idle import refuse_idle
 from sd.flags.models import add_model_flags
+from sd.flags.parser import Parser
 from sd.logs import import_quietly, set_up_logging
 
 FORMATS = ("ppdiffusers", "diffusers", "single_file")
@@ -13,7 +14,7 @@ FORMATS = ("ppdiffusers", "diffusers", "single_file")
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags. They are read before Paddle is imported, so that `--help` is quick."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add(
         "--checkpoint",

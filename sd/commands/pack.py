@@ -13,12 +13,13 @@ from sd.data.streaming.captions import by_source, describe_cut, sample_records
 from sd.data.streaming.catalog import Catalog
 from sd.flags.arguments import SDModelArguments
 from sd.flags.files import expand
+from sd.flags.parser import Parser
 
 TEXT_LENGTH = SDModelArguments.model_max_length
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> PackOptions:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--input_path", required=True, help="JSONL, one object a line; or a folder, tables, shards: see --input_format")
     add("--output_path", required=True, help="folder for parts, file lists and report")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from sd import runtime
 from sd.flags.idle import refuse_idle
+from sd.flags.parser import Parser
 from sd.logs import import_quietly, set_up_logging
 
 ASTRONAUT = "a photo of an astronaut riding a horse on mars"
@@ -12,11 +13,10 @@ ASTRONAUT = "a photo of an astronaut riding a horse on mars"
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags. They are read before Paddle is imported, so that `--help` is quick."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Draw pictures from a checkpoint or from published weights: PNG files that hold their prompt and "
         "settings, and a labelled grid of them. With no arguments the published Stable Diffusion v1-4 draws "
         f"{ASTRONAUT!r}, 512 x 512, into astronaut_rides_horse.png.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--prompt", nargs="+", metavar="TEXT", help=f"one or several prompts (default: {ASTRONAUT})")

@@ -10,6 +10,7 @@ from pathlib import Path
 from sd import devices
 from sd.errors import InputError
 from sd.flags.models import add_model_flags
+from sd.flags.parser import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE_PYTHON = ROOT / ".venv-app" / "bin" / "python"
@@ -17,7 +18,7 @@ PAGE_PYTHON = ROOT / ".venv-app" / "bin" / "python"
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--output_dir", metavar="DIR", help="a run's folder: its checkpoints can be chosen on the page")
     add(

@@ -38,6 +38,7 @@ from sd.data.parts.index import PartError, PartHeader
 from sd.data.parts.part import load_header, load_index
 from sd.data.scores import Scores, check_kinds, read_scores
 from sd.errors import InputError, RunError
+from sd.flags.parser import Parser
 from sd.home import ensure_writable_home
 from sd.processes.locks import locked_folder
 
@@ -208,7 +209,7 @@ def _as(array, kind, num_rows):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m sd.data.columns", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m sd.data.columns", description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     joining = commands.add_parser("add", help="join the columns of a table to the parts of a list, by a key")
     joining.add_argument("scores", help="Parquet, CSV, TSV or JSONL; or a folder, glob or braces of one kind")

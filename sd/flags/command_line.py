@@ -1,6 +1,5 @@
 """The command line of training: flags into dataclasses, and the reference's environment variables beside them."""
 
-import difflib
 import logging
 import os
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 from sd import devices
 from sd.errors import InputError
 from sd.flags.files import expand
+from sd.flags.parser import describe_unknown, explain
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def parse_arguments(argv: Sequence[str] | None = None, environ: Mapping[str, str
 
     class Parser(PdArgumentParser):
         def error(self, message):
-            raise InputError(f"{message}; see --help")
+            raise InputError(explain(message))
 
     parser = Parser((SDModelArguments, SDDataArguments, SDTrainingArguments), allow_abbrev=False)
     flags = {action.dest: action.nargs == "+" for action in parser._actions}
@@ -92,15 +92,13 @@ def parse_arguments(argv: Sequence[str] | None = None, environ: Mapping[str, str
     parser.set_defaults(**from_environment)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        names = [name for action in parser._actions for name in action.option_strings]
         name = unknown[0].partition("=")[0]
-        near = difflib.get_close_matches(name, names, 1)
-        advice = f"did you mean {near[0]}?" if near else "see --help"
+        told = describe_unknown(unknown[0], argv, parser._actions)
         if name in DIFFUSERS_FLAGS:
-            advice = f"here it is {DIFFUSERS_FLAGS[name]}"
-        if unknown[0].startswith("--restarts"):
-            advice = "sh train.sh takes it, on its command line"
-        raise InputError(f"unknown argument {unknown[0]!r}; {advice}")
+            told = f"unknown argument {unknown[0]!r}; here it is {DIFFUSERS_FLAGS[name]}"
+        if name == "--restarts":
+            told = f"unknown argument {unknown[0]!r}; sh train.sh takes it, on its command line"
+        raise InputError(told)
     try:
         parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except (ValueError, AssertionError) as error:
