@@ -1,4 +1,4 @@
-"""The two ways in which a script ends badly, each with one line for the person at the terminal."""
+"""The ways in which a script ends early, each with one line for the person at the terminal."""
 
 import contextlib
 import io
@@ -39,6 +39,25 @@ class RunError(RuntimeError):
     """A failure on the way. The message names what failed and what to do; exit code 1."""
 
 
+class StopError(RunError):
+    """The run was stopped by a signal, as asked; exit code 128 and its number, and no `error:` before the line.
+
+    when_stopped: what is saved, and how to go on.
+    """
+
+    def __init__(self, number: int, when_stopped: str) -> None:
+        super().__init__(number, when_stopped)
+        self.number, self.when_stopped = number, when_stopped
+
+    def __str__(self) -> str:
+        return f"stopped by {signal_name(self.number)}; {self.when_stopped}"
+
+
+def signal_name(number: int) -> str:
+    """`Ctrl-C`, `SIGTERM`: what a person calls it."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says in one line of about 200 letters: the first of its text, else its type's name."""
     return one_line((str(error).strip().splitlines() or [type(error).__name__])[0])
@@ -58,7 +77,8 @@ def one_line(text: str, most: int = 200) -> str:
 
 
 def run_script(main: Callable[[], object], when_stopped: str = "the same command starts again") -> None:
-    """Call `main()` and leave the process: exit code 0, 2 after an `InputError`, 1 after a `RunError`.
+    """Call `main()` and leave the process: exit code 0, 2 after an `InputError`, 1 after a `RunError`, 128 and the
+    signal's number after a `StopError`.
 
     Ctrl-C ends it with exit code 130 and one line: `stopped by Ctrl-C; ` and `when_stopped`, which says what is saved
     and how to go on. Where the reader of the output is gone (`--help | head -1`), it ends without a message.
@@ -74,6 +94,9 @@ def run_script(main: Callable[[], object], when_stopped: str = "the same command
                 main()
         except InputError as error:
             code = _report(error, 2)
+        except StopError as stop:
+            print(stop, file=sys.stderr, flush=True)
+            code = 128 + stop.number
         except RunError as error:
             code = _report(error, 1)
         except BaseException as error:  # libraries make errors of their own of a KeyboardInterrupt
@@ -120,7 +143,7 @@ class _Interrupt:
 
     def report(self) -> int:
         """Print the line; returns the exit code."""
-        print(f"stopped by Ctrl-C; {self._when_stopped}", file=sys.stderr, flush=True)
+        print(StopError(signal.SIGINT, self._when_stopped), file=sys.stderr, flush=True)
         return 128 + signal.SIGINT
 
 

@@ -42,7 +42,7 @@ def precompute(options: CacheOptions) -> tuple[str, dict] | None:
     another cache, RunError for too many bad rows, an output that cannot be written, or rows that --check finds wrong.
     """
     try:
-        with stopped_by_signals() as raise_if_stopped:
+        with stopped_by_signals("the same command goes on from the finished parts") as raise_if_stopped:
             options = with_table(options)
             plan = make_plan(options)
             for line in plan.buckets:
@@ -71,8 +71,6 @@ def precompute(options: CacheOptions) -> tuple[str, dict] | None:
             if done is not None and options.check:
                 check_cache(plan.tasks, manifest, encoders)
             return done
-    except KeyboardInterrupt:
-        raise RunError("stopped; the same command goes on from the finished parts") from None
     except PartError as error:
         raise RunError(f"{error}; the same command goes on from the finished parts") from error
     except MemoryError as error:  # Paddle's, of a GPU's too

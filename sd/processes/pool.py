@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
-from sd.errors import RunError
+from sd.errors import RunError, StopError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -79,8 +79,9 @@ def run_local(
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[Callable[[], None]]:
-    """SIGTERM ends the run as Ctrl-C does: the workers first, then one line. Yields a function to be called often.
+def stopped_by_signals(when_stopped: str) -> Iterator[Callable[[], None]]:
+    """SIGTERM ends the run as Ctrl-C does: the workers first, then the line of a StopError. Yields a function to be
+    called often.
 
     Python loses an exception that a signal raises within a destructor; that function raises it again. A second SIGTERM
     raises nothing: Paddle's launcher sends three of them, into the tidying up.
@@ -100,6 +101,8 @@ def stopped_by_signals() -> Iterator[Callable[[], None]]:
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield raise_if_stopped
+    except KeyboardInterrupt:
+        raise StopError(received[0] if received else signal.SIGINT, when_stopped) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

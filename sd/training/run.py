@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from sd.data.streaming.captions import by_source, describe_cut, sample_records
 from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.dataset import EvalPairs, TextImagePair, collate, raise_if_failed
 from sd.diffusion.model import StableDiffusionModel
-from sd.errors import ArgumentError, InputError
+from sd.errors import ArgumentError, InputError, signal_name
 from sd.flags.arguments import SDDataArguments, SDModelArguments
 from sd.flags.training import SDTrainingArguments
 from sd.latents.fit import cached_parts, check_fit
@@ -119,10 +118,10 @@ def train(model_args: SDModelArguments, data_args: SDDataArguments, training_arg
     for lock in locks:
         lock.close()
     if trainer.stop_signal is not None:
-        name = "Ctrl-C" if trainer.stop_signal == signal.SIGINT else signal.Signals(trainer.stop_signal).name
         saved = "saved" if trainer.saved_step == trainer.state.global_step else "not saved"
         saved += "" if training_args.save_on_exit else " (--save_on_exit False)"
-        told = f"stopped by {name} after step {trainer.state.global_step}, {saved}; the same command goes on"
+        name, step = signal_name(trainer.stop_signal), trainer.state.global_step
+        told = f"stopped by {name} after step {step}, {saved}; the same command goes on"
         logger.info(told)
         if training_args.process_index == 0:
             tell_launcher(told)
@@ -210,12 +209,12 @@ def make_dataset(
     state = read_json(checkpoint, "data_state.json") if checkpoint else {}
     if data_args.data_lanes and state and data_args.data_lanes != state["lanes"]:
         raise InputError(
-            f"data_lanes={data_args.data_lanes}, but {checkpoint} was dealt in {state['lanes']}; leave it out"
+            f"--data_lanes {data_args.data_lanes}, but {checkpoint} was dealt in {state['lanes']}; leave it out"
         )
     group_size = state.get("group_size")
     if data_args.aspect_group_size and group_size and data_args.aspect_group_size != group_size:
         raise InputError(
-            f"aspect_group_size={data_args.aspect_group_size}, but {checkpoint} was dealt in groups of {group_size}; "
+            f"--aspect_group_size {data_args.aspect_group_size}, but {checkpoint} was dealt in groups of {group_size}; "
             "leave it out"
         )
     buckets = bucket_table(model, data_args)
@@ -287,7 +286,7 @@ def check_tags(data_args: SDDataArguments, manifest: Any) -> Any:
     """Raise InputError where tags are to be shuffled, but the list has the states of texts that were encoded before."""
     if data_args.shuffle_tags is not None and manifest is not None and manifest.has_text:
         raise InputError(
-            f"shuffle_tags={data_args.shuffle_tags}, but {data_args.file_list} has the texts' states, in which the "
+            f"--shuffle_tags {data_args.shuffle_tags}, but {data_args.file_list} has the texts' states, in which the "
             "tags have their order; cache without --cache_text"
         )
 

@@ -261,7 +261,7 @@ def test_what_fails_on_the_way_ends_with_one_line(tmp_path, monkeypatch):
 
     fails(MemoryError("\n\nOut of memory error on GPU 0\n"), "^Out of memory error on GPU 0; lower --batch_size")
     fails(PartError("in/part-1.gz: no such part"), "^in/part-1.gz: no such part; the same command goes on")
-    fails(KeyboardInterrupt(), "^stopped; the same command goes on")
+    fails(KeyboardInterrupt(), "^stopped by Ctrl-C; the same command goes on")
     fails(OSError(28, "No space left", "out/x"), "^out/x: No space left; mend that")
 
 

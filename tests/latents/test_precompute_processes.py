@@ -78,8 +78,8 @@ def test_sigterm_ends_with_one_line(data, tmp_path):
     process.terminate()
     hold.release()
     output, _ = process.communicate()
-    assert process.returncode == 1
-    assert output.strip().splitlines()[-1] == "error: stopped; the same command goes on from the finished parts"
+    assert process.returncode == 128 + signal.SIGTERM
+    assert output.strip().splitlines()[-1] == "stopped by SIGTERM; the same command goes on from the finished parts"
     assert [name for name in contents(tmp_path / "out") if name.endswith(".tmp")] == []
 
 

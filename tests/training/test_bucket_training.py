@@ -93,7 +93,7 @@ def one_step(workshop):
     [
         (["--per_device_train_batch_size", 8], r"1 rank\(s\) x 8 samples = 8 .*group of 4 .*one of 1, 2, 4 \("),
         (["--per_device_train_batch_size", 3], r"= 3 in a micro-batch .*do not divide the group of 4"),
-        (["--aspect_group_size", 8], r"aspect_group_size=8, but .* was dealt in groups of 4; leave it out"),
+        (["--aspect_group_size", 8], r"--aspect_group_size 8, but .* was dealt in groups of 4; leave it out"),
         (["--aspect_buckets", "32x32"], r"aspect_buckets: '24x40,32x32,40x24' -> '32x32'"),
     ],
 )

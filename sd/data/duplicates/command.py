@@ -29,6 +29,7 @@ from sd.data.parts.index import PartError, PartHeader
 from sd.data.parts.moments import KIND
 from sd.data.parts.part import load_header, load_index
 from sd.errors import InputError, RunError
+from sd.flags.parser import Parser
 from sd.home import ensure_writable_home
 from sd.processes.pool import run_local, stopped_by_signals
 from sd.processes.ray_engine import run_on_ray
@@ -207,11 +208,10 @@ def contact_sheet(found: Found, path: str) -> None:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m sd.data.duplicates",
         description=(__doc__ or "").split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     unset = argparse.SUPPRESS
     add = parser.add_argument
@@ -245,12 +245,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     ensure_writable_home(os.environ)
     try:
-        with stopped_by_signals() as raise_if_stopped:
+        with stopped_by_signals("the same command goes on from the parts that were read") as raise_if_stopped:
             found = find_duplicates(options.file_list, options)
             raise_if_stopped()
             write_column(found)
-    except KeyboardInterrupt:
-        raise RunError("stopped; the same command goes on from the parts that were read") from None
     except storage.failures() as error:
         place = getattr(error, "filename", None) or options.file_list
         reason = getattr(error, "strerror", None) or error

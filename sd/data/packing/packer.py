@@ -36,7 +36,7 @@ def pack(options: PackOptions) -> tuple[str, dict[str, Any]]:
     to other input or flags, RunError for too many bad rows or an output that cannot be written.
     """
     try:
-        with stopped_by_signals() as raise_if_stopped:
+        with stopped_by_signals("the same command goes on from the finished parts") as raise_if_stopped:
             source = open_source(options)
             tasks = _tasks(source.items(), options, raise_if_stopped)
             with _other_format_named(options):
@@ -47,8 +47,6 @@ def pack(options: PackOptions) -> tuple[str, dict[str, Any]]:
                 tally = _pack_parts(chain([first], tasks), source, options)
                 raise_if_stopped()
                 return _finish(tally, options)
-    except KeyboardInterrupt:
-        raise RunError("stopped; the same command goes on from the finished parts") from None
     except storage.failures() as error:
         place = getattr(error, "filename", None) or options.output_path
         reason = getattr(error, "strerror", None) or error
