@@ -100,7 +100,7 @@ def _joined(values):
 
 def _find(path):
     if storage.base_name(path).endswith(_SUFFIXES) and not any(letter in path for letter in "*?[{"):
-        return find_inputs(path, "")
+        return find_inputs(path, "", label="")
     for suffix in _SUFFIXES:
         try:
             return find_inputs(path, suffix)

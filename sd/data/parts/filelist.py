@@ -11,7 +11,8 @@ from math import gcd, isfinite
 from pathlib import Path
 
 from sd.data.parts import storage
-from sd.errors import InputError
+from sd.data.parts.index import SUFFIX
+from sd.errors import InputError, one_line
 from sd.text import TextError, text_lines
 
 _MAX_LIST_BYTES = 1 << 30
@@ -42,6 +43,7 @@ def read_file_list(path: str | Path) -> list[Source]:
     entries = [_split_entry(line, path) for line in _lines(path)]
     if not entries:
         raise InputError(f"{path}: the file list is empty; it needs one .filelist path a line")
+    _check_entry(entries[0][0], path)
     sources = []
     for name, (_, weight, chosen) in zip(_placed([entry[0] for entry in entries], path), entries, strict=True):
         parts = _placed(_divide_repeats(_lines(name, path)), name)
@@ -49,6 +51,25 @@ def read_file_list(path: str | Path) -> list[Source]:
             raise InputError(f"{name}: names no part; pack again or take it out of {path}")
         sources.append(Source(weight, parts, name, chosen))
     return sources
+
+
+def _check_entry(name, path):
+    """Raise InputError for a file that is no list of lists, by its first entry."""
+    if name.startswith("{"):
+        raise InputError(
+            f"{path}: holds JSON, not paths; pack it (create_pretraining_data.py --input_path {path}), and name the "
+            "list that this writes"
+        )
+    names_parts = False
+    with suppress(OSError):  # a name that no file can have
+        names_parts = not name.endswith(".filelist") and storage.exists(_placed([name], path)[0] + SUFFIX)
+    if names_parts:
+        raise InputError(f"{path}: names parts, so it is one .filelist; {_list_of_lists(path)}")
+
+
+def _list_of_lists(path):
+    whole = f"{path}.list"
+    return f"name {whole}" if storage.exists(whole) else "name the .filelist.list, which has its path on a line"
 
 
 def write_file_lists(folder: str | Path, output_name: str, parts: Sequence[str], num_repeat: int) -> str:
@@ -91,16 +112,19 @@ def _lines(path, named_in=None):
             raise InputError(f"{path}: too large for a list of paths{where}")
         lines = text_lines(storage.read_bytes(path))
     except TextError as error:
-        raise InputError(f"{path}: not a text file{where}; --file_list takes a .filelist.list") from error
+        remedy = _list_of_lists(named_in) if named_in else "--file_list takes a .filelist.list"
+        raise InputError(f"{path}: not a text file{where}; {remedy}") from error
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}{where}; {_remedy(path, named_in, error)}") from error
+        told = f"{one_line(str(path))}: {error.strerror or error}{where}"
+        raise InputError(f"{told}; {_remedy(path, named_in, error)}") from error
     return [line.strip() for line in lines if line.strip()]
 
 
 def _remedy(path, named_in, error):
     """What to do about a list that cannot be read, by what it is."""
     if named_in:
-        return f"correct that line of {named_in}, or pack again"
+        no_list = "" if str(named_in).endswith(".list") else " (a file list? they end in .filelist.list)"
+        return f"correct that line of {named_in}{no_list}, or pack again"
     if isinstance(error, IsADirectoryError):
         lists = [name for name in storage.list_folder(f"{path}/filelist") if name.endswith(".filelist.list")]
         found = f"{path}/filelist/{lists[0]}" if lists else "the .filelist.list that packing or caching wrote"
@@ -112,6 +136,8 @@ def _remedy(path, named_in, error):
         )
     if not isinstance(error, FileNotFoundError):
         return "make it readable, or name another --file_list"
+    if near := "" if storage.is_remote(path) else storage.near_path(path):
+        return f"did you mean {near}?"
     return "create_pretraining_data.py and precompute_latents.py end with the name of the list that they wrote"
 
 

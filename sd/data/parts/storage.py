@@ -1,5 +1,6 @@
 """Files by path or by address: local paths stay plain files, `s3://bucket/name` and the like go through fsspec."""
 
+import difflib
 import errno
 import functools
 import io
@@ -96,6 +97,15 @@ def exists(path: str | Path) -> bool:
         fs, name = filesystem(path)
         return fs.exists(name)
     return os.path.exists(path)  # noqa: PTH110
+
+
+def near_path(path: str | Path) -> str:
+    """The path whose last name is most like that of a local path that is not there; "" where none is."""
+    folder = folder_of(path)
+    with suppress(OSError):
+        if near := difflib.get_close_matches(base_name(path), [entry.name for entry in Path(folder).iterdir()], 1):
+            return near[0] if folder == "." and not str(path).startswith("./") else join(folder, near[0])
+    return ""
 
 
 @_as_os_errors

@@ -125,6 +125,32 @@ def test_what_is_missing_is_answered_by_what_it_is(tmp_path, monkeypatch):
     assert "correct that line of packed/filelist/a.filelist.list" in told("packed/filelist/a.filelist.list")
 
 
+def test_what_is_no_list_of_lists_is_told_so(tmp_path, monkeypatch):
+    def told(path):
+        with pytest.raises(InputError) as caught:
+            read_file_list(path)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.jsonl").write_text('{"caption": "a", "image": "a.png"}\n')
+    assert told("data.jsonl").startswith("data.jsonl: holds JSON, not paths; pack it (create_pretraining_data.py ")
+    for name in ("out/laion400m_format_data/part-000001.gz", "out/laion400m_format_data/part-000001.gz.idx"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\x1f\x8b\xff\x00")
+    (tmp_path / "out/filelist").mkdir()
+    written = write_file_lists("out/filelist", "mine", ["out/laion400m_format_data/part-000001.gz"], 1)
+    told_of_parts = told(written.removesuffix(".list"))
+    assert told_of_parts.endswith(f"names parts, so it is one .filelist; name {written}")
+    (tmp_path / "alone.filelist").write_text("out/laion400m_format_data/part-000001.gz\n")
+    assert told("alone.filelist").endswith("name the .filelist.list, which has its path on a line")
+    (tmp_path / "out/laion400m_format_data/part-000001.gz.idx").unlink()  # as PaddleMIX writes parts
+    assert told(written.removesuffix(".list")).endswith(f"name {written}")
+    (tmp_path / "README.md").write_text("# A title\n")
+    assert "(a file list? they end in .filelist.list)" in told("README.md")
+    assert told("out/filelist/mine.filelst.list").endswith(f"; did you mean {written}?")
+
+
 def test_a_store_without_credentials_is_one_line(monkeypatch):
     exceptions = pytest.importorskip("botocore.exceptions", reason="needs requirements-s3.txt")
     import fsspec

@@ -176,7 +176,7 @@ def test_shuffled_tags_and_cached_text_are_refused_in_one_line():
     check_tags(args, None)
     check_tags(args, SimpleNamespace(has_text=False))
     check_tags(SDDataArguments(), SimpleNamespace(has_text=True))
-    says = r"shuffle_tags=tags, but cache\.list has the texts' states, .*; cache without --cache_text"
+    says = r"--shuffle_tags tags, but cache\.list has the texts' states, .*; cache without --cache_text"
     with pytest.raises(InputError, match=says):
         check_tags(args, SimpleNamespace(has_text=True))
 
@@ -205,7 +205,7 @@ def test_shares_that_are_none_are_refused(text):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"keep_tags": 1}, "need shuffle_tags"),
+        ({"keep_tags": 1}, "need --shuffle_tags"),
         ({"shuffle_tags": "a,,b"}, "expected names of captions"),
         ({"shuffle_tags": "a", "tag_dropout": 1.5}, "expected at least 0 and at most 1"),
         ({"shuffle_tags": "a", "keep_tags": -1}, "expected at least 0"),

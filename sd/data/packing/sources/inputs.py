@@ -15,10 +15,25 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MAX_NAMES = 1_000_000
 
 
-def find_inputs(path: str, suffix: str) -> list[str]:
+def input_error(path: str, reason: str, label: str = "--input_path ") -> InputError:
+    """An InputError about the whole input; where nothing is there, with what may be meant. label: stands before it."""
+    advice = ""
+    if not storage.is_remote(path) and not Path(path).exists():
+        if "coco_data" in Path(path).parts:
+            advice = (
+                "; coco_data stands beside PaddleMIX's example and shows the format by five lines: copy it here, or "
+                "name a JSONL of your own (docs/data.md)"
+            )
+        elif near := storage.near_path(path):
+            advice = f"; did you mean {near}?"
+    return InputError(f"{label}{path}: {reason}{advice}")
+
+
+def find_inputs(path: str, suffix: str, label: str = "--input_path ") -> list[str]:
     """The files that `path` names, sorted: one file, all `suffix` files below a folder, a glob, or names in braces.
 
-    Of `{000..999}.tar` every name is returned, whether it is there or not. Raises InputError where nothing is.
+    Of `{000..999}.tar` every name is returned, whether it is there or not. label: stands before the path in errors.
+    Raises InputError where nothing is.
     """
     find = _find_remote if storage.is_remote(path) else _find_local
     try:
@@ -27,9 +42,10 @@ def find_inputs(path: str, suffix: str) -> list[str]:
             lists = {name: find(name, suffix) for name in names}
             found = [file for name in names for file in lists[name] or [name]] if any(lists.values()) else []
     except OSError as error:
-        raise InputError(f"--input_path {path}: {error.strerror or error}") from error
+        raise input_error(path, error.strerror or str(error), label) from error
     if not found:
-        raise InputError(f"--input_path {path}: no such file, nor a folder or glob with *{suffix} files")
+        others = f", nor a folder or glob with *{suffix} files" if suffix else ""
+        raise input_error(path, f"no such file{others}", label)
     return found
 
 

@@ -17,7 +17,7 @@ from isal import isal_zlib
 
 from sd.data.packing.outcomes import BadRow
 from sd.data.packing.sources.folders import folder_at
-from sd.data.packing.sources.inputs import raise_if_not_downloaded, refuse_utf16, text_of
+from sd.data.packing.sources.inputs import input_error, raise_if_not_downloaded, refuse_utf16, text_of
 from sd.data.packing.sources.loaded import Loaded, captions_of
 from sd.data.parts import storage
 from sd.errors import InputError
@@ -43,7 +43,7 @@ class JsonlSource:
                 raise InputError(f"--input_path {self.path}: not a file; expected a JSONL file")
             file = storage.open_binary(self.path)
         except OSError as error:
-            raise InputError(f"--input_path {self.path}: {error.strerror or error}") from error
+            raise input_error(self.path, error.strerror or str(error)) from error
         with file:
             refuse_utf16(file, self.path)
             num_read, number = 0, 0

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sd.data.packing.sources.inputs import input_error
 from sd.data.parts import storage
 from sd.errors import InputError
 
@@ -28,7 +29,7 @@ def walk(root: str) -> Iterator[Listed]:
     try:
         found = list_one(root)
     except OSError as error:
-        raise InputError(f"--input_path {root}: {error.strerror or error}") from error
+        raise input_error(root, error.strerror or str(error)) from error
     yield from _walk(root, "", found, list_one, 0.0, 1.0, (_identity(root),))
 
 
