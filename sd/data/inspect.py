@@ -16,7 +16,6 @@ if __name__ == "__main__":  # before the imports, so that a wrong Python gets on
     inspect()
     sys.exit()
 
-import argparse
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -45,9 +44,10 @@ from sd.data.streaming.sample import bucket_crop, choose_caption, decode_coverin
 from sd.data.streaming.stream import RowReader
 from sd.data.timing import report as timing_report
 from sd.data.timing import time_samples
-from sd.errors import InputError, RunError
-from sd.flags.arguments import INTERPOLATIONS
+from sd.errors import RunError
+from sd.flags.arguments import INTERPOLATIONS, check_range
 from sd.flags.idle import idle_flags
+from sd.flags.parser import Parser
 from sd.fonts import font_for
 from sd.home import ensure_writable_home
 from sd.processes.watchdog import Watchdog
@@ -250,7 +250,7 @@ def _timing(catalog, options):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m sd.data.inspect", description=__doc__.split("\n\n")[1])
+    parser = Parser(prog="python -m sd.data.inspect", description=__doc__.split("\n\n")[1])
     parser.add_argument("file_list", help="a .filelist.list, as --file_list of training takes it")
     parser.add_argument("--resolution", type=int, help="as in training; default 256, or that of the cache")
     parser.add_argument("--data_filter", help="as in training; what it leaves out has a contact sheet of its own")
@@ -265,6 +265,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", default="inspect.png", help="the contact sheet; default inspect.png")
     parser.add_argument("--time", action="store_true", help="print where a sample's time goes, and nothing else")
     options = parser.parse_args(arguments)
+    if options.resolution is not None:
+        check_range("resolution", options.resolution, low=1)
+    for name, low, high in (("rows", 0, None), ("samples", 0, None), ("caption_dropout", 0, 1), ("seed", 0, None)):
+        check_range(name, getattr(options, name), low, high)
+    check_range("model_max_length", options.model_max_length, low=2)
     ensure_writable_home(os.environ)
     manifest = find_manifest(options.file_list)
     drawing = "samples output caption_dropout seed"
@@ -281,11 +286,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"note: {line}", file=sys.stderr)
     if options.resolution is None:
         options.resolution = manifest.resolution if manifest else _RESOLUTION
-    if options.resolution < 1 or options.rows < 0 or options.samples < 0 or not 0 <= options.caption_dropout <= 1:
-        raise InputError(
-            f"resolution={options.resolution}, rows={options.rows}, samples={options.samples}, "
-            f"caption_dropout={options.caption_dropout}; expected 1 or more, 0 or more, 0 or more, and 0 to 1"
-        )
     every = {"max_bad_fraction": 1.0, "may_be_unusable": True, "data_filter": options.data_filter}
     catalog = Catalog(options.file_list, options.resolution, **every, bucketing=bucketing.from_flags(options, manifest))
     if options.time and catalog.num_usable:

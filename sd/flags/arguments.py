@@ -88,8 +88,8 @@ class SDModelArguments:
             check_range("snr_gamma", self.snr_gamma, above=0)
         if self.rescale_betas_zero_snr and self.prediction_type != "v_prediction":
             raise InputError(
-                "rescale_betas_zero_snr=True with prediction_type='epsilon'; at zero SNR the noise says nothing about "
-                "the image, use --prediction_type v_prediction"
+                "--rescale_betas_zero_snr True with --prediction_type epsilon; at zero SNR the noise says nothing "
+                "about the image, use --prediction_type v_prediction"
             )
 
 
@@ -154,7 +154,7 @@ class SDDataArguments:
         check_range("keep_tags", self.keep_tags, low=0)
         check_range("tag_dropout", self.tag_dropout, low=0, high=1)
         if self.shuffle_tags is None and (self.keep_tags or self.tag_dropout):
-            raise InputError("keep_tags and tag_dropout need shuffle_tags; name the captions that are lists of tags")
+            raise InputError("--keep_tags and --tag_dropout need --shuffle_tags; name the captions that are tags")
         if self.caption_shares is not None:  # in normal form, which settings and checkpoints keep
             shares = parse_shares(self.caption_shares)
             self.caption_shares = ",".join(f"{source}={share!r}" for source, share in shares)

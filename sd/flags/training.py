@@ -131,7 +131,7 @@ class SDTrainingArguments(TrainingArguments):
         for name in self.report_to or []:
             check_choice("report_to", name, REPORTERS)
         if self.fp16 and self.bf16:
-            raise InputError("fp16=True with bf16=True; choose one")
+            raise InputError("--fp16 True with --bf16 True; choose one")
         for name, usual in _UNSUPPORTED.items():
             if getattr(self, name) not in (usual, None):
                 raise ArgumentError(name, getattr(self, name), " is not supported by this trainer; leave it out")
@@ -153,5 +153,5 @@ class SDTrainingArguments(TrainingArguments):
             stage = str(self.sharding)
             if "stage2" in stage or "stage3" in stage:
                 raise InputError(
-                    f"sharding={stage!r} on device 'cpu'; stages 2 and 3 need a GPU, use --sharding stage1"
+                    f"--sharding {self.sharding} on device 'cpu'; stages 2 and 3 need a GPU, use --sharding stage1"
                 )

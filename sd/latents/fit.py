@@ -22,7 +22,7 @@ def check_fit(file_list: str, model_args: Any, data_args: Any) -> None:
         return
     if manifest.has_text and model_args.train_text_encoder:
         raise InputError(
-            f"{file_list}: train_text_encoder=True, but the cache holds what the text encoder said before; make a "
+            f"{file_list}: --train_text_encoder True, but the cache holds what the text encoder said before; make a "
             "cache without --cache_text, or leave the text encoder as it is"
         )
     if data_args.enlarge:
@@ -36,7 +36,7 @@ def check_fit(file_list: str, model_args: Any, data_args: Any) -> None:
         )
     if data_args.aspect_buckets is not None and manifest.aspect_buckets is None:
         raise InputError(
-            f"{file_list}: aspect_buckets={data_args.aspect_buckets!r}, but the cache holds squares; leave the flag "
+            f"{file_list}: --aspect_buckets {data_args.aspect_buckets}, but the cache holds squares; leave the flag "
             "out, or make a cache with --aspect_buckets"
         )
     run = _vae_values(model_args, data_args.resolution)

@@ -54,13 +54,9 @@ def lock_output_dir(output_dir: str | os.PathLike) -> TextIO:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         return lock_file(Path(output_dir))
     except HeldError as error:
-        raise InputError(
-            f"output_dir={str(output_dir)!r} is in use by {error}; end it or choose another folder"
-        ) from None
+        raise InputError(f"--output_dir {output_dir} is in use by {error}; end it or choose another folder") from None
     except OSError as error:
-        raise InputError(
-            f"output_dir={str(output_dir)!r} cannot be written: {error.strerror}; choose another"
-        ) from None
+        raise InputError(f"--output_dir {output_dir} cannot be written: {error.strerror}; choose another") from None
 
 
 class CheckpointWriter:

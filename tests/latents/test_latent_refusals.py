@@ -45,7 +45,7 @@ def copy_cache(workshop, folder, text=True):
         (["--resolution", 16], r"resolution was 32, is 16; latent_shape was \(4, 8, 8\), is \(4, 4, 4\)"),
         (["--model_max_length", 20], "model_max_length was 77, is 20"),
         (["--interpolation", "bilinear"], "interpolation was lanczos, is bilinear"),
-        (["--train_text_encoder", True], "train_text_encoder=True, but the cache holds"),
+        (["--train_text_encoder", True], "--train_text_encoder True, but the cache holds"),
         (["--enlarge", True], "enlarge=True, but the cache left out the images that are smaller"),
     ],
 )

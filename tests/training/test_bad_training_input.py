@@ -80,7 +80,7 @@ def test_prompts_and_checkpoints_that_are_not_there(workshop, tmp_path):
 
 def test_an_output_dir_that_cannot_be_written(workshop, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"output_dir='.*file/out' cannot be written"):
+    with pytest.raises(InputError, match=r"--output_dir .*file/out cannot be written"):
         workshop.train(tmp_path / "file/out")
 
 

@@ -98,7 +98,7 @@ def test_an_output_dir_in_use_is_refused_at_once(workshop):
     command = [sys.executable, "-c", program, str(workshop.folder / "in_use")]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     assert holder.stdout.readline() == b"locked\n"
-    with pytest.raises(InputError, match=rf"output_dir='.*in_use' is in use by process {holder.pid}( on .+)?; "):
+    with pytest.raises(InputError, match=rf"--output_dir .*in_use is in use by process {holder.pid}( on .+)?; "):
         workshop.train("in_use", *FLAGS)
     holder.communicate(b"\n")
 
