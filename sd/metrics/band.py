@@ -4,14 +4,24 @@ Each RUN is an --output_dir that eval.py --watch has scored, all with the same f
 them have, a bound lies `--deviations` sample standard deviations from the mean over the runs.
 """
 
-import argparse
+import sys
+
+if __name__ == "__main__":  # before the imports, so that a wrong Python gets one line
+    from sd.entry import run
+
+    run("sd.metrics.band")
+    sys.exit()
+
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sd.errors import InputError, run_script
+from sd.errors import ArgumentError, InputError
 from sd.files import atomic_path
+from sd.flags.arguments import check_choice, check_range
+from sd.flags.parser import Parser
 from sd.metrics.report import WATCHED
 from sd.metrics.score_file import read_lines
 
@@ -35,7 +45,12 @@ def make_band(runs: list[list[dict]], variant: str, guidance_scale: float, devia
     ]
     images = sorted(set.intersection(*(set(lines) for lines in found)))
     if not images:
-        raise InputError(f"no checkpoint of {variant}, guidance {guidance_scale:g} that all runs have scores of")
+        have = sorted({(line["variant"], line["guidance_scale"]) for lines in runs for line in lines})
+        there = ", ".join(f"{name} at {scale:g}" for name, scale in have)
+        raise InputError(
+            f"no checkpoint of which all runs have scores of {variant} at --guidance_scale {guidance_scale:g}; scored "
+            f"are {there}"
+        )
     bands = {}
     for measure in WATCHED:
         values = np.array([[lines[seen].get(measure) for seen in images] for lines in found], np.float64)
@@ -48,24 +63,34 @@ def make_band(runs: list[list[dict]], variant: str, guidance_scale: float, devia
     return {"variant": variant, "guidance_scale": guidance_scale, "images_seen": images, "bands": bands}
 
 
-def main() -> None:
+def read_scores(run: str) -> list[dict]:
+    """The lines of a run's scores.jsonl. Raises InputError where there are none."""
+    path = Path(run) / "scores/scores.jsonl"
+    lines = read_lines(path)
+    if not lines:
+        raise InputError(f"{run}: no scores in {path}; score the run first: python eval.py --watch {run} ...")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read the scores of the runs that the command line names, write the band."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="output folders that eval.py --watch has scored")
     add("--output", default="band.json", metavar="FILE", help="what eval.py --golden FILE reads (default: %(default)s)")
     add("--variant", default="ema", help="raw or ema (default: %(default)s)")
     add("--guidance_scale", type=float, required=True, help="of the scores that count")
     add("--deviations", type=float, default=4.0, help="standard deviations on either side (default: %(default)g)")
-    flags = parser.parse_args()
-    runs = [read_lines(Path(run) / "scores/scores.jsonl") for run in flags.runs]
+    flags = parser.parse_args(arguments)
+    check_choice("variant", flags.variant, ("raw", "ema"))
+    check_range("deviations", flags.deviations, above=0)
+    runs = [read_scores(run) for run in flags.runs]
     band = make_band(runs, flags.variant, flags.guidance_scale, flags.deviations)
     about = f"{len(runs)} runs, mean and {flags.deviations:g} standard deviations on either side"
     output = Path(flags.output)
-    with atomic_path(output) as aside:
-        aside.write_text(json.dumps({"name": output.stem, "about": about, **band}, indent=1) + "\n")
+    try:
+        with atomic_path(output) as aside:
+            aside.write_text(json.dumps({"name": output.stem, "about": about, **band}, indent=1) + "\n")
+    except OSError as error:
+        raise ArgumentError("output", flags.output, f" cannot be written: {error.strerror}; name another") from None
     print(f"{output}: {', '.join(band['bands'])} at {', '.join(f'{seen:,}' for seen in band['images_seen'])} images")
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -74,7 +74,7 @@ def measure(flags: Any, model_flags: dict, keep: Path | None = None) -> dict:
     that are there are not drawn again.
     """
     apply_preset(flags)
-    _check(flags)
+    check_scores(flags)
     prompts = read_prompts(flags.prompts_file, flags.prompts_column, flags.num_prompts)
     source = Source(tuple(model_flags.items()), flags.device, flags.fid_model, flags.clip_model)
     models, fid_extractor, clip, weights_id = _loaded(source)
@@ -125,7 +125,8 @@ def describe_few(num_pictures: int, num_features: int) -> str:
     )
 
 
-def _check(flags):
+def check_scores(flags: Any) -> None:
+    """Raise InputError for flags of scores that are missing, out of range or without effect beside each other."""
     check_range("processes", flags.processes, low=1)
     check_range("seed", flags.seed, low=0)
     if not flags.prompts_file:

@@ -18,7 +18,7 @@ from sd.errors import ArgumentError
 from sd.flags.arguments import check_range
 from sd.metrics.curve import draw_curves, log_scalars
 from sd.metrics.golden import Golden, load_golden, newest_line
-from sd.metrics.measure import apply_preset, measure
+from sd.metrics.measure import apply_preset, check_scores, measure
 from sd.metrics.report import MEASURES, WATCHED
 from sd.metrics.score_file import append_line, read_lines
 from sd.models.weight_file import WeightFile, read_safetensors
@@ -53,9 +53,11 @@ def watch(flags: Any, model_flags: dict) -> None:
     check_range("every", flags.every, low=1)
     check_range("poll_seconds", flags.poll_seconds, above=0)
     apply_preset(flags)
+    check_scores(flags)
     golden = load_golden(flags.golden) if flags.golden else None
     output = make_folder(flags.output or run / FOLDER)
     protocol = _protocol(flags)
+    waiting_behind: str | None = None
     with locked_folder(str(output)):
         while True:
             for folder, variant, weights in _due(run, flags.every, output, protocol):
@@ -64,6 +66,10 @@ def watch(flags: Any, model_flags: dict) -> None:
             if _finished(run):
                 print(report_scores(output, protocol, golden))
                 return
+            newest = ([folder.name for folder in list_checkpoints(run)] or ["no checkpoint yet"])[-1]
+            if newest != waiting_behind:
+                waiting_behind = newest
+                logger.info("%s: %s; waiting for the next checkpoint, Ctrl-C ends it", run, newest)
             time.sleep(flags.poll_seconds)
 
 

@@ -3,6 +3,7 @@
 The command goes on from its newest whole checkpoint by itself. Standard library alone: this process stays small.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,13 +138,24 @@ def split_restarts(words: list[str], default: str | None) -> tuple[list[str], in
     return command, int(value)
 
 
+def first_pause(environ: Mapping[str, str]) -> float:
+    """Seconds of RESTART_PAUSE. Raises InputError."""
+    text = environ.get("RESTART_PAUSE", str(FIRST_PAUSE_SECONDS))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise InputError(f"RESTART_PAUSE={text}; expected seconds, 0 or more")
+    return seconds
+
+
 def main() -> None:
     """Supervise Python with the arguments given; RESTARTS and RESTART_PAUSE (seconds) may stand in the environment."""
     words, restarts = split_restarts(sys.argv[1:], os.environ.get("RESTARTS"))
     if not words:
         raise InputError("no script; expected `python -m sd.processes.supervisor SCRIPT ... --restarts N`")
-    pause = float(os.environ.get("RESTART_PAUSE", FIRST_PAUSE_SECONDS))
-    sys.exit(Supervisor([sys.executable, "-u", *words], restarts, pause).run())
+    sys.exit(Supervisor([sys.executable, "-u", *words], restarts, first_pause(os.environ)).run())
 
 
 if __name__ == "__main__":

@@ -3,17 +3,24 @@
 Drawn at the end of a run; `python -m sd.training.report OUTPUT_DIR` draws it again, when more scores are there.
 """
 
+import sys
+
+if __name__ == "__main__":  # before the imports, so that a wrong Python gets one line
+    from sd.entry import run
+
+    run("sd.training.report")
+    sys.exit()
+
 import contextlib
 import json
 import logging
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sd.errors import InputError, RunError, run_script
+from sd.errors import InputError, RunError
 from sd.metrics.curve import draw_measure
 from sd.metrics.report import MEASURES
 from sd.metrics.score_file import append_line, read_lines
@@ -56,7 +63,9 @@ def draw_report(output_dir: str | Path, sheets: dict[str, Any] | None = None) ->
     output_dir = Path(output_dir)
     history, validations = read_history(output_dir), _by_step(output_dir, "eval_loss")
     if not history:
-        raise InputError(f"{output_dir}: no {HISTORY}; a run writes it unless --report_to none")
+        if not output_dir.is_dir():
+            raise InputError(f"{output_dir}: no such folder; name the --output_dir of a run")
+        raise InputError(f"{output_dir}: no {HISTORY} with a logged step; a run writes it unless --report_to none")
     scores = _latest_protocol(read_lines(output_dir / "scores/scores.jsonl"))
     measures = [name for name in MEASURES if any(line.get(name) is not None for line in scores)]
     picture = _picture(output_dir, sheets or {})
@@ -144,7 +153,3 @@ def main() -> None:
     if len(sys.argv) != 2:
         raise InputError("expected `python -m sd.training.report OUTPUT_DIR`")
     print(draw_report(sys.argv[1]))
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sd.errors import InputError
-from sd.metrics.band import make_band
+from sd.metrics.band import main, make_band
 from sd.metrics.golden import load_golden
 from sd.metrics.score_file import append_line
 from tests.training_harness import ROOT
@@ -56,7 +56,25 @@ def test_runs_that_make_no_band_are_refused():
         make_band(runs[:2], "ema", 2.0, 4)
     with pytest.raises(InputError, match="scores of 2 protocols"):
         make_band([*runs, lines_of(4, protocol="b")], "ema", 2.0, 4)
-    with pytest.raises(InputError, match="no checkpoint of ema, guidance 3"):
+    with pytest.raises(InputError, match=r"no checkpoint .* ema at --guidance_scale 3; scored are ema at 2, raw at 2"):
         make_band(runs, "ema", 3.0, 4)
-    with pytest.raises(InputError, match="no checkpoint of ema"):
+    with pytest.raises(InputError, match="no checkpoint of which all runs have scores of ema"):
         make_band([*runs, lines_of(4, images=(100,))], "ema", 2.0, 4)
+
+
+def test_a_wrong_command_line_is_one_line(tmp_path):
+    def told(*words):
+        with pytest.raises(InputError) as raised:
+            main([*map(str, words)])
+        return str(raised.value)
+
+    runs = [tmp_path / f"run-{number}" for number in range(3)]
+    for number, run in enumerate(runs):
+        (run / "scores").mkdir(parents=True)
+        for line in lines_of(number):
+            append_line(run / "scores/scores.jsonl", line)
+    assert told(*runs, tmp_path / "run-9", "--guidance_scale", 2).startswith(f"{tmp_path}/run-9: no scores in ")
+    assert "expected one of ('raw', 'ema')" in told(*runs, "--guidance_scale", 2, "--variant", "both")
+    assert "expected above 0" in told(*runs, "--guidance_scale", 2, "--deviations", 0)
+    gone = tmp_path / "gone/band.json"
+    assert f"{gone}' cannot be written: No such file" in told(*runs, "--guidance_scale", 2, "--output", gone)

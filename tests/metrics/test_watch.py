@@ -188,6 +188,33 @@ def test_bands_that_cannot_be_used_are_named(tmp_path, workshop):
         watch.watch(flags(workshop, tmp_path / "none"), {})
 
 
+def test_flags_of_scores_are_checked_before_a_checkpoint_is_there(workshop, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch.time, "sleep", lambda seconds: pytest.fail("it waits for a checkpoint"))
+    for wrong, says in [
+        ({"prompts_file": None}, "no --prompts_file"),
+        ({"fid_reference": None}, "--fid_model and --fid_reference go together"),
+        ({"clip_model": None, "fid_model": None, "fid_reference": None, "cmmd_reference": None}, "no measure"),
+    ]:
+        with pytest.raises(InputError, match=says):
+            watch.watch(flags(workshop, tmp_path, **wrong), {})
+
+
+def test_what_it_waits_for_is_said_once(workshop, tmp_path, monkeypatch, caplog):
+    naps = iter([None, None, KeyboardInterrupt])
+
+    def nap(seconds):
+        if (ending := next(naps)) is not None:
+            raise ending
+
+    monkeypatch.setattr(watch.time, "sleep", nap)
+    caplog.set_level("INFO", "sd")
+    with pytest.raises(KeyboardInterrupt):
+        watch.watch(flags(workshop, tmp_path), {})
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path}: no checkpoint yet; waiting for the next checkpoint, Ctrl-C ends it"
+    ]
+
+
 @pytest.mark.parametrize("decay", [0, 0.9])
 def test_the_distance_of_the_average_says_whether_it_averages(workshop, tmp_path, decay):
     """Decay 0 leaves a copy of the weights up to rounding, which no score of pictures tells from an average."""

@@ -10,7 +10,7 @@ import pytest
 
 from sd.errors import InputError
 from sd.processes.progress import RESTARTED, Progress, read_progress, report_end, report_step
-from sd.processes.supervisor import Budget, Supervisor, split_restarts
+from sd.processes.supervisor import FIRST_PAUSE_SECONDS, Budget, Supervisor, first_pause, split_restarts
 from tests.holding import wait_for, wait_until_ended
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,3 +172,10 @@ def test_a_supervisor_without_a_variable_gives_the_exit_code_of_success():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_the_pause_of_the_environment_is_seconds():
+    assert first_pause({}) == FIRST_PAUSE_SECONDS and first_pause({"RESTART_PAUSE": "0.5"}) == 0.5
+    for text in ("5s", "", "-1", "nan", "inf"):
+        with pytest.raises(InputError, match=f"^RESTART_PAUSE={text}; expected seconds, 0 or more$"):
+            first_pause({"RESTART_PAUSE": text})
