@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sd import devices, runtime
 from sd.data.parts.moments import CROPS
 from sd.flags.files import expand
-from sd.flags.parser import Parser
+from sd.flags.parser import Parser, add_truth
 from sd.latents.options import ENGINES, CacheOptions
 from sd.logs import import_quietly, set_up_logging
 from sd.processes.pool import die_with_launcher
@@ -25,6 +25,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> CacheOptions:
     add("--output_name", default=default["output_name"].default, help="name of the file list")
     add("--resolution", type=int, default=default["resolution"].default, help="side of the training images in pixels")
     add("--data_filter", default=unset, help="rows to cache, by their columns, as in training (docs/data.md)")
+    add_truth(add, "enlarge", "take images that are smaller than the resolution too, enlarged, as in training")
     models = parser.add_argument_group("models, by the flags of training")
     add = models.add_argument
     add(

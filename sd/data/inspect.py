@@ -47,7 +47,7 @@ from sd.data.timing import time_samples
 from sd.errors import RunError
 from sd.flags.arguments import INTERPOLATIONS, check_range
 from sd.flags.idle import idle_flags
-from sd.flags.parser import Parser
+from sd.flags.parser import Parser, add_truth
 from sd.fonts import font_for
 from sd.home import ensure_writable_home
 from sd.processes.watchdog import Watchdog
@@ -117,7 +117,7 @@ def read_rows(catalog: Catalog, options: Any, whole: bool = False) -> Any:
             elif size:
                 picture = decode_covering(record.image, size, catalog.bucket_rows.covered)
             else:
-                picture = decode_for(record.image, catalog.resolution)
+                picture = decode_for(record.image, catalog.resolution, catalog.min_side)
         except RowError as error:
             at = getattr(error, "row", place)
             name = storage.base_name(catalog.paths[part]) if at is None else catalog.name(part, at)
@@ -211,6 +211,7 @@ def cache_lines(manifest: Manifest, found: Any) -> Any:
         f"a cache of latents, {channels} x {height} x {width} of {manifest.resolution} px, {text}",
         f"a row holds {manifest.num_variants}: --crop {manifest.crop} --num_crops {manifest.num_crops}"
         + (" --flip" if manifest.flip else "")
+        + (" --enlarge" if manifest.enlarge else "")
         + f", {manifest.interpolation}, seed {manifest.seed}",
         f"cache {manifest.id}, VAE {manifest.vae_hash[:12]}, scaling factor {manifest.scaling_factor:g}"
         + (f", pictures resized by {manifest.resizer}" if manifest.resizer else ""),
@@ -254,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("file_list", help="a .filelist.list, as --file_list of training takes it")
     parser.add_argument("--resolution", type=int, help="as in training; default 256, or that of the cache")
     parser.add_argument("--data_filter", help="as in training; what it leaves out has a contact sheet of its own")
+    add_truth(parser.add_argument, "enlarge", "as in training: smaller images are taken too, enlarged")
     bucketing.add_flags(parser)
     parser.add_argument("--tokenizer_name", help="folder or published name of a tokenizer that counts captions' tokens")
     parser.add_argument("--model_max_length", type=int, default=77, help="longest caption in tokens; default 77")
@@ -280,13 +282,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             drawing,
             "on a cache of latents; precompute_latents.py --check compares pictures",
         ),
-        (options.time or manifest is None, "interpolation", "on a cache of latents"),
+        (options.time or manifest is None, "interpolation enlarge", "on a cache of latents"),
     ]
     for line in idle_flags(options, rules, {name: parser.get_default(name) for name in vars(options)}):
         print(f"note: {line}", file=sys.stderr)
     if options.resolution is None:
         options.resolution = manifest.resolution if manifest else _RESOLUTION
-    every = {"max_bad_fraction": 1.0, "may_be_unusable": True, "data_filter": options.data_filter}
+    every = {
+        "max_bad_fraction": 1.0,
+        "may_be_unusable": True,
+        "data_filter": options.data_filter,
+        "enlarge": options.enlarge,
+    }
     catalog = Catalog(options.file_list, options.resolution, **every, bucketing=bucketing.from_flags(options, manifest))
     if options.time and catalog.num_usable:
         print("\n".join(_timing(catalog, options)))

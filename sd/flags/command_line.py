@@ -9,7 +9,7 @@ from typing import Any
 from sd import devices
 from sd.errors import InputError
 from sd.flags.files import expand
-from sd.flags.parser import describe_unknown, explain
+from sd.flags.parser import describe_unknown, explain, truth
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,6 @@ DIFFUSERS_FLAGS = {
     "--caption_column": "--caption_key of create_pretraining_data.py",
     "--image_column": "--image_key of create_pretraining_data.py",
 }
-_TRUE, _FALSE = ("1", "true", "yes", "on", "t", "y"), ("0", "false", "no", "off", "f", "n", "")
 
 
 def environment_values(environ: Mapping[str, str]) -> dict[str, bool]:
@@ -50,9 +49,10 @@ def environment_values(environ: Mapping[str, str]) -> dict[str, bool]:
         text = environ.get(variable)
         if text is None:
             continue
-        if text.lower() not in _TRUE + _FALSE:
-            raise InputError(f"{variable}={text!r}; expected 0 or 1")
-        values[name] = text.lower() in _TRUE
+        try:
+            values[name] = truth(text)
+        except ValueError:
+            raise InputError(f"{variable}={text!r}; expected 0 or 1") from None
     return values
 
 

@@ -4,12 +4,13 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from sd.errors import InputError
 
-_KINDS = {"int": "a whole number", "float": "a number"}
+_KINDS = {"int": "a whole number", "float": "a number", "truth": "True or False"}
+_TRUE, _FALSE = ("1", "true", "yes", "on", "t", "y"), ("0", "false", "no", "off", "f", "n", "")
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,6 +33,18 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments"):
             message = describe_unknown(self._unknown[0], self._words, _actions(self))
         raise InputError(explain(message))
+
+
+def truth(text: str) -> bool:
+    """The truth value that a word stands for. Raises ValueError."""
+    if text.lower() not in _TRUE + _FALSE:
+        raise ValueError(f"{text!r} is no truth value")
+    return text.lower() in _TRUE
+
+
+def add_truth(add: Callable[..., Any], name: str, help_text: str) -> None:
+    """Add a flag that is on by its name alone or by `--name True`, as in training. add: of a parser or group."""
+    add(f"--{name}", type=truth, nargs="?", const=True, default=False, metavar="True", help=help_text)
 
 
 def _actions(parser):

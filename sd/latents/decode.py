@@ -79,7 +79,7 @@ def crop_record(
         picture = decode_covering(record.image, size)
         places = [None] if options.crop == "centre" else draws
         return np.stack([bucket_crop(picture, size, options.interpolation, draw) for draw in places])
-    picture = decode_for(record.image, options.resolution)
+    picture = decode_for(record.image, options.resolution, 1 if options.enlarge else None)
     if options.crop == "centre":
         return centre_crop(picture, options.resolution, options.interpolation)[None]
     return np.stack([random_crop(picture, options.resolution, options.interpolation, draw) for draw in draws])

@@ -25,10 +25,15 @@ def check_fit(file_list: str, model_args: Any, data_args: Any) -> None:
             f"{file_list}: --train_text_encoder True, but the cache holds what the text encoder said before; make a "
             "cache without --cache_text, or leave the text encoder as it is"
         )
-    if data_args.enlarge:
+    if data_args.enlarge and not manifest.enlarge:
         raise InputError(
-            f"{file_list}: enlarge=True, but the cache left out the images that are smaller than its resolution; leave "
-            "the flag out, or train from the images"
+            f"{file_list}: --enlarge True, but the cache left out the images that are smaller than its resolution; "
+            "make it with precompute_latents.py --enlarge, or leave the flag out"
+        )
+    if manifest.enlarge and not data_args.enlarge:
+        raise InputError(
+            f"{file_list}: the cache holds images that are smaller than its resolution too, enlarged; give --enlarge "
+            "True, or make a cache without --enlarge"
         )
     if manifest.aspect_buckets and data_args.aspect_buckets is None:
         raise InputError(

@@ -20,6 +20,8 @@ from sd.models.hashes import weights_hash
 from sd.models.loading import load_part, part_source
 from sd.sampling.pipeline import vae_factor
 
+_SETTINGS = ("resolution", "crop", "num_crops", "flip", "interpolation", "enlarge")
+
 
 class Encoders:
     """VAE and, with --cache_text, text encoder and tokenizer, as the options name them. Raises InputError."""
@@ -67,7 +69,7 @@ class Encoders:
             vae_hash=hashes["vae"],
             scaling_factor=self.vae.config.scaling_factor,
             latent_shape=self.latent_shape,
-            **{name: getattr(options, name) for name in ("resolution", "crop", "num_crops", "flip", "interpolation")},
+            **{name: getattr(options, name) for name in _SETTINGS},
             seed=options.seed,
             resizer=RESIZER,
             **text,

@@ -25,6 +25,7 @@ class CacheOptions:
     unet_name_or_path: str | None = None
     resolution: int = SDDataArguments.resolution
     data_filter: str | None = None
+    enlarge: bool = False
     aspect_buckets: str | None = None
     aspect_group_size: int = 1
     crop: str = "random"

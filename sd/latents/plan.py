@@ -62,11 +62,12 @@ def make_plan(options: CacheOptions) -> Plan:
     """The Plan for CacheOptions. Raises InputError if the file list cannot be used, or is a cache itself."""
     bucketing = None
     if options.sizes is not None:
-        bucketing = Bucketing(BucketTable(options.sizes), options.aspect_group_size)
+        bucketing = Bucketing(BucketTable(options.sizes), options.aspect_group_size, options.enlarge)
     catalog = Catalog(
         options.file_list,
         options.resolution,
         max_bad_fraction=options.max_bad_fraction,
+        enlarge=options.enlarge,
         data_filter=options.data_filter,
         bucketing=bucketing,
     )
@@ -156,7 +157,7 @@ def finished(task: Task, manifest: Manifest) -> PartIndex | None:
         raise _refusal(task, "is no part of a cache")
     if index.notes["cache"] != manifest.id:
         made = Manifest(**index.notes["settings"])
-        raise _refusal(task, "was made otherwise: " + "; ".join(made.differences(**manifest.settings())))
+        raise _refusal(task, "was made otherwise: " + "; ".join(made.differences_from(manifest)))
     if index.notes["source"] != task.checksum:
         raise _refusal(task, f"is not of {task.source} as it is now")
     if index.notes.get("passing", "") != task.digest:

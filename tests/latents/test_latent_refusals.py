@@ -46,7 +46,7 @@ def copy_cache(workshop, folder, text=True):
         (["--model_max_length", 20], "model_max_length was 77, is 20"),
         (["--interpolation", "bilinear"], "interpolation was lanczos, is bilinear"),
         (["--train_text_encoder", True], "--train_text_encoder True, but the cache holds"),
-        (["--enlarge", True], "enlarge=True, but the cache left out the images that are smaller"),
+        (["--enlarge", True], "--enlarge True, but the cache left out the images that are smaller"),
     ],
 )
 def test_flags_that_do_not_fit(workshop, nothing_loads, flags, told):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ class Manifest:
     the random crops. source: fingerprint of the file list that was read; num_rows, num_bad: of the filelist beside it.
     empty_state: the file beside it with the text states of the empty caption. That, text_encoder_hash, tokenizer_hash
     and model_max_length are None without cached text. aspect_buckets: the table of buckets as --aspect_buckets takes
-    it, of whose sizes the rows are, merged for groups of aspect_group_size; both None for squares. resizer: the name of
+    it, of whose sizes the rows are, merged for groups of aspect_group_size; both None for squares. enlarge: whether it
+    holds images that are smaller than that, enlarged. resizer: the name of
     what resized the pictures; None in caches of before it was written down. id: hash of all that decides the bytes of a
     row. path: where it was read, "" if it was made here. ids: those of the caches that `find_manifest` found to agree;
     of this one alone if empty.
@@ -96,6 +98,7 @@ class Manifest:
     empty_state: str | None = None
     version: int = VERSION
     resizer: str | None = None
+    enlarge: bool = False
     id: str = ""
     path: str = field(default="", compare=False)
     ids: tuple = field(default=(), compare=False)
@@ -135,6 +138,8 @@ class Manifest:
             del kept["resizer"]
         if self.aspect_buckets is None:  # caches of squares are named as before there were buckets
             kept = {name: value for name, value in kept.items() if name not in _BUCKETS}
+        if not self.enlarge:  # as of before there was the flag
+            del kept["enlarge"]
         return kept | {"latent_shape": list(self.latent_shape)}
 
     def differences(self, **run: Any) -> list[str]:
@@ -146,6 +151,11 @@ class Manifest:
             for name, value in run.items()
             if getattr(self, name) != value
         ]
+
+    def differences_from(self, other: "Manifest", left_out: Collection[str] = ()) -> list[str]:
+        """As `differences`, in all settings of another Manifest and of this one but those that are left out."""
+        names = [name for name in self.settings() | other.settings() if name not in left_out]
+        return self.differences(**{name: getattr(other, name) for name in names})
 
     def to_bytes(self) -> bytes:
         """The `.cache.json` file."""
@@ -215,8 +225,7 @@ def find_manifest(file_list: str) -> Manifest | None:
             continue
         unknown = None in (first.resizer, manifest.resizer)
         left_out = ("seed", "resizer") if unknown else ("seed",)
-        others = {key: value for key, value in manifest.settings().items() if key not in left_out}
-        if lines := first.differences(**others):
+        if lines := first.differences_from(manifest, left_out):
             raise InputError(
                 f"{file_list}: {names[0]} and {name} are caches of other settings ({'; '.join(lines)}); keep them "
                 "apart, or cache both alike"

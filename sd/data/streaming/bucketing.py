@@ -69,7 +69,7 @@ def from_flags(options: argparse.Namespace, manifest: Manifest | None) -> Bucket
         return Bucketing(BucketTable(sizes)) if sizes else None
     multiple = options.side_multiple if isinstance(parse_aspect_buckets(options.aspect_buckets), int) else 1
     table = BucketTable.from_flag(options.aspect_buckets, options.resolution, multiple)
-    return Bucketing(table, options.aspect_group_size)
+    return Bucketing(table, options.aspect_group_size, options.enlarge)
 
 
 class BucketRows:

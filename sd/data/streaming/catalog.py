@@ -86,9 +86,10 @@ class Catalog:
         bucketing: Bucketing | None = None,
     ):
         self.file_list, self.resolution, self.bucketing = str(file_list), resolution, bucketing
-        self.min_side = 1 if enlarge else resolution
         whole = [RowFilter(data_filter)] if data_filter is not None else []  # read before any file is
         self.manifest = find_manifest(file_list)
+        # Of a cache the rows that are smaller than it hold no picture, and the enlarged ones have its size.
+        self.min_side = 1 if enlarge and self.manifest is None else resolution
         sources = read_file_list(file_list)
         self.names = [source.name for source in sources]
         self.weights = [source.weight for source in sources]
@@ -229,7 +230,7 @@ class Catalog:
             than = f"than {self.resolution} px" if self.bucketing is None else "than every bucket"
             logger.warning(
                 f"{smaller} of {self.num_rows} images are smaller {than} and left out; "
-                "--enlarge True takes them in training, enlarged"
+                "--enlarge True takes them, enlarged"
             )
         total = self.num_rows + self.num_lost
         if self.num_bad > max_bad_fraction * total:
