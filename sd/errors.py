@@ -155,9 +155,13 @@ def _nobody_reads():
 
 
 def _report(error: Exception, code: int) -> int:
-    told = error.named(f"--{error.name}") if isinstance(error, ArgumentError) else error
-    print(f"error: {told}", file=sys.stderr, flush=True)
+    print(f"error: {as_typed(error)}", file=sys.stderr, flush=True)
     return code
+
+
+def as_typed(error: Exception) -> str:
+    """What an error says, with an argument named as it is typed on a command line."""
+    return error.named(f"--{error.name}") if isinstance(error, ArgumentError) else str(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

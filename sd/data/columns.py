@@ -87,14 +87,15 @@ def add_scores(file_list: str, scores: Scores, key: Sequence[str], overwrite: bo
         headers = [_header(path) for path in tqdm(paths, desc="looking", unit=" parts", leave=False)]
         for header in headers:
             _check(header, scores, key, overwrite)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            done = pool.map(lambda header: _add(header, scores, key), headers)
-            for header, outcome in zip(headers, tqdm(done, "joining", len(paths), leave=False), strict=True):
-                total.add(outcome)
-                if not outcome.matched and not outcome.done_before:
-                    unmatched.append(header)
-            if total.matched or total.done_before:  # else it is the wrong key, and every part stays as it is
-                list(pool.map(lambda header: _write(header, scores, np.full(header.num_rows, -1)), unmatched))
+        pool = stack.enter_context(ThreadPoolExecutor(_THREADS))
+        stack.callback(pool.shutdown, cancel_futures=True)  # Ctrl-C waits for the parts in hand, not for all
+        done = pool.map(lambda header: _add(header, scores, key), headers)
+        for header, outcome in zip(headers, tqdm(done, "joining", len(paths), leave=False), strict=True):
+            total.add(outcome)
+            if not outcome.matched and not outcome.done_before:
+                unmatched.append(header)
+        if total.matched or total.done_before:  # else it is the wrong key, and every part stays as it is
+            list(pool.map(lambda header: _write(header, scores, np.full(header.num_rows, -1)), unmatched))
     return total
 
 

@@ -3,6 +3,7 @@
 Takes a few real steps with growing batches and reads a few real batches; output_dir is left alone.
 """
 
+import copy
 import itertools
 import math
 import shutil
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd import devices, runtime
-from sd.errors import InputError, RunError, is_out_of_memory, training_told_plainly
+from sd.errors import InputError, RunError, as_typed, is_out_of_memory, training_told_plainly
 from sd.flags.arguments import SDDataArguments, SDModelArguments
 from sd.flags.files import expand
 from sd.logs import import_quietly, set_up_logging
+from sd.training.start_report import answer, existing_folder, report_resume, report_start
 
 if TYPE_CHECKING:
     from sd.flags.training import SDTrainingArguments
@@ -64,11 +66,12 @@ def examine(model_args: SDModelArguments, data_args: SDDataArguments, training_a
             yield answer("cache", f"{manifest.path} fits, {manifest.num_variants} variant(s) of a picture")
         model = StableDiffusionModel.from_arguments(model_args, data_args.resolution, cached_parts(manifest))
     except InputError as error:
-        yield answer("models", str(error), bad=True)
+        yield answer("models", as_typed(error), bad=True)
         return
     told = ", ".join(f"{part} {millions(model, part):.1f} M" for part in ("unet", "vae", "text_encoder"))
     left_out = ", ".join(model.deferred)
     yield answer("models", told + (f"; not loaded for training from the cache: {left_out}" if left_out else ""))
+    as_given = copy.copy(training_args)
     with tempfile.TemporaryDirectory() as folder:
         training_args.output_dir, output_dir = folder, training_args.output_dir
         peaks, seconds_per_image, full_at = measure_steps(model, data_args, training_args, total_memory)
@@ -79,15 +82,14 @@ def examine(model_args: SDModelArguments, data_args: SDDataArguments, training_a
     yield answer("step", f"{seconds_per_image:.3g} s an image, {steps_rate:.3g} images/s on this device")
     if training_args.recompute:
         yield report_without_recompute(model, data_args, training_args, total_memory, steps_rate)
-    yield report_data(model, data_args, training_args, steps_rate)
+    is_bad, checkpoint = report_start(as_given)
+    yield is_bad
+    is_bad, dataset = report_data(model, data_args, as_given, checkpoint, steps_rate)
+    yield is_bad
+    if checkpoint and dataset:
+        yield report_resume(model, model_args, data_args, as_given, checkpoint, dataset)
     yield report_disk(model, training_args, output_dir)
     yield report_saving(model, training_args)
-
-
-def answer(question: str, text: Any, bad: Any = False) -> bool:
-    """Print one line; returns bad."""
-    print(f"{'PROBLEM' if bad else 'ok':8}{question:10}{text}", flush=True)
-    return bad
 
 
 def manifest_of(file_list: str) -> Any:
@@ -210,17 +212,23 @@ def report_memory(peaks: Any, available: Any, batch_size: int, full_at: Any = No
 
 
 def report_data(
-    model: Any, data_args: SDDataArguments, training_args: "SDTrainingArguments", images_per_second: Any
-) -> bool:
-    """Tell what the data holds and whether reading keeps up with one device's step."""
+    model: Any,
+    data_args: SDDataArguments,
+    training_args: "SDTrainingArguments",
+    checkpoint: str | Path | None,
+    images_per_second: float,
+) -> tuple[bool, Any]:
+    """Tell what the data holds and whether reading keeps up with one device's step. Returns (bad, the dataset, None if
+    it cannot be read)."""
     from sd.data.streaming.dataset import collate, raise_if_failed
-    from sd.training.run import check_tags, look_at_captions, make_dataset
+    from sd.training.run import check_tags, look_at_captions, make_dataset, make_eval_dataset, used_buckets
     from sd.training.setup import end_workers, make_dataloader
 
     try:
-        dataset = make_dataset(model, data_args, training_args, checkpoint=None)
+        dataset = make_dataset(model, data_args, training_args, checkpoint)
         check_tags(data_args, dataset.catalog.manifest)
         look_at_captions(model, data_args, dataset.catalog)
+        make_eval_dataset(model, data_args, training_args, used_buckets(dataset.catalog))
         if dataset.catalog.bucket_rows is not None:
             answer("buckets", "; ".join(dataset.catalog.bucket_rows.lines()))
         batches = iter(make_dataloader(dataset, collate, training_args))
@@ -232,16 +240,15 @@ def report_data(
                 read += training_args.per_device_train_batch_size
             rate = read / (time.perf_counter() - begin)
     except (InputError, RunError) as error:
-        return answer("data", str(error), bad=True)
+        return answer("data", as_typed(error), bad=True), None
     filtering = "".join(f"; {line}" for line in dataset.catalog.filtering.lines())
     slow = rate < images_per_second
     advice = "; more --dataloader_num_workers, or smaller images (--resize when packing)" if slow else ""
-    return answer(
-        "data",
+    told = (
         f"{dataset.num_rows} rows, {dataset.num_usable} usable at {data_args.resolution} px, {rate:.0f} images/s with "
-        f"{training_args.dataloader_num_workers} workers, {rate / images_per_second:.1f} x the step{filtering}{advice}",
-        bad=slow,
+        f"{training_args.dataloader_num_workers} workers, {rate / images_per_second:.1f} x the step{filtering}{advice}"
     )
+    return answer("data", told, bad=slow), dataset
 
 
 def checkpoint_bytes(model: Any, training_args: "SDTrainingArguments") -> int:
@@ -274,10 +281,7 @@ def report_saving(model: Any, training_args: "SDTrainingArguments") -> bool:
 
 def report_disk(model: Any, training_args: "SDTrainingArguments", output_dir: str | Path) -> bool:
     """Tell the disk that save_total_limit checkpoints need, and one more while it is written."""
-    folder = next(
-        parent for parent in [Path(output_dir).resolve(), *Path(output_dir).resolve().parents] if parent.exists()
-    )
-    free, each = shutil.disk_usage(folder).free, checkpoint_bytes(model, training_args)
+    free, each = shutil.disk_usage(existing_folder(output_dir)).free, checkpoint_bytes(model, training_args)
     limit = training_args.save_total_limit
     kept = limit or max(1, training_args.max_steps // training_args.save_steps)
     needed = (kept + 1) * each

@@ -11,7 +11,6 @@ from paddlenlp.trainer.trainer_utils import IntervalStrategy
 
 from sd import devices
 from sd.data.filters.rows import RowFilter
-from sd.data.images.resize import RESIZER
 from sd.data.parts.moments import find_manifest
 from sd.data.streaming.buckets import BucketTable
 from sd.data.streaming.caption_draw import check_sources
@@ -23,8 +22,6 @@ from sd.errors import ArgumentError, InputError, signal_name
 from sd.flags.arguments import SDDataArguments, SDModelArguments
 from sd.flags.training import SDTrainingArguments
 from sd.latents.fit import cached_parts, check_fit
-from sd.models.hashes import weights_hash
-from sd.models.loading import part_source
 from sd.processes.progress import RESTARTED
 from sd.processes.ranks import on_rank_0
 from sd.processes.signals import tell_launcher
@@ -37,9 +34,10 @@ from sd.runs.checkpoint import (
     remove_checkpoint,
     remove_leftovers,
 )
-from sd.runs.settings import check_same_run, checkpoint_settings, result_settings, write_run_json
+from sd.runs.settings import check_same_run, checkpoint_settings, write_run_json
 from sd.runs.skipped import SKIPPED, gaps_of, mark_abandoned, skipped_samples
 from sd.sampling.prompts import read_prompts
+from sd.training.identity import component_hashes, settings_of
 from sd.training.previews import COUNT as PREVIEW_COUNT
 from sd.training.previews import Previews
 from sd.training.setup import keep_global_batch
@@ -82,18 +80,7 @@ def train(model_args: SDModelArguments, data_args: SDDataArguments, training_arg
         if checkpoint and is_finished(checkpoint, training_args):
             return None
     hashes = on_rank_0(training_args, lambda: component_hashes(model, model_args, manifests[0]))
-    resizer = RESIZER if manifests[0] is None else None
-    settings = result_settings(
-        model_args,
-        data_args,
-        training_args,
-        dataset.fingerprint,
-        dataset.order.buffer_size,
-        hashes,
-        resizer,
-        dataset.catalog.data_filter,
-    )
-    settings |= {name: dataset.state(0).get(name) for name in ("aspect_buckets", "group_size")}
+    settings = settings_of(model_args, data_args, training_args, dataset, hashes)
     if checkpoint:
         before = checkpoint_settings(checkpoint)
         told = check_same_run(before, settings, checkpoint, training_args.allow_changed_resume, data_args.file_list)
@@ -133,18 +120,6 @@ def file_lists(data_args: SDDataArguments) -> Any:
     return list(filter(None, (data_args.file_list, data_args.eval_file_list)))
 
 
-def component_hashes(model: Any, model_args: SDModelArguments, manifest: Any) -> dict[str, str]:
-    """Component that is not trained -> hash of its weights or vocabulary. manifest: of the cache that holds what the
-    deferred ones computed, which knows their hashes."""
-    hashes = {}
-    for part in ("vae", "text_encoder", "tokenizer"):
-        if part in model.deferred:
-            hashes[part] = getattr(manifest, f"{part}_hash")
-        elif part not in model.trained_parts:
-            hashes[part] = weights_hash(part, *part_source(model_args, part), loaded=getattr(model, part))
-    return hashes
-
-
 def prepare(
     model_args: SDModelArguments, data_args: SDDataArguments, training_args: SDTrainingArguments, locks: Any
 ) -> Any:
@@ -159,8 +134,8 @@ def prepare(
     return str(checkpoint) if checkpoint else None
 
 
-def find_start(training_args: SDTrainingArguments) -> Any:
-    """The checkpoint to go on from, or None."""
+def find_start(training_args: SDTrainingArguments, only_look: bool = False) -> Any:
+    """The checkpoint to go on from, or None. only_look: nothing is removed or marked on the way."""
     output_dir, named = training_args.output_dir, training_args.resume_from_checkpoint
     if os.environ.get(RESTARTED) and (newest := newest_whole_checkpoint(output_dir)):
         return newest
@@ -173,12 +148,14 @@ def find_start(training_args: SDTrainingArguments) -> Any:
             raise ArgumentError("resume_from_checkpoint", named, f": {problem}; in {output_dir} there are: {there}")
         return Path(named)
     if training_args.overwrite_output_dir:
+        if only_look:
+            return None
         for folder in list_checkpoints(output_dir):
             logger.info("removing %s (overwrite_output_dir)", folder)
             remove_checkpoint(folder)
         (Path(output_dir) / SKIPPED).unlink(missing_ok=True)
         return None
-    return newest_whole_checkpoint(output_dir, mark=True)
+    return newest_whole_checkpoint(output_dir, mark=not only_look)
 
 
 def is_finished(checkpoint: Any, training_args: SDTrainingArguments) -> bool:

@@ -1,12 +1,15 @@
 """What the doctor says before a long run, with numbers given and as a command."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from sd.flags.command_line import parse_arguments
 from sd.training import doctor
+from tests.training_harness import Workshop
 
 ROOT = Path(__file__).resolve().parents[2]
 PEAKS = {1: 10 * 2**30, 2: 11 * 2**30, 4: 13 * 2**30}
@@ -51,11 +54,66 @@ def test_the_command_names_what_is_wrong_and_leaves_the_output_folder_alone(tmp_
     command += ["--output_dir", str(tmp_path / "out"), "--file_list", str(tmp_path / "no.list")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = {line.split()[1]: line for line in result.stdout.splitlines() if line.startswith(("ok", "PROBLEM"))}
-    assert set(lines) == {"versions", "device", "models", "memory", "step", "data", "disk", "saving"}, result.stderr
+    questions = {"versions", "device", "models", "memory", "step", "start", "data", "disk", "saving"}
+    assert set(lines) == questions, result.stderr
     assert lines["data"].startswith("PROBLEM") and "no.list" in lines["data"]
     assert [line for line in lines.values() if line.startswith("PROBLEM")] == [lines["data"]]
     assert result.returncode == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    return Workshop(tmp_path_factory.mktemp("doctor"))
+
+
+@pytest.fixture
+def examined(workshop, capsys, monkeypatch):
+    """A function of flags: question -> (whether it is a problem, answer) of what the doctor says of the command."""
+    monkeypatch.setattr(doctor, "READ_SECONDS", 0.05)
+
+    def told(*flags):
+        capsys.readouterr()
+        problems = list(doctor.examine(*parse_arguments(workshop.flags(*flags), environ={})))
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("ok ", "PROBLEM "))]
+        assert sum(problems) == sum(line.startswith("PROBLEM") for line in lines)
+        return {line[8:18].strip(): (line.startswith("PROBLEM"), line[18:]) for line in lines}
+
+    return told
+
+
+def test_it_examines_the_resume_that_the_command_would_be(workshop, examined):
+    trained = workshop.train("run", "--save_steps", 2)
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    told = examined("run", "--max_steps", 6)
+    assert told["start"] == (False, f"goes on from {trained}/checkpoint-4")
+    assert told["resume"] == (False, "the settings of the checkpoint")
+    bad, line = examined("run", "--max_steps", 6, "--seed", 24, "--gradient_accumulation_steps", 2)["resume"]
+    assert bad and "global_batch_size: 4 -> 8" in line and "seed: 23 -> 24" in line
+    told = examined("run", "--max_steps", 6, "--seed", 24, "--allow_changed_resume")
+    assert told["resume"] == (False, "changed settings, accepted: seed: 23 -> 24")
+    assert examined("run")["start"] == (False, f"nothing to do after {trained}/checkpoint-4")
+    told = examined("run", "--overwrite_output_dir")
+    assert told["start"] == (False, f"begins anew, and removes the 2 checkpoints in {trained}") and "resume" not in told
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "question", "says"),
+    [
+        (["--resume_from_checkpoint", "latest"], "start", "--resume_from_checkpoint latest; leave it out: the newest"),
+        (["--validation_prompts", "no.txt"], "start", "--validation_prompts no.txt cannot be read: No such file"),
+        (["--output_dir", "README.md/out"], "start", "--output_dir README.md/out: .*README.md cannot be written"),
+        (["--eval_file_list", "no.list"], "data", "no.list: No such file"),
+        (["--data_filter", "score > 5"], "data", "score"),
+    ],
+)
+def test_what_would_end_the_run_before_its_first_step_is_told(examined, monkeypatch, flags, question, says):
+    monkeypatch.chdir(ROOT)
+    told = examined("new", *flags)
+    assert [name for name, (bad, _) in told.items() if bad and name != "data"] == ["start"] * (question == "start")
+    assert told[question][0]
+    assert re.search(says, told[question][1])
 
 
 def test_models_that_do_not_fit_are_told_before_any_step(tmp_path):
