@@ -3,6 +3,7 @@
 # Stable Diffusion on them, resumes it once, samples 108 captions and scores them. What is there is skipped.
 # STEPS=4000 sh quickstart.sh trains longer.
 set -eu
+. "$(dirname "$0")/no_arguments.sh"
 cd "$(dirname "$0")"
 out=quickstart_out
 steps=${STEPS:-600}

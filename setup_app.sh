@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes .venv-app with the web page's packages (requirements-app.txt), once. PYTHON names another interpreter.
 set -eu
+. "$(dirname "$0")/no_arguments.sh"
 cd "$(dirname "$0")"
 . ./pip_install.sh
 stamp=.venv-app/installed-$(cksum <requirements-app.txt | cut -d ' ' -f 1)

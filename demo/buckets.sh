@@ -3,6 +3,7 @@
 # squares cut out of them, then drawn in all three formats and judged. On a CPU; needs .venv (sh setup_env.sh makes it).
 # STEPS=1200 sh demo/buckets.sh trains longer.
 set -eu
+. "$(dirname "$0")/../no_arguments.sh"
 cd "$(dirname "$0")/.."
 out=buckets_out
 steps=${STEPS:-600}

@@ -8,10 +8,10 @@
 # background at random; short prompts in two thirds of either's (docs/recipes.md). Time: 3 to 6 minutes on two
 # cores for 600 steps each. STEPS=1200 trains longer; OUT=folder writes elsewhere.
 set -eu
+. "$(dirname "$0")/../no_arguments.sh"
 cd "$(dirname "$0")/.."
 out=${OUT:-long_captions_out}
 steps=${STEPS:-600}
-requirements=requirements.txt
 . ./setup_env.sh
 PATH="$PWD/.venv/bin:$PATH"
 export PATH

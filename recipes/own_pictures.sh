@@ -11,7 +11,14 @@
 # OUT=folder writes elsewhere.
 # Start it again and it continues where it was; for other pictures give another OUT.
 set -eu
+case ${1:-} in
+-h | --help)
+    sed -n '2,/^[^#]/s/^#\( \|$\)//p' "$0"
+    exit 0
+    ;;
+esac
 if [ ! -d "${1:-}" ]; then
+    [ -z "${1:-}" ] || echo "error: $1: no such folder" >&2
     echo "usage: sh recipes/own_pictures.sh FOLDER [flags of training]   (cat.jpg and its caption cat.txt in FOLDER)" >&2
     exit 2
 fi
@@ -22,7 +29,6 @@ cd "$(dirname "$0")/.."
 out=${OUT:-own_pictures_out}
 case $out in /*) ;; *) out=$start/$out ;; esac
 steps=${STEPS:-600}
-requirements=requirements.txt
 . ./setup_env.sh
 PATH="$PWD/.venv/bin:$PATH"
 export PATH

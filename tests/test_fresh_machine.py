@@ -34,7 +34,15 @@ def test_a_hidden_library_is_named_before_any_download(library, tmp_path):
     hidden = " && ".join(f"mount --bind /dev/null {path}" for path in paths)
     if not paths or subprocess.run(["unshare", "-m", "sh", "-c", hidden], capture_output=True).returncode:
         pytest.skip("needs the library, and the right to mount")
-    for name in ("setup_env.sh", "pip_install.sh", "quickstart.sh", "requirements.txt", "sd", "stand_ins"):
+    for name in (
+        "setup_env.sh",
+        "pip_install.sh",
+        "no_arguments.sh",
+        "quickstart.sh",
+        "requirements.txt",
+        "sd",
+        "stand_ins",
+    ):
         (tmp_path / name).symlink_to(ROOT / name)
     # Its Python may itself need the library's neighbours; the one that runs this test is known to start.
     done = subprocess.run(

@@ -107,3 +107,26 @@ def test_training_takes_the_environment_with_paddle_for_gpus(outside, inside, ch
     conda = environment(tmp_path / "conda", *outside).parent
     environment(clone / ".venv", *inside)
     assert python_of_training(clone, conda).name == chosen
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "setup_app.sh", "recipes/long_captions.sh", "demo/buckets.sh"])
+@pytest.mark.parametrize(("word", "code"), [("--help", 0), ("-h", 0), ("--steps", 2), ("out", 2)])
+def test_scripts_without_arguments_start_nothing_for_one(script, word, code, tmp_path):
+    """Each of them works for minutes: a question for help is no order to begin."""
+    heading = (ROOT / script).read_text().splitlines()[1].removeprefix("# ")
+    done = subprocess.run(["sh", str(ROOT / script), word], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code and done.stdout.splitlines()[0] == heading
+    assert "set -eu" not in done.stdout
+    assert done.stderr == ("" if code == 0 else f"error: {word}: {Path(script).name} takes no arguments\n")
+
+
+def test_the_recipe_of_own_pictures_names_the_folder_that_is_not_there(tmp_path):
+    def run(*words):
+        command = ["sh", str(ROOT / "recipes/own_pictures.sh"), *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    assert run("--help").returncode == 0 and "OUT=folder writes elsewhere" in run("--help").stdout
+    done = run("pictures")
+    assert done.returncode == 2
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "usage"] and "pictures" in done.stderr
+    assert run().returncode == 2

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sd.data.parts import storage
 from sd.errors import ArgumentError, InputError
 from sd.models.single_file import is_single_file
 from sd.runs.checkpoint import list_checkpoints, newest_whole_checkpoint
@@ -45,7 +46,8 @@ def find_unet(name: str | Path) -> Location:
         return find_unet(newest)
     if not path.exists() and "checkpoint-" not in str(name) and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+){1,2}", str(name)):
         return Location(str(name))
-    raise InputError(f"{name}: no UNet there; {_what_there_is(path)}")
+    near = "" if path.exists() else storage.near_path(path)
+    raise InputError(f"{name}: no UNet there; {f'did you mean {near}? ' if near else ''}{_what_there_is(path)}")
 
 
 def list_choices(checkpoint: str | Path | None = None, output_dir: str | Path | None = None) -> dict[str, str]:
