@@ -106,7 +106,7 @@ def _published_clip(name):
         return CLIPModel.from_pretrained(name), CLIPTokenizer.from_pretrained(name)
     except Exception as error:  # the libraries raise whatever the failing layer below them raised
         raise InputError(
-            f"CLIP {name!r} could not be had ({first_line(error)}); point to a local folder of it"
+            f"CLIP {name!r} could not be loaded ({first_line(error)}); point to a local folder of it"
         ) from error
 
 
