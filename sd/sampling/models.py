@@ -174,5 +174,6 @@ def _published_schedule(repository):
         return DDIMScheduler.load_config(repository, subfolder="scheduler")
     except Exception as error:  # the libraries raise whatever the failing layer below them raised
         raise InputError(
-            f"{repository}/scheduler could not be loaded ({first_line(error)}); point --pretrained_model to a local folder"
+            f"{repository}/scheduler could not be loaded ({first_line(error)}); point --pretrained_model to a local "
+            "folder"
         ) from error
