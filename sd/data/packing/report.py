@@ -120,6 +120,8 @@ class Progress:
 
     def __exit__(self, *error):
         if self._bar is not None:
+            if error[0] is None:  # how many there are is known now: texts beside images were counted as input too
+                self._bar.total = self._bar.n
             self._bar.close()
 
     def update(self, result: PartResult) -> None:

@@ -129,6 +129,13 @@ def test_the_bar_counts_images_from_the_first_part_to_the_last(capsys):
     assert shown[0] == "4/16" and shown[-1] == "12/12"
 
 
+def test_the_bar_ends_at_the_images_that_there_were(capsys):
+    """Texts and JSON beside the images are input too, so that the last part may stand at less than all of it."""
+    with Progress() as progress:
+        progress.update(PartResult("part", done_fraction=0.75, num_packed=6))
+    assert re.findall(r"\| (\d+/\d+) ", capsys.readouterr().err)[-1] == "6/6"
+
+
 def test_an_empty_part_is_in_no_list(run, tmp_path):
     for number in (5, 6, 8):
         (tmp_path / f"data/images/{number}.png").unlink()
