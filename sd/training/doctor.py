@@ -86,7 +86,7 @@ def examine(model_args: SDModelArguments, data_args: SDDataArguments, training_a
     yield is_bad
     is_bad, dataset = report_data(model, data_args, as_given, checkpoint, steps_rate)
     yield is_bad
-    if checkpoint and dataset:
+    if checkpoint and dataset is not None:
         yield report_resume(model, model_args, data_args, as_given, checkpoint, dataset)
     yield report_disk(model, training_args, output_dir)
     yield report_saving(model, training_args)
