@@ -5,7 +5,9 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -184,3 +186,33 @@ def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_bytes(tmp_path):
     time.sleep(0.01)
     command.main(arguments)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"*{SUFFIX}")} == before
+
+
+def test_ctrl_c_waits_for_the_part_in_hand_alone(tmp_path, monkeypatch):
+    parts = [tmp_path / f"part-{number:06d}.gz" for number in range(10)]
+    for number, part in enumerate(parts):
+        write_part(part, number, 1, columns={"url": [str(number)]})
+    scores = read_scores(table_of(tmp_path / "scores.parquet", [{"url": "0", "score": 1}]), ["url"], None)
+    begun, gate = [], threading.Semaphore(1)  # the first part goes through, the second one is in hand
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            gate.release()
+            super().shutdown(wait=wait)
+
+    def add(header, scores, key):
+        begun.append(header.path)
+        gate.acquire(timeout=1)  # of parts that should not have begun
+        return command.Outcome(1, matched=1)
+
+    def bar(items, name="", *_, **__):
+        yield from items if name != "joining" else [next(items)]
+        if name == "joining":
+            raise KeyboardInterrupt
+
+    for name, value in (("ThreadPoolExecutor", Pool), ("_THREADS", 1), ("_add", add), ("tqdm", bar)):
+        monkeypatch.setattr(command, name, value)
+    with pytest.raises(KeyboardInterrupt):
+        command.add_scores(write_lists(tmp_path, (1.0, parts)), scores, ["url"])
+    assert begun in ([str(parts[0])], [str(part) for part in parts[:2]])
