@@ -13,6 +13,7 @@ from paddle.io import DataLoader
 from sd.data.streaming import stream
 from sd.data.streaming.dataset import EvalPairs, TextImagePair, collate, raise_if_failed, worker_init_fn
 from sd.errors import InputError
+from sd.training.setup import end_workers
 from tests.data_maker import SIDE, caption, draw, jpeg, make_data, tokenize, untokenize, write_lists, write_part
 from tests.holding import wait_until_ended
 
@@ -33,10 +34,11 @@ def batches(data, num_batches, batch_size=4, num_workers=0):
     loader = DataLoader(
         data, batch_size=batch_size, num_workers=num_workers, collate_fn=collate, worker_init_fn=worker_init_fn
     )
-    found = []
-    for batch in itertools.islice(loader, num_batches):
-        raise_if_failed(batch)
-        found.append({key: np.asarray(value) for key, value in batch.items()})
+    found, iterator = [], iter(loader)
+    with end_workers(iterator):
+        for batch in itertools.islice(iterator, num_batches):
+            raise_if_failed(batch)
+            found.append({key: np.asarray(value) for key, value in batch.items()})
     return found
 
 
