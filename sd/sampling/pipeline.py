@@ -21,6 +21,7 @@ from sd.models.attention import KernelAttnProcessor
 from sd.models.encoders import cut_long, tokenize
 from sd.sampling.constants import computed_once
 
+_BYTES_A_LETTER = 4  # of UTF-8, at most
 # Only samplers that draw no noise on their way: all chance in a picture then comes from its seed.
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -213,8 +214,13 @@ def encode_prompt(text_encoder: paddle.nn.Layer, tokenizer: Any, prompt: str) ->
 def cut_text(tokenizer: Any, prompt: str) -> str:
     """What of a prompt lies past the model's length and is not seen by it, or its beginning; empty if all is seen."""
     tokens = tokenizer.tokenize(cut_long(prompt, tokenizer.model_max_length))
-    unseen = tokens[tokenizer.model_max_length - 2 :]  # two places mark begin and end of the text
-    return tokenizer.convert_tokens_to_string(unseen).strip()
+    first = tokenizer.model_max_length - 2  # two places mark begin and end of the text
+    cut = ""
+    for seen_bytes in range(_BYTES_A_LETTER if len(tokens) > first else 0):
+        cut = tokenizer.convert_tokens_to_string(tokens[max(0, first - seen_bytes) :]).strip()
+        if not cut.startswith("\ufffd"):  # a letter of which the model sees a few bytes is not seen
+            break
+    return cut
 
 
 def decode(vae: paddle.nn.Layer, latents: paddle.Tensor) -> np.ndarray:

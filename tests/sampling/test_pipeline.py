@@ -10,6 +10,7 @@ from ppdiffusers.models.attention_processor import AttnProcessor
 from sd import devices
 from sd.errors import InputError
 from sd.models.attention import KernelAttnProcessor
+from sd.models.loading import load_part
 from sd.sampling import pipeline
 from sd.sampling.models import load_models
 from sd.sampling.pipeline import (
@@ -252,3 +253,14 @@ def test_nothing_assumes_a_factor_of_eight(models):
     assert default_batch_size(models.unet, models.vae, 32, 32) == 8
     assert default_batch_size(models.unet, models.vae, 512 * 100, 512 * 100) == 1
     check_size(models.vae, 36, 4)
+
+
+@pytest.mark.parametrize("before", ["", "a", "ab ", "a b c "])
+def test_a_letter_that_is_cut_in_its_bytes_is_told_as_cut(before):
+    tokenizer = load_part("tokenizer", "demo/tiny_sd", "tokenizer")
+    prompt = before + "一个红色的圆形"
+    cut = cut_text(tokenizer, prompt)
+    assert cut and prompt.endswith(cut)
+    seen = len(tokenizer.tokenize(prompt.removesuffix(cut)))
+    assert seen <= tokenizer.model_max_length - 2 < seen + len(tokenizer.tokenize(cut[0]))
+    assert cut_text(tokenizer, "一圆") == ""
