@@ -37,12 +37,12 @@ def check() -> None:
 
 def pack() -> None:
     """sd-pack, create_pretraining_data.py"""
-    run("sd.commands.pack")
+    run("sd.commands.pack", "the same command goes on from the finished parts")
 
 
 def cache() -> None:
     """sd-cache, precompute_latents.py"""
-    run("sd.commands.cache")
+    run("sd.commands.cache", "the same command goes on from the finished parts")
 
 
 def train() -> None:
