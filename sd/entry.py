@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 
 from sd import versions
 from sd.errors import InputError, run_script
@@ -47,6 +48,9 @@ def cache() -> None:
 
 def train() -> None:
     """sd-train, train_txt2img_laion400m_trainer.py"""
+    if "--doctor" in sys.argv[1:]:
+        doctor("sd.commands.train")
+        return
     run("sd.commands.train", "nothing was saved; the same command starts again, or goes on from the last checkpoint")
 
 
@@ -65,9 +69,9 @@ def serve() -> None:
     run("sd.commands.serve")
 
 
-def doctor() -> None:
+def doctor(module: str = "sd.training.doctor") -> None:
     """sd-doctor, python -m sd.doctor"""
-    run("sd.training.doctor", "nothing was changed; the same command starts again")
+    run(module, "nothing was changed; the same command starts again")
 
 
 def columns() -> None:

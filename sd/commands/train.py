@@ -13,6 +13,7 @@ from sd.flags.help import training_help
 from sd.logs import import_quietly, rank, set_up_logging
 from sd.processes.pool import die_with_launcher
 from sd.processes.progress import report_end
+from sd.processes.signals import say_if_stopped_early
 
 
 def main() -> None:
@@ -27,6 +28,7 @@ def main() -> None:
         examine([word for word in argv if word != "--doctor"])
         return
     die_with_launcher()
+    say_if_stopped_early()
     runtime.prepare(devices.requested(expand(argv, {"device": False})))
     set_up_logging()
     import_quietly()

@@ -31,6 +31,26 @@ class StopSignals:
         self.received = self.received or signal.Signals(number)
 
 
+def say_if_stopped_early() -> None:
+    """In a rank of paddle.distributed.launch: SIGTERM ends this process at once, as without a handler, and rank 0 says so.
+
+    The launcher answers Ctrl-C with SIGTERM to its ranks, and says "Exit with signal 2" alone. The training loop has a
+    handler of its own.
+    """
+    if "PADDLE_TRAINER_ID" not in os.environ:
+        return
+    process, speaks = os.getpid(), os.environ["PADDLE_TRAINER_ID"] == "0"
+
+    def end(number, _frame):
+        if speaks and os.getpid() == process:  # a data worker of it has the handler too
+            tell_launcher(
+                "stopped before the first step; the same command starts again, or goes on from the last checkpoint"
+            )
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def tell_launcher(text: str) -> None:
     """Write a line to the terminal or pipe of paddle.distributed.launch, if that started this process: it shows no more
     of rank 0's log once it was stopped itself. Linux; else nothing."""

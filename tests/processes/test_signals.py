@@ -1,6 +1,7 @@
 """What a rank tells the launcher's terminal."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +31,24 @@ def test_a_file_is_left_alone(tmp_path):
         environ = os.environ | {"PADDLE_TRAINER_ID": "0"}
         subprocess.run([sys.executable, "-c", LAUNCHER], cwd=ROOT, env=environ, stderr=file, check=True)
     assert (tmp_path / "log").read_text() == ""
+
+
+STOPPED = """
+import os, signal, subprocess, sys
+program = (
+    "import os, signal; from sd.processes.signals import say_if_stopped_early; say_if_stopped_early(); "
+    "os.fork() or os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM); signal.pause()"
+)
+print(subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL).returncode, flush=True)
+"""
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0), (None, 0)])
+def test_a_rank_that_is_stopped_early_says_so_once_and_none_but_rank_0(rank, lines):
+    """The rank's own data worker, which is forked and stopped first, does not speak."""
+    environ = {name: value for name, value in os.environ.items() if name != "PADDLE_TRAINER_ID"}
+    environ |= {"PADDLE_TRAINER_ID": rank} if rank else {}
+    run = subprocess.run([sys.executable, "-c", STOPPED], cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert run.stdout.strip() == (str(128 + signal.SIGTERM) if rank else str(-signal.SIGTERM))
+    assert run.stderr.count("stopped before the first step; the same command") == lines
+    assert len(run.stderr.splitlines()) == lines
