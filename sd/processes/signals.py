@@ -32,7 +32,7 @@ class StopSignals:
 
 
 def say_if_stopped_early() -> None:
-    """In a rank of paddle.distributed.launch: SIGTERM ends this process at once, as without a handler, and rank 0 says so.
+    """In a rank of paddle.distributed.launch: SIGTERM ends this process at once, as without a handler; rank 0 says so.
 
     The launcher answers Ctrl-C with SIGTERM to its ranks, and says "Exit with signal 2" alone. The training loop has a
     handler of its own.
