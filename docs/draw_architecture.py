@@ -87,7 +87,9 @@ def draw() -> Picture:
     picture.band(656, 90, "#f6f1fa", "Use", "from any", "checkpoint")
 
     blue, green, orange, violet = "#d9e6f6", "#d8eed8", "#fae0c2", "#e6daf2"
-    picture.box(0, 20, 100, "#fff", "pictures, captions", "folders, JSONL, tables,", "tar shards, parquet;", "local or s3://")
+    picture.box(
+        0, 20, 100, "#fff", "pictures, captions", "folders, JSONL, tables,", "tar shards, parquet;", "local or s3://"
+    )
     picture.box(1, 20, 100, blue, "packer", "process pool or Ray;", "checks, filters;", "one outcome a row")
     picture.box(
         2, 20, 100, "#fff", "parts + index", "a gzip member a row;", "offset, width, height,", "checksum of each"
