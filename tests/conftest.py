@@ -5,6 +5,7 @@ one, and on a busy machine two threads wait for each other. test_environments.py
 """
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -16,3 +17,6 @@ settings.load_profile("any load")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("PORT_RANGE", "20000:32767")  # of Paddle's launcher, as train_multi.sh sets it and why
 runtime.prepare()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell without job control starts what is to run beside it, and the processes of the tests would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
