@@ -32,7 +32,7 @@ if [ ! -e "$out/model/checkpoint-$steps" ]; then
         echo "== 3/5 training, steps 1 to $half"
         train "$half"
     fi
-    echo "== 4/5 going on from $out/model/checkpoint-$half to step $steps"
+    echo "== 4/5 resuming from $out/model/checkpoint-$half to step $steps"
     train "$steps"
 fi
 

@@ -80,7 +80,7 @@ def start(file_list, way):
     processor, wall = time.process_time(), time.perf_counter()
     catalog = Catalog(file_list, resolution, data_filter=data_filter)
     order = Order(catalog.sources, seed=23, lanes=1, deal_size=2048, buffer_size=20_000)
-    order.place(0)
+    order.position(0)
     print(
         json.dumps(
             {
@@ -111,8 +111,8 @@ def main():
         columns = ("start", "processor s", "wall s", "MB before", "MB", "rows used")
         table = Results("filters", columns, "a start: catalog and order; least of the rounds", facts)
         for way in WAYS:
-            found = [_measured(file_list, way) for _ in range(options.rounds)]
-            table.add(**{"start": way, **min(found, key=lambda one: one["processor s"])})
+            actual = [_measured(file_list, way) for _ in range(options.rounds)]
+            table.add(**{"start": way, **min(actual, key=lambda one: one["processor s"])})
 
 
 def _measured(file_list, way):

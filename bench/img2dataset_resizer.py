@@ -20,13 +20,13 @@ def main():
     files = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
     best, num_bytes = float("inf"), 0
     for _ in range(2):
-        started, made = time.process_time(), []
+        started, sizes = time.process_time(), []
         for data in files:
             image, *_, error = resizer(io.BytesIO(data))
             if error:
                 raise SystemExit(error)
-            made.append(len(image))
-        best, num_bytes = min(best, time.process_time() - started), sum(made)
+            sizes.append(len(image))
+        best, num_bytes = min(best, time.process_time() - started), sum(sizes)
     print(json.dumps([best, num_bytes]))
 
 

@@ -51,25 +51,25 @@ def of_order(results, records):
         for start in (0, 1, 2):  # a fresh order each time, as a resumed run has
             begin = time.process_time()
             order = make_order(counts, with_buckets)
-            made = time.process_time()
-            order.place(SEEN + start)
-            seconds.append((made - begin, time.process_time() - made))
+            ordered_at = time.process_time()
+            order.position(SEEN + start)
+            seconds.append((ordered_at - begin, time.process_time() - ordered_at))
         tracemalloc.start()
         order = make_order(counts, with_buckets)
         first = SEEN - SEEN % (RANKS * BATCH)
         step = range(first, first + RANKS * BATCH)
-        places = {order.place(sample) for sample in step}
+        places = {order.position(sample) for sample in step}
         memory = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         shapes = len({order.bucket_of(sample) for sample in step})
         begin = time.process_time()
         for sample in range(SEEN, SEEN + 20_000):
-            order.place(sample)
+            order.position(sample)
         each = (time.process_time() - begin) / 20_000
         results.add(
             what=f"order, {records // 10**6} M records, {RANKS} ranks",
             buckets=len(SHARES) if with_buckets else "squares",
-            start_s=min(made for made, _ in seconds),
+            start_s=min(ordered_at for ordered_at, _ in seconds),
             place_ms=min(place for _, place in seconds) * 1e3,
             next_us=each * 1e6,
             memory_mb=memory / 1e6,

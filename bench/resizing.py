@@ -30,10 +30,10 @@ OURS, OTHER = "this toolkit", "img2dataset"
 
 def ours(files):
     """[processor seconds, bytes of all that was made]."""
-    started, made = time.process_time(), []
+    started, sizes = time.process_time(), []
     for data in files:
-        made.append(len(shrink(open_image(data), SIDE, QUALITY)[0]))
-    return [time.process_time() - started, sum(made)]
+        sizes.append(len(shrink(open_image(data), SIDE, QUALITY)[0]))
+    return [time.process_time() - started, sum(sizes)]
 
 
 def theirs(python, folder):

@@ -46,11 +46,11 @@ def revision() -> str:
 
 def installed_versions() -> dict[str, str]:
     """Package -> version, of those whose version may change a figure."""
-    found = {}
+    actual = {}
     for package in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            actual[package] = metadata.version(package)
+    return actual
 
 
 class Results:

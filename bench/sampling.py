@@ -35,7 +35,7 @@ PROMPT = "a red circle on a black background"
 def load(checkpoint=None, unet_config=DEMO / "unet_config.json", folder=DEMO / "tiny_sd"):
     """(UNet, VAE, text encoder, tokenizer, side in pixels)."""
     from sd.cpu.layers import speed_up
-    from sd.models.loading import load_part, random_unet
+    from sd.models.loading import load_component, random_unet
     from sd.sampling.models import load_models
     from sd.sampling.pipeline import vae_factor
 
@@ -45,7 +45,7 @@ def load(checkpoint=None, unet_config=DEMO / "unet_config.json", folder=DEMO / "
     unet = random_unet(unet_config)
     for parameter in unet.conv_out.parameters():  # zero to begin with, and would hide every difference
         parameter.set_value(np.random.default_rng(0).standard_normal(parameter.shape).astype("float32") * 0.05)
-    components = [load_part(name, str(folder), name) for name in ("vae", "text_encoder", "tokenizer")]
+    components = [load_component(name, str(folder), name) for name in ("vae", "text_encoder", "tokenizer")]
     if devices.current().kind == "cpu":
         for layer in (unet, *components[:2]):
             speed_up(layer, frozen=True)

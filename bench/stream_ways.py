@@ -57,13 +57,13 @@ def reference(folder, resolution):
     with gzip.open(folder / "stream.gz", "rt", encoding="utf-8") as lines:
         for line in lines:
             caption, _, image = line.rstrip("\n").split("\t")
-            made = sample(base64.b64decode(image), caption, resolution)
+            decoded = sample(base64.b64decode(image), caption, resolution)
             if len(buffer) < 100:
-                buffer.append(made)
+                buffer.append(decoded)
                 continue
             at = random.randrange(100)
-            buffer[at], made = made, buffer[at]
-            yield made
+            buffer[at], decoded = decoded, buffer[at]
+            yield decoded
     yield from buffer
 
 

@@ -112,20 +112,20 @@ def other(way, folder, resolution):
     if run.returncode:
         print(f"  {way}: {run.stderr.strip().splitlines()[-1]}", file=sys.stderr)
         return None
-    found = json.loads(run.stdout.splitlines()[-1])
-    return found["seconds"] / found["count"]
+    actual = json.loads(run.stdout.splitlines()[-1])
+    return actual["seconds"] / actual["count"]
 
 
 def in_turns(calls, rounds):
     """{way: least processor seconds a sample} of `calls`, {way: function}; what fails is left out."""
-    found = {}
+    actual = {}
     for turn, (name, call) in itertools.product(range(rounds), calls.items()):
-        failed, late = name in found and found[name] is None, name in (*TORCH_WAYS, CACHED) and turn >= TORCH_ROUNDS
+        failed, late = name in actual and actual[name] is None, name in (*TORCH_WAYS, CACHED) and turn >= TORCH_ROUNDS
         if failed or late:
             continue
         seconds = call()
-        found[name] = seconds if seconds is None else min(seconds, found.get(name, seconds))
-    return {name: seconds for name, seconds in found.items() if seconds is not None}
+        actual[name] = seconds if seconds is None else min(seconds, actual.get(name, seconds))
+    return {name: seconds for name, seconds in actual.items() if seconds is not None}
 
 
 def compare(size, resolution, ways, count, rounds):

@@ -18,8 +18,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 def load(unet_config, models):
     """(UNet, VAE, text encoder) of the configurations."""
-    told = json.loads((models / "vae/config.json").read_text())
-    vae = AutoencoderKL.from_config({name: value for name, value in told.items() if value is not None})
+    reported = json.loads((models / "vae/config.json").read_text())
+    vae = AutoencoderKL.from_config({name: value for name, value in reported.items() if value is not None})
     text_encoder = CLIPTextModel(
         CLIPTextConfig.from_dict(json.loads((models / "text_encoder/config.json").read_text()))
     )

@@ -160,15 +160,15 @@ def measure(args, setting):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     last = trainer.logged[-1]
     rate = last["samples_per_second"]
-    found = {"images/s": rate, "peak GiB": peak / 2**30, "loss": last["loss"], "batch": batch}
-    found["data_wait_percent"] = last["data_wait_percent"]
+    actual = {"images/s": rate, "peak GiB": peak / 2**30, "loss": last["loss"], "batch": batch}
+    actual["data_wait_percent"] = last["data_wait_percent"]
     if args.size == "full":
         from bench.operations import step_flops
 
         source = setting.get("source", "")
         flops = step_flops(args.resolution, vae="latents" not in source, text_encoder="text" not in source)
-        found["utilisation"] = flops * rate / (args.peak_tflops or peak_tflops(training_args.device)) / 1e12
-    return found
+        actual["utilisation"] = flops * rate / (args.peak_tflops or peak_tflops(training_args.device)) / 1e12
+    return actual
 
 
 def peak_tflops(device):
@@ -176,8 +176,8 @@ def peak_tflops(device):
     import paddle
 
     name = paddle.device.cuda.get_device_name() if device == "gpu" else ""
-    for known, rate in PEAK_TFLOPS.items():
-        if known in name:
+    for card, rate in PEAK_TFLOPS.items():
+        if card in name:
             return rate
     side, best = 4096, float("inf")
     square = paddle.ones([side, side])
@@ -216,16 +216,18 @@ def run_alone(words, argv):
 
 def run_setting(name, argv):
     """Measure one setting in a process of its own. Returns its figures, or why there are none."""
-    found, done = run_alone(["--one", name], argv)
-    return (found, "") if found else (None, why(done))
+    figures, done = run_alone(["--one", name], argv)
+    return (figures, "") if figures else (None, reason(done))
 
 
-def why(done, most=110):
-    """In a few words, why a process came to no figures. Memory that ran out may have ended it at any place."""
-    full = ("ResourceExhausted", "memory ran out", "MemoryError", "out of memory", "Out of memory")
+def reason(done, max_length=110):
+    """Why a process printed no figures, in a few words. Out of memory may kill it anywhere."""
+    full = ("ResourceExhausted", "MemoryError", "out of memory", "Out of memory")
     if done.returncode < 0 or any(word in done.stderr for word in full):
         return "out of memory"
-    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1].removeprefix("error: ")[:most]
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1].removeprefix("error: ")[
+        :max_length
+    ]
 
 
 def main():
@@ -254,7 +256,7 @@ def main():
         return
     machine, done = run_alone(["--describe"], sys.argv[1:])
     if machine is None:
-        raise InputError(why(done, most=1000))
+        raise InputError(reason(done, max_length=1000))
     settings = {name: getattr(args, name) for name in ("size", "resolution", "batch", "warm", "steps", "peak_tflops")}
     chosen = [name for name in SETTINGS if not args.only or any(word in name for word in args.only)]
     counted = f"{args.size} model, {args.resolution} px, the trainer's clock of {args.steps} steps after {args.warm}"

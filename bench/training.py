@@ -86,10 +86,10 @@ def commands(paths, shape, cached, output):
     if cached:
         torch += ["--moments", paths["moments"]]
     untouched = dict.fromkeys(("MKL_NUM_THREADS", "OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE"))
-    found = {OURS: (ours, {"PYTHON": sys.executable}), PLAIN: (plain, untouched), TORCH: (torch, {})}
+    actual = {OURS: (ours, {"PYTHON": sys.executable}), PLAIN: (plain, untouched), TORCH: (torch, {})}
     if cached:
-        del found[PLAIN]  # it has no cache of latents
-    return found
+        del actual[PLAIN]  # it has no cache of latents
+    return actual
 
 
 def peak_gib(process):
@@ -115,11 +115,11 @@ def measure(command, changes, shape, log):
     try:
         for line in process.stdout:
             lines.append(line)
-            if found := STEP.search(line):
-                times[int(found[1])] = time.perf_counter()
+            if actual := STEP.search(line):
+                times[int(actual[1])] = time.perf_counter()
                 with contextlib.suppress(psutil.NoSuchProcess, OSError):  # it may end after its last line
                     peak = peak_gib(process)
-                if int(found[1]) == shape["steps"]:
+                if int(actual[1]) == shape["steps"]:
                     break
     finally:
         if process.poll() is None:
@@ -140,7 +140,7 @@ def compare(table, folder, size, cached, rounds, shape, paths):
             rate, peaks[name] = measure(command, changes, shape, folder / "log.txt")
             rates.setdefault(name, []).append(rate)
             print(f"  round {number + 1}, {name}: {rate:.4g} images/s", file=sys.stderr, flush=True)
-    middle = {name: statistics.median(found) for name, found in rates.items()}
+    middle = {name: statistics.median(actual) for name, actual in rates.items()}
     for name, rate in middle.items():
         table.add(
             size=size,

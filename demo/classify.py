@@ -78,10 +78,10 @@ def score(pictures, captions, seed=0):
     """Shares (0..1) of pictures that show what the caption says: colour, background, shape, all three, and all
     three again with the captions shuffled among the pictures. A background that the caption leaves open is right.
     Raises ValueError for captions of another kind."""
-    wanted = np.array([labels_of(caption) for caption in captions], dtype=object)
+    expected = np.array([labels_of(caption) for caption in captions], dtype=object)
     seen = np.array([classify(picture) for picture in pictures], dtype=object)
-    right = (wanted == seen) | np.equal(wanted, None)
-    shuffled = wanted[np.random.default_rng(seed).permutation(len(wanted))]
+    right = (expected == seen) | np.equal(expected, None)
+    shuffled = expected[np.random.default_rng(seed).permutation(len(expected))]
     return {
         "colour": right[:, 0].mean(),
         "background": right[:, 2].mean(),

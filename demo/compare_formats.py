@@ -48,8 +48,8 @@ def main():
             pictures, captions = read_samples(folder / f"{model}-{size}")
             shares = score(pictures, captions)
             whole = np.mean([is_whole(picture) for picture in pictures])
-            told = f"{shares['colour']:.0%} | {shares['background']:.0%} | {whole:.0%}"
-            print(f"| {model} | {size} | {len(pictures)} | {told} |")
+            reported = f"{shares['colour']:.0%} | {shares['background']:.0%} | {whole:.0%}"
+            print(f"| {model} | {size} | {len(pictures)} | {reported} |")
             rows.append(pictures[:: max(1, len(pictures) // SHOWN)][:SHOWN])
             labels.append(f"{model}, {size}: {whole:.0%} whole")
     labelled_table(rows, labels).save(folder / "grid.png")

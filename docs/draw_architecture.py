@@ -79,31 +79,33 @@ def middle(column: int) -> int:
 
 def draw() -> Picture:
     """The picture: packing to the right, reading to the left, training to the right, use below."""
-    picture = Picture(752)
-    picture.band(6, 128, "#eef3fa", "Pack", "create_", "pretraining_", "data.py")
-    picture.band(148, 118, "#f1f1f6", "Cache", "optional:", "precompute_", "latents.py")
-    picture.band(296, 128, "#eef7ee", "Stream", "data workers:", "NumPy and", "bytes only")
-    picture.band(438, 188, "#fdf4e9", "Train", "train.sh", "train_multi.sh")
-    picture.band(656, 90, "#f6f1fa", "Use", "from any", "checkpoint")
+    picture = Picture(822)
+    picture.band(6, 198, "#eef3fa", "Pack", "create_", "pretraining_", "data.py")
+    picture.band(218, 118, "#f1f1f6", "Cache", "optional:", "precompute_", "latents.py")
+    picture.band(366, 128, "#eef7ee", "Stream", "data workers:", "NumPy and", "bytes only")
+    picture.band(508, 188, "#fdf4e9", "Train", "train.sh", "train_multi.sh")
+    picture.band(726, 90, "#f6f1fa", "Use", "from any", "checkpoint")
 
     blue, green, orange, violet = "#d9e6f6", "#d8eed8", "#fae0c2", "#e6daf2"
     picture.box(
-        0, 20, 100, "#fff", "pictures, captions", "folders, JSONL, tables,", "tar shards, parquet;", "local or s3://"
+        0, 20, 100, "#fff", "images, captions", "JSONL, folders, CSV, TSV,", "tar shards, parquet;", "local or s3://"
     )
-    picture.box(1, 20, 100, blue, "packer", "process pool or Ray;", "checks, filters;", "one outcome a row")
-    picture.box(
-        2, 20, 100, "#fff", "parts + index", "a gzip member a row;", "offset, width, height,", "checksum of each"
-    )
-    picture.box(
-        3, 20, 100, "#fff", "file lists", "written last; report.json,", "rejected.jsonl;", "sd.data.inspect shows them"
-    )
+    picture.box(1, 20, 100, blue, "packer", "process pool or Ray;", "checks, limits;", "one outcome a row")
+    picture.box(2, 20, 100, "#fff", "parts", "a gzip member a row;", "index: offset, size,", "checksum; columns")
+    picture.box(3, 20, 100, "#fff", "file lists", "written last, with", "report.json; a weight", "and filter a source")
     for column in range(3):
         picture.arrow(f"M{right(column)} 70H{left(column + 1) - 2}")
+    picture.box(1, 136, 54, blue, "sd.data.columns", "joins scores by a key")
+    picture.box(2, 136, 54, blue, "sd.data.duplicates", "hashes; writes a column")
+    picture.box(3, 136, 54, blue, "sd.data.inspect", "statistics, contact sheet")
+    picture.arrow(f"M{right(1)} 163H{left(2) - 11}V122")
+    picture.arrow(f"M{middle(2)} 136V122")
+    picture.arrow(f"M{middle(3)} 120V134")
 
-    picture.box(0, 162, 90, "#fff", "--check", "decodes rows and compares", "them with their images", dashed=True)
+    picture.box(0, 232, 90, "#fff", "--check", "decodes rows and compares", "them with their images", dashed=True)
     picture.box(
         1,
-        162,
+        232,
         90,
         "#fff",
         "cached parts",
@@ -112,53 +114,53 @@ def draw() -> Picture:
         "text states",
         dashed=True,
     )
-    picture.box(2, 162, 90, "#e2e2ee", "encode once", "frozen VAE and", "text encoder;", "ranks or Ray", dashed=True)
-    picture.arrow(f"M{middle(3) - 30} 120V207H{right(2) + 2}", dashed=True)
-    picture.arrow(f"M{left(2)} 207H{right(1) + 2}", dashed=True)
-    picture.arrow(f"M{left(1)} 207H{right(0) + 2}", dashed=True)
-    picture.arrow(f"M{middle(1)} 252V281H{middle(3) - 30}V308", dashed=True)
-    picture.arrow(f"M{middle(3) + 30} 120V308")
+    picture.box(2, 232, 90, "#e2e2ee", "encode once", "frozen VAE and", "text encoder;", "ranks or Ray", dashed=True)
+    picture.arrow(f"M{right(3)} 70h12V277H{right(2) + 2}", dashed=True)
+    picture.arrow(f"M{left(2)} 277H{right(1) + 2}", dashed=True)
+    picture.arrow(f"M{left(1)} 277H{right(0) + 2}", dashed=True)
+    picture.arrow(f"M{middle(1)} 322V351H{middle(3) - 30}V378", dashed=True)
+    picture.arrow(f"M{right(3) + 12} 277V351H{middle(3) + 30}V378")
 
     picture.box(
-        3, 310, 100, green, "order", "sample number s", "\u2192 lane \u2192 window \u2192 row;", "integers only"
+        3, 380, 100, green, "order", "filters, then buckets;", "sample s \u2192 lane, window, row:", "integers only"
     )
     picture.box(
-        2, 310, 100, green, "read one row", "one seek by the index;", "a bad row is counted,", "named, replaced"
+        2, 380, 100, green, "read one row", "one seek by the index;", "a bad row is counted,", "named, replaced"
     )
-    picture.box(1, 310, 100, green, "sample", "decode, resize, crop,", "tokenise; all draws from", "rng(seed, s)")
-    picture.box(0, 310, 100, "#fff", "batch", "uint8 pixels or moments,", "token ids, noise,", "timesteps")
+    picture.box(1, 380, 100, green, "sample", "decode, resize, crop,", "tokenise; all draws from", "rng(seed, s)")
+    picture.box(0, 380, 100, "#fff", "batch", "uint8 pixels or moments,", "token ids, noise,", "timesteps")
     for column in (3, 2, 1):
-        picture.arrow(f"M{left(column)} 360H{right(column - 1) + 2}")
-    picture.arrow(f"M{middle(0)} 410V450")
+        picture.arrow(f"M{left(column)} 430H{right(column - 1) + 2}")
+    picture.arrow(f"M{middle(0)} 480V520")
 
     picture.box(
-        0, 452, 90, "#ececec", "frozen", "VAE \u2192 latents", "text encoder \u2192 states", "(not loaded with a cache)"
+        0, 522, 90, "#ececec", "frozen", "VAE \u2192 latents", "text encoder \u2192 states", "(not loaded with a cache)"
     )
-    picture.box(1, 452, 90, orange, "UNet", "predicts noise or v;", "loss weights over", "timesteps")
-    picture.box(2, 452, 90, orange, "step", "AdamW, moving average;", "a non-finite step", "is skipped")
+    picture.box(1, 522, 90, orange, "UNet", "predicts noise or v;", "loss weights over", "timesteps")
+    picture.box(2, 522, 90, orange, "step", "AdamW, moving average;", "a NaN or infinite step", "is skipped")
     picture.box(
-        3, 452, 90, "#fff", "checkpoint", "manifest, fsync, rename;", "holds s: a resume", "reads nothing again"
+        3, 522, 90, "#fff", "checkpoint", "manifest, fsync, rename;", "holds s: a resume", "reads nothing again"
     )
     for column in range(3):
-        picture.arrow(f"M{right(column)} 497H{left(column + 1) - 2}")
-    picture.box(0, 558, 56, "#fff", "sd.doctor", "dry run of the same flags")
-    picture.box(1, 558, 56, "#fff", "validation", "fixed records and noise")
-    picture.box(2, 558, 56, "#fff", "VisualDL", "scalars, pictures")
-    picture.arrow(f"M{middle(1)} 542V556")
-    picture.arrow(f"M{middle(2)} 542V556")
-    picture.arrow(f"M{right(1)} 586H{left(2) - 2}")
+        picture.arrow(f"M{right(column)} 567H{left(column + 1) - 2}")
+    picture.box(0, 628, 56, "#fff", "sd.doctor", "dry run of the same flags")
+    picture.box(1, 628, 56, "#fff", "validation", "fixed records and noise")
+    picture.box(2, 628, 56, "#fff", "VisualDL, report.png", "scalars, pictures")
+    picture.arrow(f"M{middle(1)} 612V626")
+    picture.arrow(f"M{middle(2)} 612V626")
+    picture.arrow(f"M{right(1)} 656H{left(2) - 2}")
 
-    bus = 641
+    bus = 711
     uses = [
-        ("export.py", "a pipeline folder for", "ppdiffusers or diffusers"),
+        ("export.py", "a folder for ppdiffusers", "or diffusers, or one file"),
         ("app.py", "web page; the files of", "eval.py, byte for byte"),
-        ("eval.py --metrics", "FID and CLIP score", "over guidance scales"),
+        ("eval.py --metrics, --watch", "FID, CMMD, CLIP score", "over guidance and steps"),
         ("eval.py", "pictures, grids;", "the same to the last bit"),
     ]
     for column, (title, *lines) in enumerate(uses):
-        picture.box(column, 668, 66, violet, title, *lines)
-        start = f"M{middle(3)} 542" if column == 3 else f"M{middle(column + 1)} {bus}H{middle(column)}"
-        picture.arrow(f"{start}V666")
+        picture.box(column, 738, 66, violet, title, *lines)
+        start = f"M{middle(3)} 612" if column == 3 else f"M{middle(column + 1)} {bus}H{middle(column)}"
+        picture.arrow(f"{start}V736")
     return picture
 
 

@@ -135,21 +135,21 @@ def clean(output: str) -> list[str]:
         if line and not foreign:
             lines.append(line)
     is_step = [bool(re.search(r" step \d+/\d+ \| ", line)) for line in lines]
-    kept = []
+    stored = []
     for number, line in enumerate(lines):
         if is_step[number] and 0 < number < len(lines) - 1 and is_step[number - 1] and is_step[number + 1]:
             line = "..."
-        if line != "..." or kept[-1] != "...":
-            kept.append(line)
-    return kept
+        if line != "..." or stored[-1] != "...":
+            stored.append(line)
+    return stored
 
 
 def make_page(folder: Path, steps: int) -> str:
     """Walk in a new folder, and return the page."""
     prepare(folder)
     pieces = [INTRODUCTION.format(short="" if steps == 600 else SHORT).replace("STEPS", str(steps))]
-    for title, told, commands in WALK:
-        pieces.append(f"## {title}\n\n{told}\n")
+    for title, reported, commands in WALK:
+        pieces.append(f"## {title}\n\n{reported}\n")
         for command, expected in commands:
             print("+", command, flush=True)
             code, lines = walk_command(folder, command, steps)

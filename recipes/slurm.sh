@@ -18,5 +18,5 @@ master=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export LAUNCH="--master $master:$((20000 + SLURM_JOB_ID % 20000)) --nnodes $SLURM_JOB_NUM_NODES"
 export RESTARTS="${RESTARTS:-10}"
 
-# SIGTERM, 300 s before the time limit, reaches every task: it saves, and the requeued job goes on from there.
+# SIGTERM, 300 s before the time limit, reaches every task: it saves, and the requeued job resumes from there.
 exec srun --kill-on-bad-exit=0 sh train_multi.sh "$@"

@@ -31,21 +31,21 @@ class Device:
 
 def parse(text: str) -> Device:
     """A Device from `cpu`, `gpu` or `gpu:N`. Raises InputError for anything else."""
-    found = re.fullmatch(r"(cpu|gpu)(?::(\d+))?", text)
-    if found is None or (found[1] == "cpu" and found[2]):
+    match = re.fullmatch(r"(cpu|gpu)(?::(\d+))?", text)
+    if match is None or (match[1] == "cpu" and match[2]):
         raise InputError(f"--device {text}; expected cpu, gpu or gpu:N")
-    return Device(found[1], int(found[2]) if found[2] else None)
+    return Device(match[1], int(match[2]) if match[2] else None)
 
 
 def requested(argv: Sequence[str]) -> str | None:
     """The last `--device` of a command line, None if there is none."""
-    found = None
+    value = None
     for position, word in enumerate(argv):
         if word == "--device":
-            found = argv[position + 1] if position + 1 < len(argv) else found
+            value = argv[position + 1] if position + 1 < len(argv) else value
         elif word.startswith("--device="):
-            found = word.partition("=")[2]
-    return found
+            value = word.partition("=")[2]
+    return value
 
 
 def prepare(device: str | None, environ: MutableMapping[str, str] = os.environ) -> None:
@@ -70,10 +70,10 @@ def has_nvidia_card() -> bool:
 def driver_version() -> str | None:
     """The version of the NVIDIA driver, None where there is none."""
     try:
-        found = re.search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version").read_text())
+        match = re.search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version").read_text())
     except OSError:
         return None
-    return found[1] if found else None
+    return match[1] if match else None
 
 
 def card_count() -> int:
@@ -124,8 +124,8 @@ def _check_card(device: Device, count: int, built_for_gpu: bool) -> None:
         raise InputError(f"--device {device}: this Paddle is built for CPUs; {_INSTALL_GPU}, or use --device cpu")
     if not count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        why = f"CUDA_VISIBLE_DEVICES={visible!r}" if visible is not None else f"NVIDIA driver: {driver_version()}"
-        raise InputError(f"--device {device}: Paddle sees no card ({why}); mend that, or use --device cpu")
+        cause = f"CUDA_VISIBLE_DEVICES={visible!r}" if visible is not None else f"NVIDIA driver: {driver_version()}"
+        raise InputError(f"--device {device}: Paddle sees no card ({cause}); mend that, or use --device cpu")
     if device.index is not None and int(os.environ.get("PADDLE_TRAINERS_NUM") or 1) > 1:
         raise InputError(f"--device {device} in several processes; use --device gpu, the launcher deals out the cards")
     if device.index is not None and device.index >= count:
@@ -146,22 +146,22 @@ def card_environments(device: Device) -> list[dict[str, str]]:
 
 def check_precision(device: Device, precision: str) -> None:
     """Raise InputError if the device has no kernels for `fp16` or `bf16`. On an old card Paddle would only warn."""
-    known = ("fp32", *CAPABILITY_NEEDED)
-    if precision not in known:
-        raise ArgumentError("dtype", precision, f"; expected one of {known}")
+    precisions = ("fp32", *CAPABILITY_NEEDED)
+    if precision not in precisions:
+        raise ArgumentError("dtype", precision, f"; expected one of {precisions}")
     if precision == "fp32":
         return
     if device.kind == "cpu":
         raise InputError(f"{precision} on device 'cpu', where Paddle has no kernels for it; use fp32")
     import paddle
 
-    needed, found = CAPABILITY_NEEDED[precision], paddle.device.cuda.get_device_capability(device.index or 0)
-    if tuple(found) < needed:
-        others = [name for name, least in CAPABILITY_NEEDED.items() if tuple(found) >= least]
+    needed, capability = CAPABILITY_NEEDED[precision], paddle.device.cuda.get_device_capability(device.index or 0)
+    if tuple(capability) < needed:
+        others = [name for name, minimum in CAPABILITY_NEEDED.items() if tuple(capability) >= minimum]
         card = paddle.device.cuda.get_device_name(device.index or 0)
         raise InputError(
-            f"{precision} on {card} of compute capability {found[0]}.{found[1]}; it needs {needed[0]}.{needed[1]}, "
-            f"use {' or '.join([*others, 'fp32'])}"
+            f"{precision} on {card} of compute capability {capability[0]}.{capability[1]}; it needs "
+            f"{needed[0]}.{needed[1]}, use {' or '.join([*others, 'fp32'])}"
         )
 
 

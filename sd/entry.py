@@ -15,7 +15,7 @@ _MISSING_LIBRARY = re.compile(r"(lib[\w+.-]+\.so[.\d]*): cannot open shared obje
 def run(module: str, when_stopped: str = "the same command starts again") -> None:
     """Check the installed versions, import `module`, call its `main()`; errors end the process as in `run_script`.
 
-    when_stopped: what the line of Ctrl-C says of what is saved and how to go on.
+    when_stopped: what the line of Ctrl-C says of what is saved and how to resume.
     """
 
     def start() -> None:
@@ -51,12 +51,12 @@ def train() -> None:
     if "--doctor" in sys.argv[1:]:
         doctor("sd.commands.train")
         return
-    run("sd.commands.train", "nothing was saved; the same command starts again, or goes on from the last checkpoint")
+    run("sd.commands.train", "nothing was saved; the same command starts again, or resumes from the last checkpoint")
 
 
 def sample() -> None:
     """sd-sample, eval.py"""
-    run("sd.commands.sample", "finished pictures are kept; the same command goes on with the rest")
+    run("sd.commands.sample", "finished pictures are kept; the same command resumes with the rest")
 
 
 def export() -> None:
@@ -76,7 +76,7 @@ def doctor(module: str = "sd.training.doctor") -> None:
 
 def columns() -> None:
     """python -m sd.data.columns"""
-    run("sd.data.columns", "finished parts are kept; the same command goes on with the rest")
+    run("sd.data.columns", "finished parts are kept; the same command resumes with the rest")
 
 
 def inspect() -> None:
@@ -86,4 +86,4 @@ def inspect() -> None:
 
 def duplicates() -> None:
     """python -m sd.data.duplicates"""
-    run("sd.data.duplicates.command", "the same command goes on from the parts that were read")
+    run("sd.data.duplicates.command", "the same command resumes from the parts that were read")

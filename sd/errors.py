@@ -1,4 +1,4 @@
-"""The ways in which a script ends early, each with one line for the person at the terminal."""
+"""The ways in which a script ends early: InputError, RunError and stopping, with exit codes and one-line messages."""
 
 import contextlib
 import io
@@ -42,7 +42,7 @@ class RunError(RuntimeError):
 class StopError(RunError):
     """The run was stopped by a signal, as asked; exit code 128 and its number, and no `error:` before the line.
 
-    when_stopped: what is saved, and how to go on.
+    when_stopped: what is saved, and how to resume.
     """
 
     def __init__(self, number: int, when_stopped: str) -> None:
@@ -59,21 +59,21 @@ def signal_name(number: int) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says in one line of about 200 letters: the first of its text, else its type's name."""
+    """The first line of an exception's text, cut to about 200 characters; its type's name if the text is empty."""
     return one_line((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def last_line(error: BaseException) -> str:
-    """The same of the last line of its text, where Paddle puts the reason, behind its stack."""
+    """As `first_line`, the last line of the text, where Paddle puts the reason, after its stack."""
     return one_line((str(error).strip().splitlines() or [type(error).__name__])[-1])
 
 
-def one_line(text: str, most: int = 200) -> str:
-    """Text of at most `most` letters as it is; a longer one is cut behind a word, which an ellipsis says."""
-    if len(text) <= most:
+def one_line(text: str, limit: int = 200) -> str:
+    """Text of at most `limit` characters unchanged; a longer one is cut after a word and ends in an ellipsis."""
+    if len(text) <= limit:
         return text
-    cut = text[: most + 1]
-    return cut[: cut.rfind(" ") if " " in cut[most // 2 :] else most].rstrip() + " ..."
+    cut = text[: limit + 1]
+    return cut[: cut.rfind(" ") if " " in cut[limit // 2 :] else limit].rstrip() + " ..."
 
 
 def run_script(main: Callable[[], object], when_stopped: str = "the same command starts again") -> None:
@@ -81,7 +81,7 @@ def run_script(main: Callable[[], object], when_stopped: str = "the same command
     signal's number after a `StopError`.
 
     Ctrl-C ends it with exit code 130 and one line: `stopped by Ctrl-C; ` and `when_stopped`, which says what is saved
-    and how to go on. Where the reader of the output is gone (`--help | head -1`), it ends without a message.
+    and how to resume. Where the reader of the output is gone (`--help | head -1`), it ends without a message.
     """
     code = 0
     interrupt = _Interrupt(when_stopped)
@@ -107,7 +107,7 @@ def run_script(main: Callable[[], object], when_stopped: str = "the same command
             if sys.stdout:  # None if it was closed before the start
                 sys.stdout.flush()
     except BrokenPipeError:
-        if not _nobody_reads():
+        if not _reader_closed():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
         code = code or 128 + signal.SIGPIPE
@@ -127,13 +127,13 @@ class _Interrupt:
         # A launcher may have set it to be ignored, and threads may not set it at all.
         self._is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if self._is_ours:
-            signal.signal(signal.SIGINT, self._take)
+            signal.signal(signal.SIGINT, self._handle)
 
     def __exit__(self, *_: object) -> None:
         if self._is_ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _take(self, _number: int, frame: FrameType | None) -> None:
+    def _handle(self, _number: int, frame: FrameType | None) -> None:
         self.received = True
         while frame:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
@@ -147,7 +147,7 @@ class _Interrupt:
         return 128 + signal.SIGINT
 
 
-def _nobody_reads():
+def _reader_closed():
     """Whether standard output is a pipe whose reader has gone."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
@@ -165,14 +165,14 @@ def as_typed(error: Exception) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception, of Python or of Paddle, says that the memory of the host or the device is full."""
+    """Whether an exception, of Python or of Paddle, is an out-of-memory error (OOM) of the host or the device."""
     text = str(error)
     return isinstance(error, MemoryError) or "ResourceExhausted" in text or "out of memory" in text.lower()
 
 
 @contextlib.contextmanager
-def training_told_plainly() -> Iterator[None]:
-    """Make one clear line of what Paddle raises in training: for lost data workers, lost ranks and full memory."""
+def explain_paddle_errors() -> Iterator[None]:
+    """Turn Paddle's exceptions in training into one-line RunErrors: lost data workers, lost ranks, out of memory."""
     try:
         yield
     except (SystemError, RuntimeError, MemoryError) as error:
@@ -181,18 +181,18 @@ def training_told_plainly() -> Iterator[None]:
             raise
         if "DataLoader" in text:
             raise RunError(
-                "a data worker was killed, most often because memory ran out; fewer --dataloader_num_workers or a "
-                "smaller --buffer_size need less, and the same command goes on from the last checkpoint"
+                "a data worker was killed, most often because it ran out of memory; fewer --dataloader_num_workers or "
+                "a smaller --buffer_size need less, and the same command resumes from the last checkpoint"
             ) from error
         if "gloo/transport" in text or "NCCL" in text:
             time.sleep(_LAUNCHER_SECONDS)  # the launcher finds the rank that ended, names it and ends this one
             raise RunError(
                 f"the connection to another rank broke ({first_line(error)}); the log of the rank that ended says why, "
-                "and the same command goes on from the last checkpoint"
+                "and the same command resumes from the last checkpoint"
             ) from error
         if is_out_of_memory(error):
             raise RunError(
-                "memory ran out; a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, or "
-                "--recompute, needs less, and the same command goes on from the last checkpoint"
+                "out of memory; a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, or "
+                "--recompute, needs less, and the same command resumes from the last checkpoint"
             ) from error
         raise

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _TEMPORARY = ".tmp"
-_HELD = (errno.EAGAIN, errno.EACCES)
+_LOCKED = (errno.EAGAIN, errno.EACCES)
 
 
 def temporary_path(path: Path) -> Path:
@@ -66,7 +66,7 @@ def try_lock(file: IO[Any] | int, start: int | None = None) -> bool:
     process. Raises OSError where the file system has no locks.
     """
     part = () if start is None else (1, start)
-    return _taken(lambda: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, *part))
+    return _try_lock(lambda: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, *part))
 
 
 def try_flock(file: IO[Any] | int) -> bool:
@@ -74,14 +74,14 @@ def try_flock(file: IO[Any] | int) -> bool:
 
     Unlike a record lock it excludes two users within one process. Raises OSError where there are no such locks.
     """
-    return _taken(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB))
+    return _try_lock(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB))
 
 
-def _taken(lock):
+def _try_lock(lock):
     try:
         lock()
     except OSError as error:
-        if error.errno in _HELD:
+        if error.errno in _LOCKED:
             return False
         raise
     return True

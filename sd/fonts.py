@@ -11,7 +11,7 @@ from PIL import ImageFont
 logger = logging.getLogger(__name__)
 
 _UNASSIGNED = "\U0010ffff"  # drawn as the box that stands for every letter a font lacks
-_known: list[tuple[str, int]] = []  # fonts that served before: fontconfig is a process each time
+_matched_fonts: list[tuple[str, int]] = []  # fonts that served before: fontconfig is a process each time
 _warned: set[str] = set()
 
 
@@ -24,13 +24,13 @@ def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
     if text.isascii():
         return own
     missing = missing_characters(frozenset(text), own)
-    letters = frozenset(filter(str.isalpha, missing))
-    for wanted in filter(None, (missing, letters)):  # signs and emoji may be boxes before words are
-        for place in _candidates(wanted):
-            font = _font(place, size)
-            if not missing_characters(wanted, font):
-                if place not in _known:
-                    _known.append(place)
+    alphabetic = frozenset(filter(str.isalpha, missing))
+    for characters in filter(None, (missing, alphabetic)):  # signs and emoji may be boxes before words are
+        for face in _candidates(characters):
+            font = _font(face, size)
+            if not missing_characters(characters, font):
+                if face not in _matched_fonts:
+                    _matched_fonts.append(face)
                 _warn(missing_characters(missing, font))
                 return font
     _warn(missing)
@@ -44,8 +44,8 @@ def missing_characters(characters: frozenset[str], font: ImageFont.FreeTypeFont)
 
 
 @functools.lru_cache(maxsize=64)
-def _font(place: tuple[str, int] | None, size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size) if place is None else ImageFont.truetype(place[0], size, index=place[1])
+def _font(face: tuple[str, int] | None, size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size) if face is None else ImageFont.truetype(face[0], size, index=face[1])
     assert isinstance(font, ImageFont.FreeTypeFont)  # the other kind is for a Pillow built without FreeType
     return font
 
@@ -59,16 +59,16 @@ def _dejavu() -> tuple[str, int]:
 
 def _candidates(characters: frozenset[str]) -> Iterator[tuple[str, int]]:
     yield _dejavu()
-    yield from tuple(_known)
-    yield from _of_this_machine(characters)
+    yield from tuple(_matched_fonts)
+    yield from _system_fonts(characters)
 
 
 @functools.lru_cache(maxsize=256)
-def _of_this_machine(characters: frozenset[str]) -> tuple[tuple[str, int], ...]:
+def _system_fonts(characters: frozenset[str]) -> tuple[tuple[str, int], ...]:
     """(file, index in it) of the fonts that have all of the characters, the one that fontconfig prefers first."""
     pattern = ":charset=" + " ".join(f"{ord(character):x}" for character in sorted(characters))
     preferred = _fontconfig("fc-match", pattern)
-    return tuple(sorted(_fontconfig("fc-list", pattern), key=lambda place: place not in preferred))
+    return tuple(sorted(_fontconfig("fc-list", pattern), key=lambda face: face not in preferred))
 
 
 def _fontconfig(program: str, pattern: str) -> list[tuple[str, int]]:

@@ -24,8 +24,8 @@ class _BesideProgressBar(logging.StreamHandler):
 def set_up_logging() -> None:
     """Log everything on rank 0 and warnings elsewhere, with time and, beside rank 0, the rank."""
     handler = _BesideProgressBar(sys.stderr)
-    where = "" if rank() == 0 else f"[rank {rank()}] "
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {where}%(message)s", "%H:%M:%S"))
+    rank_prefix = "" if rank() == 0 else f"[rank {rank()}] "
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {rank_prefix}%(message)s", "%H:%M:%S"))
     log = logging.getLogger("sd")
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO if rank() == 0 else logging.WARNING)

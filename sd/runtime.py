@@ -1,4 +1,4 @@
-"""What the processor offers, told to Paddle's maths library before Paddle is imported. Standard library only.
+"""Environment variables for Paddle's MKL and for malloc, set before Paddle is imported. Standard library only.
 
 Paddle's wheel computes on one thread, its MKL takes a slow path on processors that are not Intel's, and its large
 tensors go back to the system when freed, to be paged in anew at every step. `SD_RUNTIME=off` leaves everything as it
@@ -47,7 +47,7 @@ def usable_cores() -> int:
 
 
 def is_off(environ: Mapping[str, str]) -> bool:
-    """Whether the user wants everything left as it is."""
+    """Whether SD_RUNTIME switches all settings off."""
     return environ.get("SD_RUNTIME", "").lower() in ("0", "off")
 
 
@@ -56,12 +56,12 @@ def settings(cpuinfo: str, cores: int, environ: Mapping[str, str]) -> dict[str, 
     if is_off(environ):
         return {}
     ranks_here = int(environ.get("PADDLE_LOCAL_SIZE") or 1)
-    wanted = {"MKL_NUM_THREADS": str(max(1, cores // ranks_here)), "MKL_DEBUG_CPU_TYPE": mkl_path(cpuinfo)}
-    return {name: value for name, value in wanted.items() if value is not None and name not in environ}
+    variables = {"MKL_NUM_THREADS": str(max(1, cores // ranks_here)), "MKL_DEBUG_CPU_TYPE": mkl_path(cpuinfo)}
+    return {name: value for name, value in variables.items() if value is not None and name not in environ}
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next allocation of any size. Returns whether it was told so.
+    """Let glibc keep freed memory for the next allocation of any size. Returns whether it was set.
 
     A full-size step frees and takes some 14 GB, whose pages cost as much time as half of its arithmetic.
     """
@@ -85,8 +85,8 @@ def prepare(device: str | None = None) -> None:
     cpuinfo = Path("/proc/cpuinfo")
     chosen = settings(cpuinfo.read_text() if cpuinfo.exists() else "", usable_cores(), os.environ)
     os.environ.update(chosen)
-    told = [f"{name}={value}" for name, value in chosen.items()]
+    settings_shown = [f"{name}={value}" for name, value in chosen.items()]
     if not is_off(os.environ) and keep_freed_memory():
-        told.append("freed memory is kept")
-    if told and os.environ.get("PADDLE_TRAINER_ID", "0") == "0":
-        print(f"runtime: {', '.join(told)} (SD_RUNTIME=off leaves all as it is)", file=sys.stderr, flush=True)
+        settings_shown.append("freed memory is kept")
+    if settings_shown and os.environ.get("PADDLE_TRAINER_ID", "0") == "0":
+        print(f"runtime: {', '.join(settings_shown)} (SD_RUNTIME=off leaves all as it is)", file=sys.stderr, flush=True)

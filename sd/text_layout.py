@@ -10,18 +10,18 @@ def fit_line(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return "".join(wrap(text, font, width, 1))
 
 
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:
     """Text as at most `most` lines of at most `width` pixels, broken at blanks where a line holds one.
 
     Any white space is one blank. The last line ends in an ellipsis if something was left out.
     """
     words = " ".join(str(text).split())
-    rest = words[: 4 * most * (int(width) + 1)]  # visible letters are wider than a quarter of a pixel
+    rest = words[: 4 * max_lines * (int(width) + 1)]  # visible letters are wider than a quarter of a pixel
     left_out = len(rest) < len(words)
     lines: list[str] = []
-    while rest and len(lines) < most:
+    while rest and len(lines) < max_lines:
         fits = max(1, _num_fitting(rest, font, width))
-        if fits < len(rest) and len(lines) + 1 < most and (blank := rest.rfind(" ", 0, fits + 1)) > 0:
+        if fits < len(rest) and len(lines) + 1 < max_lines and (blank := rest.rfind(" ", 0, fits + 1)) > 0:
             fits = blank
         lines.append(rest[:fits].rstrip())
         rest = rest[fits:].lstrip()

@@ -44,7 +44,7 @@ def mismatches(lines: Iterable[str] | None = None) -> list[tuple[str, str | None
     lines: `name==version` or `name>=version`, with a marker on python_version at most; lines with options, comments
     and extras are passed over. Packages of stand_ins/ have no line: empty or real, each serves.
     """
-    found = []
+    wrong = []
     for line in pinned_lines() if lines is None else lines:
         line = line.partition("#")[0].strip()
         if not line or line.startswith("-") or "extra ==" in line:
@@ -59,8 +59,8 @@ def mismatches(lines: Iterable[str] | None = None) -> list[tuple[str, str | None
         public = (installed or "").partition("+")[0]  # 3.3.1+cu126 serves as 3.3.1
         serves = public == version if sign == "==" else _numbers(public) >= _numbers(version)
         if not serves:
-            found.append((name, installed, sign + version))
-    return found
+            wrong.append((name, installed, sign + version))
+    return wrong
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -8,12 +8,12 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from sd.models.loading import load_part
+from sd.models.loading import load_component
 
 
-def load_float64(part: str, folder: str, name: str | None = None) -> nn.Layer:
+def load_float64(component: str, folder: str, name: str | None = None) -> nn.Layer:
     """A component of a repository ("vae", "text_encoder", "unet"), computing in float64."""
-    layer = load_part(part, str(folder), name or part).to(dtype="float64")
+    layer = load_component(component, str(folder), name or component).to(dtype="float64")
     layer.eval()
     return layer
 
@@ -71,8 +71,8 @@ def counted_terms(*models: nn.Layer) -> Iterator[Terms]:
 @paddle.no_grad()
 def posterior(vae: nn.Layer, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and log-variance, float64 [B,C,h,w], of pictures uint8 [B,3,H,W] by a VAE in float64."""
-    found = vae.encode(paddle.to_tensor(pixels.astype(np.float64) / 127.5 - 1)).latent_dist
-    return found.mean.numpy(), found.logvar.numpy()
+    distribution = vae.encode(paddle.to_tensor(pixels.astype(np.float64) / 127.5 - 1)).latent_dist
+    return distribution.mean.numpy(), distribution.logvar.numpy()
 
 
 @paddle.no_grad()

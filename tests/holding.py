@@ -34,11 +34,11 @@ class Hold:
     def wait(self, run, log=lambda: "", processes=1):
         """The ids of the processes that are held, once there are so many of them. run: the command's Popen."""
 
-        def held():
-            found = [int(path.name) for path in self._folder.glob("[0-9]*")]
-            return found if len(found) >= processes else None
+        def held_ranks():
+            actual = [int(path.name) for path in self._folder.glob("[0-9]*")]
+            return actual if len(actual) >= processes else None
 
-        return wait_for(held, "a process is held", run, log)
+        return wait_for(held_ranks, "a process is held", run, log)
 
     def release(self):
         """Let them go on, and hold none again."""
@@ -61,12 +61,12 @@ class Gate(Hold):
     def wait_at(self, step, gone, run, log=lambda: "", ranks=2):
         """{rank: process id} of the ranks that are held after a step. gone: ids of processes that count no more."""
 
-        def held():
+        def held_ranks():
             notes = [path.name.split("-") for path in self._folder.glob(f"step-{step}-rank-*")]
-            found = {int(rank): int(pid) for *_, rank, pid in notes if int(pid) not in gone}
-            return found if len(found) == ranks else None
+            held = {int(rank): int(pid) for *_, rank, pid in notes if int(pid) not in gone}
+            return held if len(held) == ranks else None
 
-        return wait_for(held, f"{ranks} ranks are held after step {step}", run, log)
+        return wait_for(held_ranks, f"{ranks} ranks are held after step {step}", run, log)
 
 
 def wait_for(condition, what, run=None, log=lambda: ""):
@@ -74,8 +74,8 @@ def wait_for(condition, what, run=None, log=lambda: ""):
     end = time.monotonic() + _LONGEST_SECONDS
     while True:
         ended = run is not None and run.poll() is not None  # before the condition is looked at for the last time
-        if found := condition():
-            return found
+        if actual := condition():
+            return actual
         assert not ended, f"ended with {run.returncode} before: {what}\n{log()[-3000:]}"
         if time.monotonic() > end:
             if run is not None:

@@ -23,8 +23,8 @@ def roundings(value, reference):
 
 def assert_close(value, reference, terms, name="the result"):
     """Fail unless `value` is within `terms` roundings of the float64 `reference`."""
-    found = roundings(value, reference)
-    assert found <= terms, f"{name} is {found:.3g} roundings off, of {terms} allowed"
+    actual = roundings(value, reference)
+    assert actual <= terms, f"{name} is {actual:.3g} roundings off, of {terms} allowed"
 
 
 def assert_close_in_float16(value, reference, terms, name="the result"):
@@ -46,10 +46,10 @@ def assert_picture(levels, reference, terms, name="the picture"):
 
     The reference is made of numbers in [-1, 1] or so, 127.5 levels each.
     """
-    wanted = reference.clip(0, 255)
+    expected = reference.clip(0, 255)
     allowed = 0.5 + terms * EPS * (np.abs(reference - 127.5).max() + 127.5)
-    found = np.abs(levels.astype(np.float64) - wanted).max()
-    assert found <= allowed, f"{name} is {found:.3g} levels off, of {allowed:.3g} allowed"
+    error = np.abs(levels.astype(np.float64) - expected).max()
+    assert error <= allowed, f"{name} is {error:.3g} levels off, of {allowed:.3g} allowed"
 
 
 def share_of_way(end, reference, start):
@@ -72,5 +72,5 @@ def most_of_way(terms):
 def assert_same_training(end, reference, start, terms=4000, name="the end"):
     """Fail unless two trainings by Adam agree to rounding. terms: of the sums that a gradient of the tiny UNet goes
     through, 40 convolutions and products of about 100."""
-    found, most = share_of_way(end, reference, start), most_of_way(terms)
-    assert found <= most, f"{name} is {found:.3g} of the way off, of {most:.3g} allowed"
+    actual, most = share_of_way(end, reference, start), most_of_way(terms)
+    assert actual <= most, f"{name} is {actual:.3g} of the way off, of {most:.3g} allowed"

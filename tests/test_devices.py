@@ -52,7 +52,7 @@ def test_devices_are_parsed_and_printed():
 
 
 @pytest.mark.parametrize(
-    ("words", "found"),
+    ("words", "actual"),
     [
         ([], None),
         (["--device", "cpu"], "cpu"),
@@ -61,8 +61,8 @@ def test_devices_are_parsed_and_printed():
         (["--device"], None),
     ],
 )
-def test_the_last_device_of_a_command_line_counts(words, found):
-    assert devices.requested(words) == found
+def test_the_last_device_of_a_command_line_counts(words, actual):
+    assert devices.requested(words) == actual
 
 
 def test_on_a_cpu_the_cards_are_hidden_before_paddle_is_imported():
@@ -98,13 +98,13 @@ def test_every_script_hides_them_in_time(command, tmp_path):
 
 @pytest.mark.parametrize(("device", "chosen"), [("gpu:1", "gpu:1"), ("gpu", "gpu"), (None, "gpu"), ("cpu", "cpu")])
 def test_training_computes_on_the_device_that_is_named(cards, tmp_path, device, chosen):
-    found = cards()
+    actual = cards()
     flags = [] if device is None else ["--device", device]
     arguments = parse_arguments(["--do_train", "--output_dir", str(tmp_path), *flags], environ={})
-    assert found == [chosen] and arguments[2].device == chosen.partition(":")[0]
+    assert actual == [chosen] and arguments[2].device == chosen.partition(":")[0]
 
 
-def test_the_index_of_a_selected_card_is_known(cards):
+def test_a_selected_card_has_its_index(cards):
     cards()
     assert devices.select("gpu") == Device("gpu", 0) and devices.select("gpu:1") == Device("gpu", 1)
     assert devices.select("cpu") == Device("cpu")

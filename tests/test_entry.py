@@ -59,7 +59,7 @@ def test_an_unknown_benchmark_is_refused_with_the_names_of_all():
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_a_wrong_python_beside_an_environment_is_told_to_activate_it(command, bare):
+def test_a_wrong_python_beside_an_environment_is_asked_to_activate_it(command, bare):
     assert (ROOT / ".venv").exists() or pytest.skip("this checkout has no .venv")
     code, out, err = answer(bare, command, ROOT)
     assert (code, out) == (2, "")
@@ -67,7 +67,7 @@ def test_a_wrong_python_beside_an_environment_is_told_to_activate_it(command, ba
 
 
 @pytest.mark.parametrize("command", [["eval.py"], ["-m", "sd.data.inspect"]], ids=" ".join)
-def test_without_an_environment_the_line_says_how_to_install(command, bare, clone, monkeypatch):
+def test_without_an_environment_the_error_names_the_install_command(command, bare, clone, monkeypatch):
     monkeypatch.delenv("CONDA_PREFIX", raising=False)
     # The symlinked sd/ lies in ROOT: name a root without .venv by running a copy of the check there.
     program = (
@@ -81,7 +81,7 @@ def test_without_an_environment_the_line_says_how_to_install(command, bare, clon
     assert re.fullmatch(r"error: .* and \d+ more; install with `pip install -r requirements.txt`, or .*\n", err)
 
 
-def test_the_system_s_python_is_never_told_to_install_into_itself(monkeypatch):
+def test_the_remedy_never_installs_into_the_systems_python(monkeypatch):
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)
     assert "python3 -m venv .venv && . .venv/bin/activate && pip install -r" in versions.remedy({})
     assert "venv" not in versions.remedy({"CONDA_PREFIX": "/opt/conda"})

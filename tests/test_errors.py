@@ -44,7 +44,7 @@ def test_help_into_a_closed_pipe_is_silent(script):
 
 
 @pytest.mark.parametrize(
-    ("body", "code", "told"),
+    ("body", "code", "reported"),
     [
         ("pass", 0, ""),
         ("print('x' * 100000)", 141, ""),
@@ -52,12 +52,12 @@ def test_help_into_a_closed_pipe_is_silent(script):
         ("raise RunError('a; b')", 1, "error: a; b\n"),
     ],
 )
-def test_exit_codes_with_nobody_reading(body, code, told):
+def test_exit_codes_with_a_closed_stdout(body, code, reported):
     done = run_unread("-c", PROGRAM.format(body))
-    assert (done.returncode, done.stderr) == (code, told)
+    assert (done.returncode, done.stderr) == (code, reported)
 
 
-def test_another_broken_pipe_is_told():
+def test_another_broken_pipe_is_reported():
     program = PROGRAM.format("raise BrokenPipeError('of a worker')")
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.endswith("BrokenPipeError: of a worker\n")
@@ -89,8 +89,8 @@ def interrupt(*words, ready, **options):
     while ready not in (line := process.stderr.readline()):
         assert line, "it ended first"
     process.send_signal(signal.SIGINT)
-    told = process.communicate()[1]
-    return process.returncode, told.splitlines()
+    reported = process.communicate()[1]
+    return process.returncode, reported.splitlines()
 
 
 SLOW_MODULE = """
@@ -131,7 +131,7 @@ def test_ctrl_c_gives_one_line_and_the_exit_code_of_shells(body, tmp_path, monke
         (("-m", "sd.doctor", "--do_train"), "nothing was changed"),
         (("train_txt2img_laion400m_trainer.py", "--doctor", "--do_train"), "nothing was changed"),
         (("precompute_latents.py", "--file_list", "a", "--output_path", "b"), "goes on from the finished parts"),
-        (("eval.py",), "finished pictures are kept; the same command goes on"),
+        (("eval.py",), "finished pictures are kept; the same command resumes"),
     ],
 )
 def test_ctrl_c_in_the_first_seconds_of_a_real_script_gives_one_line(words, remedy, tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ def test_ctrl_c_in_the_first_seconds_of_a_real_script_gives_one_line(words, reme
     assert lines[0].startswith("stopped by Ctrl-C; ") and remedy in lines[0]
 
 
-def test_a_script_that_ignores_ctrl_c_goes_on_ignoring_it():
+def test_a_script_that_ignores_ctrl_c_still_ignores_it():
     program = (
         "import os, signal; from sd.errors import run_script; signal.signal(signal.SIGINT, signal.SIG_IGN); "
         "run_script(lambda: os.kill(os.getpid(), signal.SIGINT))"
@@ -159,8 +159,8 @@ def test_a_lost_rank_is_explained_after_the_launcher_had_time_to_name_it(monkeyp
         "[/paddle/third_party/gloo/gloo/transport/tcp/pair.cc:525] Read error: Connection reset by peer"
     )
     message = r"the connection to another rank broke .*Connection reset.*the same command"
-    with pytest.raises(RunError, match=message), errors.training_told_plainly():
+    with pytest.raises(RunError, match=message), errors.explain_paddle_errors():
         raise broken
     assert sum(waited) > 0
-    with pytest.raises(RuntimeError, match=r"^something else$"), errors.training_told_plainly():
+    with pytest.raises(RuntimeError, match=r"^something else$"), errors.explain_paddle_errors():
         raise RuntimeError("something else")

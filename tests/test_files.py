@@ -34,7 +34,7 @@ def through_path(path):
 
 
 def through_file(path):
-    storage.write_whole(path, b"new")
+    storage.write_atomic(path, b"new")
 
 
 @pytest.mark.parametrize("write", [through_path, through_file])

@@ -15,11 +15,11 @@ from sd.sampling.grid import labelled_sheet
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    fonts._of_this_machine.cache_clear()
+    fonts._system_fonts.cache_clear()
     monkeypatch.setattr(fonts, "_warned", set())
-    monkeypatch.setattr(fonts, "_known", [])
+    monkeypatch.setattr(fonts, "_matched_fonts", [])
     yield
-    fonts._of_this_machine.cache_clear()
+    fonts._system_fonts.cache_clear()
 
 
 def make_font(path: Path, characters: str) -> None:
@@ -53,7 +53,7 @@ def fontconfig(folder: Path, monkeypatch, *lines: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a plain caption", "un café, señor", "рыжий кот", "Ωμέγα"])
-def test_letters_of_europe_are_no_boxes_whatever_the_machine_has(text, tmp_path, monkeypatch):
+def test_european_characters_have_glyphs_without_any_system_font(text, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert fonts.missing_characters(frozenset(text), fonts.font_for(text, 13)) == frozenset()
 
@@ -93,7 +93,7 @@ def test_pictures_show_chinese_captions_and_not_boxes(tmp_path, monkeypatch):
     sheets = {text: np.asarray(labelled_sheet([picture], [text])) for text in ("猫", "狗")}
     contact = {text: np.asarray(contact_sheet([(picture.transpose(2, 0, 1), text, "p")])) for text in ("猫", "狗")}
     assert (sheets["猫"] == sheets["狗"]).all() and (contact["猫"] == contact["狗"]).all()  # one box each
-    fonts._of_this_machine.cache_clear()
+    fonts._system_fonts.cache_clear()
     fontconfig(tmp_path, monkeypatch, f"{tmp_path}/letters.ttf\t0")
     assert (np.asarray(labelled_sheet([picture], ["猫"])) != sheets["猫"]).any()
     assert (np.asarray(contact_sheet([(picture.transpose(2, 0, 1), "猫", "p")])) != contact["猫"]).any()

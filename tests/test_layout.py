@@ -35,9 +35,9 @@ PADDLE_FREE = [
 
 def layer(module):
     name = module.split(".")[1]
-    found = [number for number, names in enumerate(LAYERS) if name in names]
-    assert found, f"sd.{name} has no layer; name it in LAYERS"
-    return found[0]
+    actual = [number for number, names in enumerate(LAYERS) if name in names]
+    assert actual, f"sd.{name} has no layer; name it in LAYERS"
+    return actual[0]
 
 
 def imported(tree):
@@ -118,7 +118,7 @@ def unannotated(tree):
 
 
 def test_every_public_function_is_annotated():
-    found = {
+    actual = {
         str(path.relative_to(ROOT)): names for path in SOURCES if (names := [*unannotated(ast.parse(path.read_text()))])
     }
-    assert found == {}
+    assert actual == {}

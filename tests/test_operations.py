@@ -20,7 +20,7 @@ def build():
     paddle.matmul(query, paddle.static.data("key", [2, 4, 5, 3]), transpose_y=True)
 
 
-def test_layers_counted_by_hand():
+def test_multiply_adds_equal_a_count_by_hand():
     assert count_program(build) == CONV + LINEAR + ATTENTION
     assert count_program(build, attention=False) == CONV + LINEAR
     assert paddle.in_dynamic_mode()

@@ -39,7 +39,7 @@ def shares(output):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_short_quickstart_goes_all_the_way_and_skips_what_is_there(tmp_path):
+def test_a_short_quickstart_ends_and_skips_finished_stages(tmp_path):
     folder = clone(tmp_path / "clone")
     result, _ = quickstart(folder, STEPS="20")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
@@ -47,7 +47,7 @@ def test_a_short_quickstart_goes_all_the_way_and_skips_what_is_there(tmp_path):
         "checkpoint-10",
         "checkpoint-20",
     }
-    assert "going on from quickstart_out/model/checkpoint-10" in result.stdout + result.stderr
+    assert "resuming from quickstart_out/model/checkpoint-10" in result.stdout + result.stderr
     samples = [path for path in folder.glob("quickstart_out/samples/*.png") if path.name != "grid.png"]
     assert len(samples) == 108
     assert set(shares(result.stdout)) == {"colour", "background", "shape", "all", "shuffled"}

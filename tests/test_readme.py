@@ -18,7 +18,7 @@ PAGES = [
 ]
 
 
-def test_the_page_of_flags_is_what_the_parsers_say():
+def test_the_page_of_flags_equals_the_parsers():
     made = subprocess.run(
         [sys.executable, "docs/make_flags.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -40,7 +40,7 @@ def test_ranks_of_one_machine_share_its_cores():
     assert runtime.settings(amd, 2, {"PADDLE_LOCAL_SIZE": "8"})["MKL_NUM_THREADS"] == "1"
 
 
-def test_the_users_own_variables_stand():
+def test_variables_set_by_the_user_are_not_changed():
     amd = cpuinfo("AuthenticAMD", ALL_AVX512)
     assert runtime.settings(amd, 8, {"MKL_NUM_THREADS": "3"}) == {"MKL_DEBUG_CPU_TYPE": "7"}
     assert runtime.settings(amd, 8, {"SD_RUNTIME": "off"}) == {}
@@ -100,13 +100,13 @@ def page_faults(**environ):
 
 
 def test_a_freed_block_is_taken_again_without_new_pages():
-    faults, told = page_faults()
+    faults, reported = page_faults()
     assert faults < 100
-    assert "freed memory is kept" in told
+    assert "freed memory is kept" in reported
 
 
 @pytest.mark.parametrize("environ", [{"SD_RUNTIME": "off"}, {"MALLOC_TRIM_THRESHOLD_": "131072"}])
 def test_memory_goes_back_if_the_user_wants_that(environ):
-    faults, told = page_faults(**environ)
+    faults, reported = page_faults(**environ)
     assert faults > 100  # 128 with pages of 2 MB, 65,536 with pages of 4 KB
-    assert "freed memory" not in told
+    assert "freed memory" not in reported

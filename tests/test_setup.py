@@ -38,9 +38,9 @@ def set_up(folder, more=""):
     """(exit code, installed requirements files, stderr) of sourcing setup_env.sh, as run_tests.sh does."""
     program = f"set -eu; more={more}; . ./setup_env.sh"
     done = subprocess.run(["sh", "-c", program], cwd=folder, capture_output=True, text=True)
-    asked = (folder / "asked").read_text().split() if (folder / "asked").exists() else []
+    requested = (folder / "asked").read_text().split() if (folder / "asked").exists() else []
     (folder / "asked").unlink(missing_ok=True)
-    return done.returncode, [word for word in asked if word.startswith("requirements")], done.stderr
+    return done.returncode, [word for word in requested if word.startswith("requirements")], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_the_requirements_of_the_tests_bring_no_paddle():
 
 def test_both_paddles_are_refused_before_anything_is_installed(clone):
     environment(clone / ".venv", "paddlepaddle_gpu==3.3.1", "paddlepaddle==3.3.1")
-    code, asked, err = set_up(clone)
-    assert (code, asked) == (2, [])
+    code, requested, err = set_up(clone)
+    assert (code, requested) == (2, [])
     assert err.startswith("error: paddlepaddle and paddlepaddle-gpu are both installed") and "pip uninstall -y" in err
 
 

@@ -18,7 +18,7 @@ def test_what_names_its_encoding_comes_back(encoding, text):
 
 @given(texts)
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_big_and_little_endian_with_a_mark(encoding, text):
+def test_utf16_and_utf32_with_a_mark_are_read_in_either_byte_order(encoding, text):
     assert decode_text("\ufeff".encode(encoding) + text.encode(encoding)) == text
 
 
@@ -70,15 +70,15 @@ def test_any_bytes_are_text_or_a_text_error(data):
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "message"),
     [
         ("a cat".encode("utf-16-le"), "NUL characters: not text, or UTF-16 without a byte order mark"),
-        (b"\xff\xfea\x00b", "byte 4 is not UTF-16, as the byte order mark says"),
+        (b"\xff\xfea\x00b", "byte 4 is not UTF-16, as the byte order mark message"),
         (b"\xff\xff", "neither UTF-8 nor gb18030"),
     ],
 )
-def test_the_reason_names_the_remedy(data, says):
-    with pytest.raises(TextError, match=says):
+def test_the_reason_names_the_remedy(data, message):
+    with pytest.raises(TextError, match=message):
         decode_text(data)
 
 

@@ -33,7 +33,7 @@ def test_wrapped_text_is_what_a_search_letter_by_letter_gives(text, width, most)
 
 @settings(deadline=None)
 @given(st.text(), st.integers(30, 300), st.integers(1, 4))
-def test_any_text_fits_and_says_what_is_missing(text, width, most):
+def test_any_text_fits_and_missing_glyphs_are_reported(text, width, most):
     font = font_for("", 10)
     lines = wrap(text, font, width, most)
     assert len(lines) <= most

@@ -31,9 +31,9 @@ def prepared(monkeypatch):
 
 @pytest.mark.parametrize("name", ["fp32", "fp32, plain attention", "fp32, NHWC", "fp32, cached latents and text"])
 def test_what_a_cpu_has_is_measured(tmp_path, name):
-    found = measure(tmp_path, name)
-    assert found["images/s"] > 0 and found["peak GiB"] > 0 and found["batch"] == 2
-    assert 0 <= found["data_wait_percent"] <= 100
+    actual = measure(tmp_path, name)
+    assert actual["images/s"] > 0 and actual["peak GiB"] > 0 and actual["batch"] == 2
+    assert 0 <= actual["data_wait_percent"] <= 100
 
 
 def test_a_setting_multiplies_the_batch(tmp_path, monkeypatch):
@@ -51,37 +51,37 @@ def test_the_flags_of_every_setting_are_flags_of_training(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("returncode", "stderr", "said"),
+    ("returncode", "stderr", "output"),
     [
         (-9, "", "out of memory"),
-        (1, "error: memory ran out; a smaller --per_device_train_batch_size\n", "out of memory"),
+        (1, "error: out of memory; a smaller --per_device_train_batch_size\n", "out of memory"),
         (1, "Traceback\nMemoryError: ResourceExhaustedError: Out of memory error on GPU 0\n\n", "out of memory"),
         (2, "error: bf16 on Tesla T4 of compute capability 7.5; it needs 8.0", "bf16 on Tesla T4 of compute"),
         (3, "", "exit code 3"),
     ],
 )
-def test_a_setting_without_figures_says_why(returncode, stderr, said):
-    assert train_step.why(SimpleNamespace(returncode=returncode, stderr=stderr)).startswith(said)
+def test_a_setting_without_figures_has_a_reason(returncode, stderr, output):
+    assert train_step.reason(SimpleNamespace(returncode=returncode, stderr=stderr)).startswith(output)
 
 
-def test_memory_that_runs_out_in_a_step_is_one_line(tmp_path, monkeypatch):
+def test_out_of_memory_in_a_step_is_one_line(tmp_path, monkeypatch):
     def forward(self, **batch):
         raise MemoryError("ResourceExhaustedError: Out of memory error on GPU 0")
 
     monkeypatch.setattr(StableDiffusionModel, "forward", forward)
-    with pytest.raises(RunError, match="memory ran out"):
+    with pytest.raises(RunError, match=r"^out of memory"):
         measure(tmp_path, "fp32")
 
 
 @pytest.mark.skipif(paddle.is_compiled_with_cuda(), reason="of the CPU build")
-def test_a_gpu_that_is_not_there_is_said_at_once(monkeypatch):
+def test_a_missing_gpu_is_reported_at_once(monkeypatch):
     monkeypatch.setattr("sys.argv", ["train_step.py", "--device", "gpu"])
     monkeypatch.setattr(train_step, "run_setting", lambda *arguments: pytest.fail("a setting was tried"))
     with pytest.raises(InputError, match="--device gpu: this Paddle is built for CPUs"):
         train_step.main()
 
 
-def test_rows_are_kept_with_the_machine(monkeypatch, tmp_path, capsys):
+def test_result_rows_name_the_machine(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("sys.argv", ["train_step.py", "--device", "cpu", "--size", "tiny", "--only", "fp32"])
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     figures = {"images/s": 3.0, "peak GiB": 1.0, "batch": 8, "loss": 1.0, "data_wait_percent": 0.0}
@@ -90,9 +90,9 @@ def test_rows_are_kept_with_the_machine(monkeypatch, tmp_path, capsys):
     )
     train_step.main()
     [path] = tmp_path.iterdir()
-    kept = json.loads(path.read_text())
-    assert kept["card"] == "cpu" and kept["versions"]["paddlenlp"] and kept["settings"]["batch"] == 8
-    rows = {row.pop("setting"): row for row in kept["rows"]}
+    stored = json.loads(path.read_text())
+    assert stored["card"] == "cpu" and stored["versions"]["paddlenlp"] and stored["settings"]["batch"] == 8
+    rows = {row.pop("setting"): row for row in stored["rows"]}
     assert rows["fp32"] == figures and rows["fp32, NHWC"] == {"failure": "out of memory"}
     assert "| fp32, NHWC |  |  |  |  | out of memory |" in capsys.readouterr().out
 

@@ -40,10 +40,10 @@ def installed(monkeypatch, tmp_path):
     real, given = metadata.version, {}
 
     def version(name):
-        found = given[name] if name in given else real(name)
-        if found is None:
+        actual = given[name] if name in given else real(name)
+        if actual is None:
             raise metadata.PackageNotFoundError(name)
-        return found
+        return actual
 
     monkeypatch.setattr(versions.metadata, "version", version)
     monkeypatch.setattr(versions, "ROOT", tmp_path)  # no .venv there that this test's Python is not

@@ -101,15 +101,15 @@ def checksums(checkpoint):
 
 def processes_of(output_dir):
     """Ids of the processes whose command line names output_dir."""
-    found = []
+    actual = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
         if str(output_dir).encode() in words and path.parent.name != str(os.getpid()):
-            found.append(int(path.parent.name))
-    return found
+            actual.append(int(path.parent.name))
+    return actual
 
 
 def wait_until_gone(workshop, name):

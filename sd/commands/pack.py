@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from sd.data.packing.options import ENGINES, INPUT_FORMATS, VERIFY, PackOptions
 from sd.data.packing.packer import pack
-from sd.data.packing.sources.pairs import looks_like_kohya
+from sd.data.packing.sources.pairs import find_kohya_folders
 from sd.data.parts import storage
 from sd.data.parts.part import load_header
-from sd.data.streaming.captions import by_source, describe_cut, sample_records
+from sd.data.streaming.captions import by_source, describe_truncation, sample_records
 from sd.data.streaming.catalog import Catalog
 from sd.flags.arguments import SDModelArguments
 from sd.flags.files import expand
@@ -54,7 +54,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> PackOptions:
     add("--max_bad_fraction", type=float, default=0.05, help="fail if a larger share of the rows is bad")
     add("--allow_outside", action="store_true", help="follow image paths out of the JSONL's folder")
     add("--max_pixels", type=int, default=PackOptions.max_pixels, help="refuse larger images")
-    add("--overwrite", action="store_true", help="remove the parts of an earlier run instead of going on from them")
+    add("--overwrite", action="store_true", help="remove the parts of an earlier run instead of resuming from them")
     add("--engine", choices=ENGINES, default="local", help="this machine, or a Ray cluster")
     add("--ray_address", help="address of the Ray cluster (default: start one here)")
     return PackOptions(**vars(parser.parse_args(expand(sys.argv[1:] if argv is None else argv))))
@@ -71,24 +71,26 @@ def main() -> None:
         unfit = f", {column['unfit']} of another type" if column["unfit"] else ""
         print(f"column {name}: {' and '.join(column['types']) or 'no value'}, {column['missing']} missing{unfit}")
     is_folder = options.input_format == "folder" and not options.kohya_folders
-    if is_folder and (names := looks_like_kohya(options.input_path)):
+    if is_folder and (names := find_kohya_folders(options.input_path)):
         print(f"{names[0]}: if its number is a repeat of kohya's scripts, --kohya_folders takes it; now all count once")
-    for line in () if storage.is_remote(file_list) else outlook(file_list):
+    for line in () if storage.is_remote(file_list) else describe_exclusions(file_list):
         print(line)
     print(f"train with --file_list {file_list}")
 
 
-def outlook(file_list: str) -> Iterator[str]:
+def describe_exclusions(file_list: str) -> Iterator[str]:
     """Lines on what training would leave out of packed data: small images and the ends of long captions."""
     catalog = Catalog(file_list, 1, max_bad_fraction=1.0)
     headers = [load_header(path) for number, path in enumerate(catalog.paths) if number not in catalog.damage]
     large = {side: [header.num_usable(side) for header in headers] for side in (256, 512)}
-    known = {side: [count for count in counts if count is not None] for side, counts in large.items()}
-    smaller = {side: catalog.num_usable - sum(counts) for side, counts in known.items() if len(counts) == len(headers)}
-    if told := [f"{count} are smaller than {side} px" for side, count in smaller.items() if count]:
+    counted = {side: [count for count in counts if count is not None] for side, counts in large.items()}
+    smaller = {
+        side: catalog.num_usable - sum(counts) for side, counts in counted.items() if len(counts) == len(headers)
+    }
+    if excluded := [f"{count} are smaller than {side} px" for side, count in smaller.items() if count]:
         yield (
-            f"of {catalog.num_usable} images {' and '.join(told)}; training leaves out those smaller than its "
+            f"of {catalog.num_usable} images {' and '.join(excluded)}; training leaves out those smaller than its "
             "--resolution, or takes them enlarged with --enlarge True"
         )
-    for line in describe_cut(by_source(sample_records(catalog)), TEXT_LENGTH):
+    for line in describe_truncation(by_source(sample_records(catalog)), TEXT_LENGTH):
         yield f"{line} (CLIP's words counted; python -m sd.data.inspect LIST --tokenizer_name NAME counts its tokens)"

@@ -53,7 +53,7 @@ def main() -> None:
         )
     output = make_folder(flags.output).resolve()
     engine = vars(flags) | {"output": str(output)}
-    told = {
+    page_config = {
         "engine": [sys.executable, "-m", "sd.web.engine", json.dumps(engine)],
         "title": f"{flags.output_dir or flags.checkpoint or 'published v1-4'}; pictures are kept in {flags.output}",
         "output": str(output),
@@ -61,7 +61,7 @@ def main() -> None:
         "port": flags.port,
     }
     if flags.host not in ("127.0.0.1", "::1", "localhost"):
-        print(f"everybody who reaches {flags.host}:{flags.port} can draw here", file=sys.stderr, flush=True)
+        print(f"anyone who can reach {flags.host}:{flags.port} can draw here", file=sys.stderr, flush=True)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    command = [str(PAGE_PYTHON), "-m", "sd.web.page", json.dumps(told)]
+    command = [str(PAGE_PYTHON), "-m", "sd.web.page", json.dumps(page_config)]
     os.execve(command[0], command, os.environ | {"PYTHONPATH": path})

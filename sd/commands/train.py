@@ -13,11 +13,11 @@ from sd.flags.help import training_help
 from sd.logs import import_quietly, rank, set_up_logging
 from sd.processes.pool import die_with_launcher
 from sd.processes.progress import report_end
-from sd.processes.signals import say_if_stopped_early
+from sd.processes.signals import report_early_stop
 
 
 def main() -> None:
-    """Parse, build, train. Running the same command again goes on from the newest whole checkpoint."""
+    """Parse, build, train. Running the same command again resumes from the newest intact checkpoint."""
     argv = sys.argv[1:]
     if {"-h", "--help"} & set(argv):
         print(training_help(f"python {Path(sys.argv[0]).name}", argv, os.environ))
@@ -28,7 +28,7 @@ def main() -> None:
         examine([word for word in argv if word != "--doctor"])
         return
     die_with_launcher()
-    say_if_stopped_early()
+    report_early_stop()
     runtime.prepare(devices.requested(expand(argv, {"device": False})))
     set_up_logging()
     import_quietly()
@@ -44,7 +44,7 @@ def main() -> None:
         stopped_by = signal.SIGINT
         if rank() == 0:
             print(
-                "stopped at once; the same command goes on from the last checkpoint, if there is one", file=sys.stderr
+                "stopped at once; the same command resumes from the last checkpoint, if there is one", file=sys.stderr
             )
     if stopped_by is not None:
         report_end(None)

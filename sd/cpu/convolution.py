@@ -10,7 +10,7 @@ from paddle.autograd import PyLayer
 
 from sd.cpu import onednn as dnn
 from sd.cpu.onednn import Primitive, any_layout, empty, engine, integers, plain
-from sd.cpu.operation import apply, take, wanted
+from sd.cpu.operation import apply, needed_gradients, pop_saved
 
 
 def convolution(
@@ -28,7 +28,7 @@ def convolution(
     return apply(_Convolution, x, weight, bias, tuple(stride), tuple(dilation), padding)
 
 
-def of_packed(packed: Any, x: Any, weight: Any, bias: Any, stride: Any, dilation: Any, padding: Any) -> Any:
+def convolution_packed(packed: Any, x: Any, weight: Any, bias: Any, stride: Any, dilation: Any, padding: Any) -> Any:
     """As `convolution`, without gradients, for weights that seldom change.
 
     packed: an empty dict at first, which keeps them in oneDNN's layout for the last shape of x. Paddle does not count
@@ -38,11 +38,11 @@ def of_packed(packed: Any, x: Any, weight: Any, bias: Any, stride: Any, dilation
     y_shape, forward, *_ = _convolution_calls(
         tuple(x.shape), tuple(weight.shape), bias is not None, tuple(stride), tuple(dilation), padding
     )
-    state = forward, _some_of(weight)
+    state = forward, _sample_values(weight)
     if packed.get("state") != state:
         packed.update(state=state, weight=forward.pack(dnn.WEIGHTS, weight))
     y = empty(y_shape)
-    tensors = {dnn.SRC: x, dnn.WEIGHTS: weight, dnn.DST: y} | _given(dnn.BIAS, bias)
+    tensors = {dnn.SRC: x, dnn.WEIGHTS: weight, dnn.DST: y} | _optional(dnn.BIAS, bias)
     if packed["weight"] is None:
         forward(tensors)
     else:
@@ -50,13 +50,13 @@ def of_packed(packed: Any, x: Any, weight: Any, bias: Any, stride: Any, dilation
     return y
 
 
-def _some_of(weight):
+def _sample_values(weight):
     """Seventeen numbers spread over a tensor, and its address."""
     numbers = (ctypes.c_float * weight.size).from_address(weight.data_ptr())
     return numbers[:: max(1, weight.size // 16)][:16], numbers[-1], weight.data_ptr()
 
 
-def _given(argument, value):
+def _optional(argument, value):
     return {} if value is None else {argument: value}
 
 
@@ -79,11 +79,11 @@ def _convolution_calls(x_shape, weight_shape, has_bias, stride, dilation, paddin
     x, weight, y = (plain(*shape) for shape in shapes)
     return (
         shapes[2],
-        Primitive(forward, {dnn.SRC: x, dnn.WEIGHTS: weight, dnn.DST: y} | _given(dnn.BIAS, bias), {dnn.DST}),
+        Primitive(forward, {dnn.SRC: x, dnn.WEIGHTS: weight, dnn.DST: y} | _optional(dnn.BIAS, bias), {dnn.DST}),
         Primitive(to_data, {dnn.DIFF_SRC: x, dnn.WEIGHTS: weight, dnn.DIFF_DST: y}, {dnn.DIFF_SRC}),
         Primitive(
             to_weights,
-            {dnn.SRC: x, dnn.DIFF_WEIGHTS: weight, dnn.DIFF_DST: y} | _given(dnn.DIFF_BIAS, bias),
+            {dnn.SRC: x, dnn.DIFF_WEIGHTS: weight, dnn.DIFF_DST: y} | _optional(dnn.DIFF_BIAS, bias),
             {dnn.DIFF_WEIGHTS, dnn.DIFF_BIAS},
         ),
     )
@@ -97,13 +97,13 @@ class _Convolution(PyLayer):
             tuple(x.shape), tuple(weight.shape), bias is not None, *geometry
         )
         y = empty(y_shape)
-        forward({dnn.SRC: x, dnn.WEIGHTS: weight, dnn.DST: y} | _given(dnn.BIAS, bias))
-        ctx.kept = (x, weight) if bias is None else (x, weight, bias)
+        forward({dnn.SRC: x, dnn.WEIGHTS: weight, dnn.DST: y} | _optional(dnn.BIAS, bias))
+        ctx.saved = (x, weight) if bias is None else (x, weight, bias)
         return y
 
     @staticmethod
     def backward(ctx, y_grad):
-        x, weight, *biases = inputs = take(ctx)
+        x, weight, *biases = inputs = pop_saved(ctx)
         to_data, to_weights = ctx.calls
         y_grad = y_grad.contiguous()
         x_grad = weight_grad = None
@@ -115,4 +115,4 @@ class _Convolution(PyLayer):
             weight_grad = empty(weight.shape)
             written = dict(zip((dnn.DIFF_WEIGHTS, dnn.DIFF_BIAS), (weight_grad, *bias_grads), strict=False))
             to_weights({dnn.SRC: x, dnn.DIFF_DST: y_grad} | written)
-        return wanted((x_grad, weight_grad, *bias_grads), inputs)
+        return needed_gradients((x_grad, weight_grad, *bias_grads), inputs)

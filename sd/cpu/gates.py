@@ -9,7 +9,7 @@ from paddle.autograd import PyLayer
 
 from sd.cpu import onednn as dnn
 from sd.cpu.onednn import Primitive, empty, engine, plain, reorder, strided
-from sd.cpu.operation import apply, take
+from sd.cpu.operation import apply, pop_saved
 
 
 def gated_gelu(x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class _GatedGELU(PyLayer):
         *outer, double = ctx.shape = x.shape
         shape = [math.prod(outer), double // 2]
         pick, _, gelu, _, multiply = ctx.calls = _gate_calls(*shape)
-        ctx.kept = straight, gate = empty(shape), empty(shape)
+        ctx.saved = straight, gate = empty(shape), empty(shape)
         pick({dnn.SRC: x, dnn.DST: straight})
         pick({dnn.SRC: x.data_ptr() + 4 * shape[1], dnn.DST: gate})
         y = empty([*outer, shape[1]])
@@ -54,7 +54,7 @@ class _GatedGELU(PyLayer):
     @staticmethod
     def backward(ctx, y_grad):
         y_grad = y_grad.contiguous()
-        straight, gate = take(ctx)
+        straight, gate = pop_saved(ctx)
         _, put, gelu, gelu_backward, multiply = ctx.calls
         x_grad, grad = empty(ctx.shape), empty(gate.shape)
         gelu({dnn.SRC: gate, dnn.DST: grad})

@@ -93,7 +93,7 @@ class _FastConvolution:
         sides = _padding(self)
         geometry = self._stride, self._dilation, (sides, sides)
         if "_packed" in self.__dict__ and not paddle.is_grad_enabled():
-            return convolution.of_packed(self._packed, x, self.weight, self.bias, *geometry)
+            return convolution.convolution_packed(self._packed, x, self.weight, self.bias, *geometry)
         return convolution.convolution(x, self.weight, self.bias, *geometry)
 
 
@@ -156,8 +156,8 @@ def _is_plain_attention(layer):
 
 class _FastAttention:
     def forward(self, hidden_states, encoder_hidden_states=None, attention_mask=None, **options):
-        known = type(self.processor) is AttnProcessor and attention_mask is None and not options
-        if not known or hidden_states.ndim != 3:
+        supported = type(self.processor) is AttnProcessor and attention_mask is None and not options
+        if not supported or hidden_states.ndim != 3:
             return super().forward(hidden_states, encoder_hidden_states, attention_mask, **options)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = self.to_q(hidden_states), self.to_k(context), self.to_v(context)

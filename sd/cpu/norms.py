@@ -9,7 +9,7 @@ from paddle.autograd import PyLayer
 
 from sd.cpu import onednn as dnn
 from sd.cpu.onednn import Primitive, empty, engine, plain
-from sd.cpu.operation import apply, ones, take, wanted, zeros
+from sd.cpu.operation import apply, needed_gradients, ones, pop_saved, zeros
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
@@ -20,7 +20,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -
 def group_norm(
     x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, epsilon: float, silu: bool = False
 ) -> Tensor:
-    """Normalise over groups of channels, and apply SiLU if told so. x: [B,C,...]; weight, bias: [C]."""
+    """Normalise over groups of channels, and with `silu` apply SiLU. x: [B,C,...]; weight, bias: [C]."""
     return apply(_GroupNorm, x, weight, bias, groups, epsilon, silu)
 
 
@@ -52,16 +52,16 @@ class _LayerNorm(PyLayer):
         y, mean, variance = empty(x.shape), empty([rows]), empty([rows])
         read = {dnn.SRC: x, dnn.SCALE: weight, dnn.SHIFT: bias, dnn.MEAN: mean, dnn.VARIANCE: variance}
         forward(read | {dnn.DST: y})
-        ctx.kept = (x, weight, bias), read
+        ctx.saved = (x, weight, bias), read
         return y
 
     @staticmethod
     def backward(ctx, y_grad):
-        inputs, read = take(ctx)
-        found = [empty(tensor.shape) for tensor in inputs]
-        written = dict(zip((dnn.DIFF_SRC, dnn.DIFF_SCALE, dnn.DIFF_SHIFT), found, strict=True))
+        inputs, read = pop_saved(ctx)
+        gradients = [empty(tensor.shape) for tensor in inputs]
+        written = dict(zip((dnn.DIFF_SRC, dnn.DIFF_SCALE, dnn.DIFF_SHIFT), gradients, strict=True))
         ctx.call(read | {dnn.DIFF_DST: y_grad.contiguous()} | written)
-        return wanted(found, inputs)
+        return needed_gradients(gradients, inputs)
 
 
 @functools.cache
@@ -107,7 +107,7 @@ class _GroupNorm(PyLayer):
         channels = weight.shape[0]
         to_scaled = {dnn.SRC: normal, dnn.MEAN: zeros(channels), dnn.VARIANCE: ones(channels), dnn.SCALE: weight}
         scale(to_scaled | {dnn.SHIFT: bias, dnn.DST: scaled})
-        ctx.kept = (x, weight, bias), to_normal, to_scaled, scaled if silu else None
+        ctx.saved = (x, weight, bias), to_normal, to_scaled, scaled if silu else None
         if not silu:
             return scaled
         y = empty(shape)
@@ -116,8 +116,8 @@ class _GroupNorm(PyLayer):
 
     @staticmethod
     def backward(ctx, y_grad):
-        inputs, to_normal, to_scaled, scaled = take(ctx)
-        grad, *parameter_grads = found = [empty(tensor.shape) for tensor in inputs]
+        inputs, to_normal, to_scaled, scaled = pop_saved(ctx)
+        grad, *parameter_grads = gradients = [empty(tensor.shape) for tensor in inputs]
         y_grad = y_grad.contiguous()
         if scaled is not None:
             _silu_calls(tuple(scaled.shape))[1]({dnn.SRC: scaled, dnn.DIFF_DST: y_grad, dnn.DIFF_SRC: grad})
@@ -125,4 +125,4 @@ class _GroupNorm(PyLayer):
         written = {dnn.DIFF_SRC: grad} | dict(zip((dnn.DIFF_SCALE, dnn.DIFF_SHIFT), parameter_grads, strict=True))
         ctx.unscale(to_scaled | {dnn.DIFF_DST: y_grad} | written)
         ctx.denormalise(to_normal | {dnn.DIFF_DST: grad, dnn.DIFF_SRC: grad})
-        return wanted(found, inputs)
+        return needed_gradients(gradients, inputs)

@@ -93,15 +93,15 @@ def plain(*shape: int) -> Any:
 
 def strided(shape: Sequence[int], strides: Sequence[int]) -> Any:
     """The layout of float32 numbers that lie `strides` numbers apart."""
-    return _described("memory_desc_create_with_strides", shape, integers(*strides))
+    return _make_layout("memory_desc_create_with_strides", shape, integers(*strides))
 
 
 def any_layout(*shape: int) -> Any:
     """Float32 in whichever layout suits the primitive best."""
-    return _described("memory_desc_create_with_tag", shape, _ANY_LAYOUT)
+    return _make_layout("memory_desc_create_with_tag", shape, _ANY_LAYOUT)
 
 
-def _described(function, shape, layout):
+def _make_layout(function, shape, layout):
     handle = _Handle()
     create = getattr(_library(), f"dnnl_{function}")
     _check(create(ctypes.byref(handle), len(shape), integers(*shape), _FLOAT32, layout), function)
@@ -114,15 +114,15 @@ def empty(shape: Sequence[int]) -> Tensor:
 
 
 _PLACE = paddle.CPUPlace()
-_rooms: dict = {}  # argument -> (bytes, pointer, tensor)
+_scratch_buffers: dict = {}  # argument -> (bytes, pointer, tensor)
 
 
-def _room(argument, size):
+def _scratch(argument, size):
     """Pointer to `size` bytes for one argument in a layout of the library's own; the same for all primitives."""
-    if argument not in _rooms or _rooms[argument][0] < size:
+    if argument not in _scratch_buffers or _scratch_buffers[argument][0] < size:
         tensor = empty([-(-size // 4)])
-        _rooms[argument] = size, tensor.data_ptr(), tensor
-    return _rooms[argument][1]
+        _scratch_buffers[argument] = size, tensor.data_ptr(), tensor
+    return _scratch_buffers[argument][1]
 
 
 class Primitive:
@@ -137,14 +137,14 @@ class Primitive:
     def __init__(self, descriptor: Any, tensors: Any, results: Any):
         library = _library()
         self._copies_in, self._copies_out, self._sizes, layouts = [], [], {}, dict(tensors)
-        for argument, given in tensors.items():
+        for argument, layout in tensors.items():
             query = _QUERIES.get(argument)
-            wanted = _Handle(library.dnnl_primitive_desc_query_md(descriptor, query, 0)) if query else given
-            if library.dnnl_memory_desc_equal(wanted, given):
+            own_layout = _Handle(library.dnnl_primitive_desc_query_md(descriptor, query, 0)) if query else layout
+            if library.dnnl_memory_desc_equal(own_layout, layout):
                 continue
-            layouts[argument] = wanted
-            self._sizes[argument] = library.dnnl_memory_desc_get_size(wanted)
-            source, target = (wanted, given) if argument in results else (given, wanted)
+            layouts[argument] = own_layout
+            self._sizes[argument] = library.dnnl_memory_desc_get_size(own_layout)
+            source, target = (own_layout, layout) if argument in results else (layout, own_layout)
             copies = self._copies_out if argument in results else self._copies_in
             copies.append((argument, _Call(_reorder_descriptor(source, target), {SRC: source, DST: target})))
         self._call = _Call(descriptor, layouts)
@@ -170,7 +170,7 @@ class Primitive:
             self._call(pointers)
             return
         sizes = self._sizes.items()
-        inner = pointers | {argument: _room(argument, size) for argument, size in sizes if argument not in packed}
+        inner = pointers | {argument: _scratch(argument, size) for argument, size in sizes if argument not in packed}
         for argument, copy in self._copies_in:
             if argument in packed:
                 continue

@@ -18,13 +18,13 @@ def apply(operation: Any, *arguments: Any) -> Tensor:
     return operation.forward(SimpleNamespace(), *arguments)
 
 
-def take(ctx: Any) -> Any:
-    """What `forward` left in `ctx.kept`, given up here, so that its memory is free as the backward pass goes on."""
-    kept, ctx.kept = ctx.kept, None
-    return kept
+def pop_saved(ctx: Any) -> Any:
+    """What `forward` saved in `ctx.saved`, released here, so that its memory is free during the backward pass."""
+    saved, ctx.saved = ctx.saved, None
+    return saved
 
 
-def wanted(gradients: Sequence, tensors: Sequence) -> tuple:
+def needed_gradients(gradients: Sequence, tensors: Sequence) -> tuple:
     """What a backward returns: None for each tensor that takes no gradient."""
     return tuple(None if tensor.stop_gradient else grad for grad, tensor in zip(gradients, tensors, strict=True))
 

@@ -8,7 +8,7 @@ from paddle.autograd import PyLayer
 
 from sd.cpu import onednn as dnn
 from sd.cpu.onednn import Primitive, empty, engine, plain, strided
-from sd.cpu.operation import apply, ones, take, wanted
+from sd.cpu.operation import apply, needed_gradients, ones, pop_saved
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -27,14 +27,14 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, scale: floa
 class _Linear(PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias):
-        ctx.kept = (x, weight, bias)
+        ctx.saved = (x, weight, bias)
         ctx.rows = math.prod(x.shape[:-1])
         y = _C_ops.addmm(bias, _C_ops.reshape(x, [ctx.rows, weight.shape[0]]), weight, 1.0, 1.0)
         return _C_ops.reshape(y, [*x.shape[:-1], weight.shape[1]])
 
     @staticmethod
     def backward(ctx, y_grad):
-        x, weight, bias = take(ctx)
+        x, weight, bias = pop_saved(ctx)
         x_grad = weight_grad = bias_grad = None
         if not x.stop_gradient:
             x_grad = _C_ops.matmul(y_grad, weight, False, True)
@@ -83,20 +83,20 @@ class _Attention(PyLayer):
         compare({dnn.SRC: query, dnn.WEIGHTS: key, dnn.DST: share})
         softmax({dnn.SRC: share, dnn.DST: share})
         gather({dnn.SRC: share, dnn.WEIGHTS: value, dnn.DST: y})
-        ctx.kept, ctx.scale = (inputs, query, key, value, share), scale
+        ctx.saved, ctx.scale = (inputs, query, key, value, share), scale
         return y
 
     @staticmethod
     def backward(ctx, y_grad):
-        inputs, query, key, value, share = take(ctx)
+        inputs, query, key, value, share = pop_saved(ctx)
         compare, _, gather, gather_turned = ctx.calls
         y_grad = y_grad.contiguous()
-        query_grad, key_grad, value_grad = found = [empty(tensor.shape) for tensor in inputs]
+        query_grad, key_grad, value_grad = gradients = [empty(tensor.shape) for tensor in inputs]
         share_grad = empty(share.shape)
         gather_turned({dnn.SRC: share, dnn.WEIGHTS: y_grad, dnn.DST: value_grad})
         compare({dnn.SRC: y_grad, dnn.WEIGHTS: value, dnn.DST: share_grad})
         score_grad = _C_ops.softmax_grad(share, share_grad, -1)  # oneDNN's takes ten times as long on AVX2
         gather({dnn.SRC: score_grad, dnn.WEIGHTS: key, dnn.DST: query_grad})
         gather_turned({dnn.SRC: score_grad, dnn.WEIGHTS: query, dnn.DST: key_grad})
-        found[0] = _C_ops.scale(query_grad, ctx.scale, 0.0, True)
-        return wanted(found, inputs)
+        gradients[0] = _C_ops.scale(query_grad, ctx.scale, 0.0, True)
+        return needed_gradients(gradients, inputs)

@@ -1,4 +1,4 @@
-"""What inspect says of columns: type, missing values, and how the values are distributed."""
+"""The report of inspect on columns: type, missing values, distribution of the values."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ _TEXTS_NAMED, _TEXT_LENGTH = 5, 24
 
 
 @dataclass
-class _Found:
+class _ColumnStats:
     """Values of a column so far: of numbers and bool as arrays, of text counted."""
 
     num_rows: int = 0
@@ -32,12 +32,12 @@ class _Found:
 def column_lines(catalog: Catalog) -> list[str]:
     """A line for each column of the parts of a catalog, none where they have no columns."""
     types: dict[str, str] = {}
-    found: dict[str, _Found] = {}
+    stats: dict[str, _ColumnStats] = {}
     num_rows = num_parts = num_with = 0
     damage = []
-    places = np.unique(np.linspace(0, len(catalog.paths) - 1, min(_PARTS, len(catalog.paths))).astype(int))
-    of_text = set(places[:: max(1, len(places) // _PARTS_OF_TEXT)].tolist())
-    for part in places.tolist():
+    parts_read = np.unique(np.linspace(0, len(catalog.paths) - 1, min(_PARTS, len(catalog.paths))).astype(int))
+    of_text = set(parts_read[:: max(1, len(parts_read) // _PARTS_OF_TEXT)].tolist())
+    for part in parts_read.tolist():
         if catalog.checksums[part] == "missing":
             continue
         num_parts += 1
@@ -46,7 +46,7 @@ def column_lines(catalog: Catalog) -> list[str]:
             num_rows += header.num_rows
             with ColumnsFile(header) as file:
                 num_with += 1
-                _take_in(file, header.num_rows, part in of_text, types, found)
+                _add_part(file, header.num_rows, part in of_text, types, stats)
         except FileNotFoundError:
             continue
         except (PartError, OSError) as error:
@@ -57,17 +57,17 @@ def column_lines(catalog: Catalog) -> list[str]:
     lines = [f"columns of {num_parts} parts{several}, {num_rows} rows: type, missing, values"]
     width = max(map(len, types))
     for name, kind in types.items():
-        one = found[name]
+        one = stats[name]
         missing = (num_rows - one.num_rows + one.num_missing) / max(1, num_rows)
-        lines.append(f"    {name:{width}} {kind:8} {missing:6.1%}  {_described(kind, one)}".rstrip())
+        lines.append(f"    {name:{width}} {kind:8} {missing:6.1%}  {_describe_values(kind, one)}".rstrip())
     return lines + damage
 
 
-def _take_in(file, num_rows, with_text, types, found):
+def _add_part(file, num_rows, with_text, types, stats):
     own = {name: NO_VALUE if file.num_missing[name] == num_rows else kind for name, kind in file.types.items()}
     add_types(types, own)
     for name, kind in own.items():
-        one = found.setdefault(name, _Found())
+        one = stats.setdefault(name, _ColumnStats())
         one.num_rows += num_rows
         one.num_missing += file.num_missing[name]
         if kind == NO_VALUE or (kind == TEXT and not with_text):
@@ -81,9 +81,9 @@ def _take_in(file, num_rows, with_text, types, found):
             one.values.append(column.values if column.present is None else column.values[column.present])
 
 
-def _described(kind: str, one: _Found) -> str:
+def _describe_values(kind: str, one: _ColumnStats) -> str:
     if kind == TEXT and one.text_rows:
-        return _of_texts(one)
+        return _describe_texts(one)
     if not one.values:
         return ""
     values: Any = np.concatenate(one.values)
@@ -92,8 +92,10 @@ def _described(kind: str, one: _Found) -> str:
     finite = values[np.isfinite(values)]
     if not len(finite):
         return "infinite alone"
-    told = ", ".join(f"{share}%: {value:.4g}" for share, value in zip(_QUANTILES, _quantiles(finite), strict=True))
-    return f"{told}  {_sparkline(finite)}" + (f" {len(values) - len(finite)} infinite" * (len(finite) < len(values)))
+    quantiles = ", ".join(f"{share}%: {value:.4g}" for share, value in zip(_QUANTILES, _quantiles(finite), strict=True))
+    return f"{quantiles}  {_sparkline(finite)}" + (
+        f" {len(values) - len(finite)} infinite" * (len(finite) < len(values))
+    )
 
 
 def _quantiles(values):
@@ -110,13 +112,13 @@ def _sparkline(values):
     return "".join(_LEVELS[step - 1] if step else " " for step in steps)
 
 
-def _of_texts(one):
-    most = one.texts.most_common(_TEXTS_NAMED)
-    named = ", ".join(f"{_short(text)} {count / one.text_rows:.1%}" for text, count in most if count > 1)
+def _describe_texts(one):
+    most_common = one.texts.most_common(_TEXTS_NAMED)
+    named = ", ".join(f"{_short(text)} {count / one.text_rows:.1%}" for text, count in most_common if count > 1)
     distinct = f"{len(one.texts)} different of {one.text_rows} read"
-    return f"{distinct}: {named}" if named else f"{distinct}, as {_short(most[0][0])}"
+    return f"{distinct}: {named}" if named else f"{distinct}, as {_short(most_common[0][0])}"
 
 
 def _short(text):
-    shown = "".join(letter if letter.isprintable() else " " for letter in text[: _TEXT_LENGTH + 1])
-    return repr(shown if len(text) <= _TEXT_LENGTH else shown[:_TEXT_LENGTH] + "...")
+    visible = "".join(character if character.isprintable() else " " for character in text[: _TEXT_LENGTH + 1])
+    return repr(visible if len(text) <= _TEXT_LENGTH else visible[:_TEXT_LENGTH] + "...")

@@ -43,7 +43,7 @@ from sd.home import ensure_writable_home
 from sd.processes.locks import locked_folder
 
 PART, ROW = "part", "row"  # names that a key may have without a column: the part's file name, the row from 1
-_GOES_ON = "the same command goes on from the finished parts"
+_RESUMES = "the same command resumes from the finished parts"
 _THREADS = 8  # a part waits for the disk most of the time
 
 
@@ -73,7 +73,7 @@ def parts_of(file_list: str) -> list[str]:
 def add_scores(file_list: str, scores: Scores, key: Sequence[str], overwrite: bool = False) -> Outcome:
     """Join the columns of a table to every part of a list; each part's file is replaced as a whole.
 
-    A run that was stopped goes on: parts that have the columns from the same table are passed over. Raises InputError
+    A run that was stopped resumes: parts that have the columns from the same table are passed over. Raises InputError
     where a part lacks the key, or has a column of that name from elsewhere (unless `overwrite`), or no row matches;
     RunError for a part that cannot be read or written.
     """
@@ -138,28 +138,28 @@ def _add(header, scores, key):
             return Outcome(header.num_rows, done_before=header.num_rows)
         columns = _key_columns(header, key)
         check_kinds(scores, key, columns, header.path)
-        found = scores.look_up(columns, header.num_rows)
+        table_rows = scores.look_up(columns, header.num_rows)
         without = np.zeros(header.num_rows, bool)
         for column in columns:
             without |= ~column.to_arrow().is_valid().to_numpy(zero_copy_only=False)
     except (PartError, OSError) as error:
-        raise RunError(f"{header.path}: {error}; {_GOES_ON}") from error
-    if (found >= 0).any():
-        _write(header, scores, found)
-    return Outcome(header.num_rows, int(np.count_nonzero(found >= 0)), int(np.count_nonzero(without)))
+        raise RunError(f"{header.path}: {error}; {_RESUMES}") from error
+    if (table_rows >= 0).any():
+        _write(header, scores, table_rows)
+    return Outcome(header.num_rows, int(np.count_nonzero(table_rows >= 0)), int(np.count_nonzero(without)))
 
 
-def _write(header, scores, found):
+def _write(header, scores, table_rows):
     try:
-        merge_columns(header, {name: scores.taken(name, found) for name in scores.columns})
+        merge_columns(header, {name: scores.take(name, table_rows) for name in scores.columns})
     except OSError as error:
-        raise RunError(f"{header.path}: {error}; {_GOES_ON}") from error
+        raise RunError(f"{header.path}: {error}; {_RESUMES}") from error
 
 
 def _key_columns(header, key) -> list[Column]:
     own = read_columns(header, key) or {}
-    places = {PART: _names, ROW: lambda header: Column(INT, np.arange(1, header.num_rows + 1))}
-    return [own[name] if name in own else places[name](header) for name in key]
+    builtin_columns = {PART: _names, ROW: lambda header: Column(INT, np.arange(1, header.num_rows + 1))}
+    return [own[name] if name in own else builtin_columns[name](header) for name in key]
 
 
 def _names(header):
@@ -186,14 +186,14 @@ def export(file_list: str, output: str) -> int:
     fixed = {PART: pa.large_string(), ROW: pa.int64(), "width": pa.int64(), "height": pa.int64()}
     schema = pa.schema([*fixed.items(), *((name, arrow[kind]) for name, kind in types.items() if name not in fixed)])
     num_rows = 0
-    with storage.NewFile(output) as file, parquet.ParquetWriter(file.file, schema) as writer:
+    with storage.AtomicFile(output) as file, parquet.ParquetWriter(file.file, schema) as writer:
         for header in tqdm(headers, unit=" parts", leave=False):
             index = load_index(header.path)
             own = {name: column.to_arrow() for name, column in (read_columns(header) or {}).items()}
             sizes = {"width": pa.array(index.widths), "height": pa.array(index.heights)}
-            places = {PART: _names(header).values, ROW: pa.array(np.arange(1, index.num_rows + 1))}
-            values = {**places, **sizes, **own}
-            arrays = [_as(values.get(field.name), field.type, index.num_rows) for field in schema]
+            builtin_columns = {PART: _names(header).values, ROW: pa.array(np.arange(1, index.num_rows + 1))}
+            values = {**builtin_columns, **sizes, **own}
+            arrays = [_cast_or_null(values.get(field.name), field.type, index.num_rows) for field in schema]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
             num_rows += index.num_rows
     return num_rows
@@ -203,7 +203,7 @@ def _common(one, other):
     return one if one == other else FLOAT if {one, other} == {INT, FLOAT} else TEXT
 
 
-def _as(array, kind, num_rows):
+def _cast_or_null(array, kind, num_rows):
     import pyarrow as pa
 
     return pa.nulls(num_rows, kind) if array is None else array.cast(kind)
@@ -230,10 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise RunError(f"{options.output}: {error}") from error
         return
     key = [name.strip() for name in options.key.split(",") if name.strip()]
-    wanted = [name.strip() for name in options.columns.split(",") if name.strip()] if options.columns else None
+    column_names = [name.strip() for name in options.columns.split(",") if name.strip()] if options.columns else None
     if not key:
         raise InputError(f"--key {options.key!r}; expected the name of a column, or several separated by commas")
-    scores = read_scores(options.scores, key, wanted)
+    scores = read_scores(options.scores, key, column_names)
     total = add_scores(options.file_list, scores, key, options.overwrite)
     for line in lines_of(total, scores, options):
         print(line)
@@ -252,7 +252,7 @@ def lines_of(total: Outcome, scores: Scores, options: argparse.Namespace) -> lis
         (total.without_key, "without a key"),
         (total.done_before, "of parts that were done already"),
     ]
-    told = ", ".join(f"{count} {what}" for count, what in counts if count)
+    outcomes = ", ".join(f"{count} {outcome}" for count, outcome in counts if count)
     kinds = ", ".join(f"{name} ({column.type})" for name, column in scores.columns.items())
     lost = f"; {scores.num_without_key} rows of the table have no key" if scores.num_without_key else ""
-    return [f"{options.file_list}: {kinds} added to {total.rows} rows: {told}{lost}"]
+    return [f"{options.file_list}: {kinds} added to {total.rows} rows: {outcomes}{lost}"]

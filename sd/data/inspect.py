@@ -36,7 +36,7 @@ from sd.data.parts.moments import Manifest, decode_payload, find_manifest
 from sd.data.parts.part import load_index
 from sd.data.parts.record import RowError
 from sd.data.streaming import bucketing
-from sd.data.streaming.captions import describe_cut
+from sd.data.streaming.captions import describe_truncation
 from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.order import CAPTION, CROP, rng
@@ -64,7 +64,7 @@ _TILE, _LABEL = 160, 30
 
 @dataclass
 class Findings:
-    """What a look at some rows gave: caption lengths in characters, bad rows by name, samples for the sheet."""
+    """Statistics of the rows that were read: caption lengths in characters, bad rows by name, samples for the sheet."""
 
     num_read: int = 0
     caption_lengths: list = field(default_factory=list)
@@ -96,7 +96,7 @@ def read_rows(catalog: Catalog, options: Any, whole: bool = False) -> Any:
 
     options: the flags of the command. whole: samples are whole pictures, not crops as in training.
     """
-    found, seed = Findings(), options.seed
+    findings, seed = Findings(), options.seed
     count = options.rows or catalog.num_usable
     ends = np.cumsum(catalog.usable)
     rows = np.unique(np.linspace(0, catalog.num_usable - 1, min(count, catalog.num_usable)).astype(int))
@@ -106,12 +106,12 @@ def read_rows(catalog: Catalog, options: Any, whole: bool = False) -> Any:
         part = int(np.searchsorted(ends, row, side="right"))
         ordinal = row - int(ends[part] - catalog.usable[part])
         size = catalog.bucket_rows.size(part, ordinal) if catalog.bucket_rows else None
-        found.num_read += 1
-        place = None
+        findings.num_read += 1
+        row_number = None
         try:
-            place, record = reader.read(part, ordinal)
+            row_number, record = reader.read(part, ordinal)
             if catalog.manifest is not None:
-                _moments(record, found)
+                _moments(record, findings)
             elif whole:
                 picture = decode(open_image(record.image))
             elif size:
@@ -119,32 +119,32 @@ def read_rows(catalog: Catalog, options: Any, whole: bool = False) -> Any:
             else:
                 picture = decode_for(record.image, catalog.resolution, catalog.min_side)
         except RowError as error:
-            at = getattr(error, "row", place)
+            at = getattr(error, "row", row_number)
             name = storage.base_name(catalog.paths[part]) if at is None else catalog.name(part, at)
-            found.bad.append(f"{name}: {error}")
+            findings.bad.append(f"{name}: {error}")
             continue
         for source, caption in zip(record.sources, record.captions, strict=True):
-            found.captions.setdefault(source, []).append(caption)
-        found.rows_with.update({*record.sources})
-        found.caption_lengths += [len(caption) for caption in record.captions]
-        found.captions_per_row[len(record.captions)] += 1
+            findings.captions.setdefault(source, []).append(caption)
+        findings.rows_with.update({*record.sources})
+        findings.caption_lengths += [len(caption) for caption in record.captions]
+        findings.captions_per_row[len(record.captions)] += 1
         if row in chosen and catalog.manifest is None:
             caption = choose_caption(record.captions, options.caption_dropout, rng(seed, CAPTION, row))
             if whole:
-                shown = picture.array().transpose(2, 0, 1)
+                pixels = picture.array().transpose(2, 0, 1)
             elif size:
-                shown = bucket_crop(picture, size, options.interpolation, rng(seed, CROP, row))
+                pixels = bucket_crop(picture, size, options.interpolation, rng(seed, CROP, row))
             else:
-                shown = random_crop(picture, catalog.resolution, options.interpolation, rng(seed, CROP, row))
-            found.samples.append((shown, caption, catalog.name(part, place)))
+                pixels = random_crop(picture, catalog.resolution, options.interpolation, rng(seed, CROP, row))
+            findings.samples.append((pixels, caption, catalog.name(part, row_number)))
     reader.close()
-    return found
+    return findings
 
 
-def _moments(record, found):
+def _moments(record, findings):
     moments, _ = decode_payload(record.image)
     mean, logvar = np.split(moments.astype(np.float64), 2, axis=1)
-    found.latents.append((mean.sum(), np.square(mean).sum(), np.exp(logvar).sum(), mean.size))
+    findings.latents.append((mean.sum(), np.square(mean).sum(), np.exp(logvar).sum(), mean.size))
 
 
 def contact_sheet(samples: Sequence[Any]) -> Any:
@@ -159,12 +159,12 @@ def contact_sheet(samples: Sequence[Any]) -> Any:
         sheet.paste(ImageOps.contain(tile, (_TILE - 4, _TILE - 4), Image.Resampling.LANCZOS), (x + 2, y + 2))
         for line, text in enumerate((caption or "(caption dropped or empty)", name)):
             font = font_for(text, 10)
-            shown = fit_line(text, font, _TILE - 4)
-            pen.text((x + 2, y + _TILE + 13 * line), shown, "black" if line == 0 else "gray", font)
+            line_text = fit_line(text, font, _TILE - 4)
+            pen.text((x + 2, y + _TILE + 13 * line), line_text, "black" if line == 0 else "gray", font)
     return sheet
 
 
-def report(catalog: Catalog, sizes: Any, found: Any) -> Any:
+def report(catalog: Catalog, sizes: Any, findings: Any) -> Any:
     """The lines that the command prints."""
     widths, heights, num_bytes = sizes
     short = np.minimum(widths, heights)
@@ -180,31 +180,33 @@ def report(catalog: Catalog, sizes: Any, found: Any) -> Any:
         *histogram(short, SIDES),
     ]
     if catalog.manifest is not None:
-        lines[-len(SIDES) - 1 :] = cache_lines(catalog.manifest, found)
-    seen = short > 0
-    ratio = np.maximum(widths, heights)[seen] / short[seen]
+        lines[-len(SIDES) - 1 :] = cache_lines(catalog.manifest, findings)
+    readable = short > 0
+    ratio = np.maximum(widths, heights)[readable] / short[readable]
     if len(ratio) and catalog.manifest is None:
         lines.append(f"long to short side: median {np.median(ratio):.2f}, largest {ratio.max():.2f}")
-    lines.append(f"rows read and decoded: {found.num_read}, bad: {len(found.bad)}")
-    lines += [f"    {name}" for name in found.bad[:_BAD_NAMED]]
-    lines += [f"    and {len(found.bad) - _BAD_NAMED} more"] * (len(found.bad) > _BAD_NAMED)
-    if found.caption_lengths:
-        several = sum(count for number, count in found.captions_per_row.items() if number > 1)
-        lines.append(f"caption length: {summary_of(found.caption_lengths, 'characters')}; {several} rows with several")
-        lines += histogram(found.caption_lengths, CAPTION_LENGTHS)
-    if len(found.captions) > 1:
-        lines += [f"captions by name ({found.num_read - len(found.bad)} rows)"]
-        for source, texts in found.captions.items():
+    lines.append(f"rows read and decoded: {findings.num_read}, bad: {len(findings.bad)}")
+    lines += [f"    {name}" for name in findings.bad[:_BAD_NAMED]]
+    lines += [f"    and {len(findings.bad) - _BAD_NAMED} more"] * (len(findings.bad) > _BAD_NAMED)
+    if findings.caption_lengths:
+        several = sum(count for number, count in findings.captions_per_row.items() if number > 1)
+        lines.append(
+            f"caption length: {summary_of(findings.caption_lengths, 'characters')}; {several} rows with several"
+        )
+        lines += histogram(findings.caption_lengths, CAPTION_LENGTHS)
+    if len(findings.captions) > 1:
+        lines += [f"captions by name ({findings.num_read - len(findings.bad)} rows)"]
+        for source, texts in findings.captions.items():
             lengths = summary_of(list(map(len, texts)), "characters")
-            lines.append(f"    {source}: {found.rows_with[source]} rows, {len(texts)} captions, {lengths}")
+            lines.append(f"    {source}: {findings.rows_with[source]} rows, {len(texts)} captions, {lengths}")
     lines += catalog.filtering.lines() + column_lines(catalog)
     lines += [f"damaged: {reason}" for reason in list(catalog.damage.values())[:_BAD_NAMED]]
     lines += [f"    and {len(catalog.damage) - _BAD_NAMED} more"] * (len(catalog.damage) > _BAD_NAMED)
     return lines
 
 
-def cache_lines(manifest: Manifest, found: Any) -> Any:
-    """What is told of a cache of latents: what made it, and how the latents that training will see are distributed."""
+def cache_lines(manifest: Manifest, findings: Any) -> Any:
+    """Lines about a cache of latents: its settings, and the distribution of the latents that training will see."""
     text = f"text states of {manifest.model_max_length} tokens" if manifest.has_text else "no text states"
     channels, height, width = manifest.latent_shape
     lines = [
@@ -216,8 +218,8 @@ def cache_lines(manifest: Manifest, found: Any) -> Any:
         f"cache {manifest.id}, VAE {manifest.vae_hash[:12]}, scaling factor {manifest.scaling_factor:g}"
         + (f", pictures resized by {manifest.resizer}" if manifest.resizer else ""),
     ]
-    if found.latents:
-        total, squares, variances, count = np.sum(found.latents, axis=0)
+    if findings.latents:
+        total, squares, variances, count = np.sum(findings.latents, axis=0)
         mean, scale = total / count, manifest.scaling_factor
         deviation = np.sqrt(squares / count - mean * mean + variances / count)
         lines.append(
@@ -232,9 +234,9 @@ def load_tokenizer(name: str) -> Any:
     from sd.logs import import_quietly
 
     import_quietly()
-    from sd.models.loading import load_part
+    from sd.models.loading import load_component
 
-    return load_part("tokenizer", name)
+    return load_component("tokenizer", name)
 
 
 def _timing(catalog, options):
@@ -301,30 +303,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     readable = catalog
     too_small = not catalog.filtering.num_large
     if not catalog.num_usable:
-        why = f"is usable at {options.resolution} px" if too_small else "passes the filter"
-        print(f"no row {why}, so training would refuse the list; this is in it:")
+        reason = f"is usable at {options.resolution} px" if too_small else "passes the filter"
+        print(f"no row {reason}, so training would refuse the list; this is in it:")
         side, shapes = (1, None) if too_small else (options.resolution, catalog.bucketing)
         readable = Catalog(options.file_list, side, **every, left_out=not too_small, bucketing=shapes)
-    found = read_rows(readable, options, whole=too_small)
-    print("\n".join(report(catalog, read_sizes(catalog), found)))
+    findings = read_rows(readable, options, whole=too_small)
+    print("\n".join(report(catalog, read_sizes(catalog), findings)))
     tokenizer = load_tokenizer(options.tokenizer_name) if options.tokenizer_name else None
-    for line in describe_cut(found.captions, options.model_max_length, tokenizer):
+    for line in describe_truncation(findings.captions, options.model_max_length, tokenizer):
         print(line + ("" if tokenizer else " (CLIP's words counted; --tokenizer_name NAME counts its tokens)"))
     output = Path(options.output)
-    aside = output.with_name(f"{output.stem}_left_out{output.suffix}")
-    _write_sheet(found.samples, "contact sheet", aside if readable is not catalog and not too_small else output)
+    left_out_path = output.with_name(f"{output.stem}_left_out{output.suffix}")
+    _write_sheet(
+        findings.samples, "contact sheet", left_out_path if readable is not catalog and not too_small else output
+    )
     if catalog.filtering.removed and readable is catalog and catalog.manifest is None:
         others = Catalog(options.file_list, options.resolution, **every, left_out=True, bucketing=catalog.bucketing)
         options.rows = options.samples
         samples = read_rows(others, options).samples if others.num_usable else []
-        _write_sheet(samples, "contact sheet of what the filter leaves out", aside)
+        _write_sheet(samples, "contact sheet of what the filter leaves out", left_out_path)
 
 
-def _write_sheet(samples, what, path):
+def _write_sheet(samples, title, path):
     if not samples:
         return
     try:
         contact_sheet(samples).save(path, "PNG")
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
-    print(f"{what}: {path}")
+    print(f"{title}: {path}")

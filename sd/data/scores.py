@@ -30,34 +30,34 @@ class Scores:
 
     def look_up(self, key: Sequence[Column], num_rows: int) -> np.ndarray:
         """The table's row for each row of a part by the part's own key columns; -1 where there is none. int64 [n]."""
-        found = np.full(num_rows, -1, np.int64)
+        table_rows = np.full(num_rows, -1, np.int64)
         hashes, present = hash_keys(key)
         if len(self.keys):
             at = np.minimum(np.searchsorted(self.keys, hashes), len(self.keys) - 1)
             hit = present & (self.keys[at] == hashes)
-            found[hit] = self.rows[at[hit]]
-        return found
+            table_rows[hit] = self.rows[at[hit]]
+        return table_rows
 
-    def taken(self, name: str, rows: np.ndarray) -> Column:
+    def take(self, name: str, rows: np.ndarray) -> Column:
         """A column of the table at the rows that `look_up` gave, missing at -1."""
         import pyarrow as pa
 
-        column, found = self.columns[name], rows >= 0
+        column, matched = self.columns[name], rows >= 0
         if column.type == TEXT:
-            return Column(TEXT, column.values.take(pa.array(rows, mask=~found)), None, self.fingerprint)
+            return Column(TEXT, column.values.take(pa.array(rows, mask=~matched)), None, self.fingerprint)
         at = np.maximum(rows, 0)  # a table has rows
-        present = found if column.present is None else found & column.present[at]
+        present = matched if column.present is None else matched & column.present[at]
         return Column(column.type, column.values[at], present, self.fingerprint)
 
 
-def read_scores(path: str, key: Sequence[str], wanted: Sequence[str] | None) -> Scores:
+def read_scores(path: str, key: Sequence[str], selected: Sequence[str] | None) -> Scores:
     """The Scores in a Parquet, CSV, TSV or JSONL file, or several by folder, glob or braces.
 
-    wanted: names of the columns to take, None for all but the key. Raises InputError for a table that cannot be read, a
-    column that it lacks or whose values are of no type for a column, and for a key with different values.
+    selected: names of the columns to take, None for all but the key. Raises InputError for a table that cannot be read,
+    a column that it lacks or whose values are of no type for a column, and for a key with different values.
     """
     files = _find(path)
-    table = _read_table(files, key, wanted)
+    table = _read_table(files, key, selected)
     names = [name for name in table.column_names if name not in key]
     if not names:
         raise InputError(f"{path}: no column beside the key {', '.join(key)}")
@@ -99,7 +99,7 @@ def _joined(values):
 
 
 def _find(path):
-    if storage.base_name(path).endswith(_SUFFIXES) and not any(letter in path for letter in "*?[{"):
+    if storage.base_name(path).endswith(_SUFFIXES) and not any(character in path for character in "*?[{"):
         return find_inputs(path, "", label="")
     for suffix in _SUFFIXES:
         try:
@@ -109,14 +109,14 @@ def _find(path):
     raise InputError(f"{path}: no such table; expected {', '.join(_SUFFIXES)}, a folder or a glob of them")
 
 
-def _read_table(files, key, wanted) -> Any:
+def _read_table(files, key, names) -> Any:
     import pyarrow as pa
 
     tables = []
     for file in files:
         try:
             with storage.open_binary(file) as opened:
-                tables.append(_chosen(_read_one(file, opened), file, key, wanted))
+                tables.append(_select_columns(_read_one(file, opened), file, key, names))
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file}: cannot be read as a table: {first_line(error)}") from error
     try:
@@ -136,11 +136,11 @@ def _read_one(file, opened):
     return csv.read_csv(opened, parse_options=options, convert_options=csv.ConvertOptions(strings_can_be_null=True))
 
 
-def _chosen(table, file, key, wanted):
-    for name in (*key, *(wanted or ())):
+def _select_columns(table, file, key, names):
+    for name in (*key, *(names or ())):
         if name not in table.column_names:
             raise InputError(f"{file}: no column {name!r}; it has {', '.join(table.column_names)}")
-    return table.select([*key, *wanted]) if wanted is not None else table
+    return table.select([*key, *names]) if names is not None else table
 
 
 def _column(table, name, path):
@@ -159,15 +159,15 @@ def _check_repeated(path, table, key, names, order, repeated):
     one, other = (table.take(pa.array(order[at])) for at in (repeated - 1, repeated))
     for number in range(len(repeated)):
         if any(not one[name][number].equals(other[name][number]) for name in (*key, *names)):
-            shown = ", ".join(f"{name} {one[name][number].as_py()!r}" for name in key)
+            key_text = ", ".join(f"{name} {one[name][number].as_py()!r}" for name in key)
             raise InputError(
-                f"{path}: {shown} stands in rows {order[repeated[number] - 1] + 1} and {order[repeated[number]] + 1} "
-                "with different values; leave one row a key"
+                f"{path}: {key_text} stands in rows {order[repeated[number] - 1] + 1}"
+                f" and {order[repeated[number]] + 1} with different values; leave one row a key"
             )
 
 
-def check_kinds(scores: Scores, key: Sequence[str], columns: Sequence[Column], where: str) -> None:
+def check_kinds(scores: Scores, key: Sequence[str], columns: Sequence[Column], location: str) -> None:
     """Raise InputError where a key is text on one side and a number on the other."""
     for name, kind, column in zip(key, scores.kinds, columns, strict=True):
         if (kind == TEXT) != (column.type == TEXT) and column.num_missing < len(column.values):
-            raise InputError(f"{where}: column {name!r} is {column.type}, in the table {kind}; make them alike")
+            raise InputError(f"{location}: column {name!r} is {column.type}, in the table {kind}; make them alike")

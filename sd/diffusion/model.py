@@ -15,38 +15,38 @@ from ppdiffusers.models.vae import DiagonalGaussianDistribution
 from sd.diffusion import draws, objective, schedule
 from sd.errors import InputError
 from sd.models import encoders
-from sd.models.loading import DeferredPart, in_data_format, load_part, part_source
+from sd.models.loading import DeferredComponent, component_source, in_data_format, load_component
 
 logger = logging.getLogger(__name__)
 
-KNOWN_CAPTIONS = 4096  # whose token ids a data worker keeps
+TOKEN_CACHE_SIZE = 4096  # whose token ids a data worker keeps
 
 
 class StableDiffusionModel(nn.Layer):
-    """A UNet to be trained between a frozen VAE and a text encoder that is frozen unless told otherwise.
+    """A UNet to be trained between a frozen VAE and a text encoder that is frozen unless --train_text_encoder.
 
-    A frozen part may be a DeferredPart: it takes no memory until something asks for it, which training from a cache of
-    what it would compute never does, but pictures and whole pipelines do.
+    A frozen component may be a DeferredComponent: it is loaded on first access, which training from a cache of its
+    output never does, but previews and whole pipelines do.
     """
 
     def __init__(self, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, model_args: Any):
         super().__init__()
         self.deferred = {}
         self.unet = unet
-        for name, part in {"vae": vae, "text_encoder": text_encoder}.items():
-            if isinstance(part, DeferredPart):
-                self.deferred[name] = part
+        for name, component in {"vae": vae, "text_encoder": text_encoder}.items():
+            if isinstance(component, DeferredComponent):
+                self.deferred[name] = component
             else:
-                setattr(self, name, part)
-        self.tokenizer, self.model_args, self._known_ids = tokenizer, model_args, {}
+                setattr(self, name, component)
+        self.tokenizer, self.model_args, self._token_cache = tokenizer, model_args, {}
         self.vae_config, self.text_config = vae.config, text_encoder.config
         tokenizer.model_max_length = model_args.model_max_length  # what is drawn from the model is padded alike
-        self.trained_parts = ("unet", "text_encoder") if model_args.train_text_encoder else ("unet",)
+        self.trained_components = ("unet", "text_encoder") if model_args.train_text_encoder else ("unet",)
         for name, layer in self.named_children():
             for parameter in layer.parameters():
-                parameter.stop_gradient = name not in self.trained_parts
-        frozen = [layer for name, layer in self.named_children() if name not in self.trained_parts]
-        for layer in (self, *(sub for part in frozen for sub in part.sublayers(include_self=True))):
+                parameter.stop_gradient = name not in self.trained_components
+        frozen = [layer for name, layer in self.named_children() if name not in self.trained_components]
+        for layer in (self, *(sub for component in frozen for sub in component.sublayers(include_self=True))):
             layer._cast_to_low_precision = False  # paddle.amp.decorate leaves tables and frozen parts in float32
         self.scaling_factor = self.vae_config.scaling_factor
         self._register_tables()
@@ -58,14 +58,14 @@ class StableDiffusionModel(nn.Layer):
 
         deferred: those of "vae" and "text_encoder" whose weights are left where they are until they are needed.
         """
-        parts = {}
-        for part in ("tokenizer", "text_encoder", "vae", "unet"):
-            load = DeferredPart if part in deferred else load_part
-            parts[part] = load(part, *part_source(model_args, part))
+        components = {}
+        for component in ("tokenizer", "text_encoder", "vae", "unet"):
+            load = DeferredComponent if component in deferred else load_component
+            components[component] = load(component, *component_source(model_args, component))
         if model_args.unet_data_format != "NCHW":
-            parts["unet"] = in_data_format(parts["unet"], model_args.unet_data_format)
-        check_parts(SimpleNamespace(**parts, model_args=model_args))
-        model = cls(**parts, model_args=model_args)
+            components["unet"] = in_data_format(components["unet"], model_args.unet_data_format)
+        check_components(SimpleNamespace(**components, model_args=model_args))
+        model = cls(**components, model_args=model_args)
         model.latent_shape(resolution)
         return model
 
@@ -83,12 +83,12 @@ class StableDiffusionModel(nn.Layer):
         self.register_buffer("causal_mask", paddle.to_tensor(causal_mask), persistable=False)
 
     def __getattr__(self, name):
-        """A deferred part is loaded when it is first asked for. It does not become a sublayer: rank 0 alone may hold
+        """Load a deferred component on first access. It does not become a sublayer: rank 0 alone may hold
         it, and the ranks compare theirs."""
-        part = self.__dict__.get("deferred", {}).pop(name, None)
-        if part is None:
+        component = self.__dict__.get("deferred", {}).pop(name, None)
+        if component is None:
             return super().__getattr__(name)
-        layer = self.__dict__[name] = part.load()
+        layer = self.__dict__[name] = component.load()
         for parameter in layer.parameters():
             parameter.stop_gradient = True
         return layer
@@ -97,7 +97,7 @@ class StableDiffusionModel(nn.Layer):
         """Training mode for what is trained; the frozen parts stay in evaluation mode."""
         super().train()
         for name, layer in self.named_children():
-            if name not in self.trained_parts:
+            if name not in self.trained_components:
                 layer.eval()
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
@@ -137,11 +137,11 @@ class StableDiffusionModel(nn.Layer):
 
         Captions that come again (the empty one, those of a small data set) are looked up.
         """
-        if caption not in self._known_ids:
-            if len(self._known_ids) >= KNOWN_CAPTIONS:
-                self._known_ids.clear()
-            self._known_ids[caption] = encoders.tokenize(self.tokenizer, caption, self.model_args.model_max_length)
-        return self._known_ids[caption]
+        if caption not in self._token_cache:
+            if len(self._token_cache) >= TOKEN_CACHE_SIZE:
+                self._token_cache.clear()
+            self._token_cache[caption] = encoders.tokenize(self.tokenizer, caption, self.model_args.model_max_length)
+        return self._token_cache[caption]
 
     @paddle.no_grad()
     def encode_images(self, pixel_values: Tensor, posterior_noise: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class StableDiffusionModel(nn.Layer):
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
         """Last hidden state of the text encoder: [B,L] -> [B,L,D]."""
-        with paddle.set_grad_enabled("text_encoder" in self.trained_parts and paddle.is_grad_enabled()):
+        with paddle.set_grad_enabled("text_encoder" in self.trained_components and paddle.is_grad_enabled()):
             return encoders.encode_text(self.text_encoder, input_ids, self.causal_mask)
 
     def forward(
@@ -219,18 +219,18 @@ class StableDiffusionModel(nn.Layer):
         noisy_latents = objective.add_noise(latents, input_noise, signal_rate, noise_rate)
         text_states = text_states.astype(self.unet.dtype)  # as the UNet does with the latents
         prediction = self.unet(noisy_latents, timestep, text_states, return_dict=False)[0]
-        wanted = objective.target(self.model_args.prediction_type, latents, noise, signal_rate, noise_rate)
-        sample_loss = objective.squared_error(prediction, wanted)
+        expected = objective.target(self.model_args.prediction_type, latents, noise, signal_rate, noise_rate)
+        sample_loss = objective.squared_error(prediction, expected)
         return {"loss": (weight * sample_loss).mean(), "sample_loss": sample_loss.detach(), "timestep": timestep}
 
     def set_recompute(self, enabled: bool) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
         (self.unet.enable_gradient_checkpointing if enabled else self.unet.disable_gradient_checkpointing)()
-        if "text_encoder" in self.trained_parts and enabled:
+        if "text_encoder" in self.trained_components and enabled:
             self.text_encoder.gradient_checkpointing_enable()
 
 
-def check_parts(model: Any) -> None:
+def check_components(model: Any) -> None:
     """Raise InputError unless UNet, VAE, text encoder and tokenizer fit each other."""
     unet, text = model.unet.config, model.text_encoder.config
     if unet.cross_attention_dim != text.hidden_size:

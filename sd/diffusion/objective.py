@@ -18,8 +18,8 @@ def target(prediction_type: str, latents: Tensor, noise: Tensor, signal_rate: Te
     return noise if prediction_type == "epsilon" else velocity(latents, noise, signal_rate, noise_rate)
 
 
-def squared_error(prediction: Tensor, wanted: Tensor) -> Tensor:
+def squared_error(prediction: Tensor, expected: Tensor) -> Tensor:
     """Mean squared error of each sample in float32: [B,C,h,w] -> [B]."""
-    prediction, wanted = (tensor.astype("float32") for tensor in (prediction, wanted))
-    difference = prediction - wanted
+    prediction, expected = (tensor.astype("float32") for tensor in (prediction, expected))
+    difference = prediction - expected
     return (difference * difference).mean(axis=[1, 2, 3])

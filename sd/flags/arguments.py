@@ -111,8 +111,8 @@ class SDDataArguments:
     )
     aspect_group_size: Optional[int] = flag(
         None,
-        "Samples in a row of one bucket, a multiple of ranks x batch; a resume may have any ranks x batch that divides "
-        "it. Default: that of the checkpoint, else ranks x batch.",
+        "Consecutive samples of one bucket, a multiple of ranks x batch; a resume may have any ranks x batch that "
+        "divides it. Default: that of the checkpoint, else ranks x batch.",
     )
     num_records: int = flag(10_000_000, "Records that make an epoch when max_steps is not given.")
     buffer_size: Optional[int] = flag(

@@ -23,8 +23,8 @@ def parse_aspect_buckets(text: str) -> int | tuple[tuple[int, int], ...]:
         size = int(match[1]), int(match[2])
         for other in sizes:
             if size[0] * other[1] == size[1] * other[0]:
-                what = "comes twice" if size == other else f"has the aspect ratio of {shown(other)}"
-                raise ArgumentError(NAME, text, f": {shown(size)} {what}; leave one out")
+                problem = "comes twice" if size == other else f"has the aspect ratio of {format_size(other)}"
+                raise ArgumentError(NAME, text, f": {format_size(size)} {problem}; leave one out")
         sizes.append(size)
     return tuple(sorted(sizes, key=lambda size: size[0] / size[1]))
 
@@ -37,6 +37,6 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
     return sizes
 
 
-def shown(size: tuple[int, int]) -> str:
+def format_size(size: tuple[int, int]) -> str:
     """`320x192`, width first."""
     return f"{size[0]}x{size[1]}"

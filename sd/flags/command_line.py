@@ -90,21 +90,21 @@ def parse_arguments(argv: Sequence[str] | None = None, environ: Mapping[str, str
             action.nargs, action.const = "?", True
     from_environment = environment_values(environ)
     parser.set_defaults(**from_environment)
-    known, unknown = parser.parse_known_args(argv)
+    flag_values, unknown = parser.parse_known_args(argv)
     if unknown:
         name = unknown[0].partition("=")[0]
-        told = describe_unknown(unknown[0], argv, parser._actions)
+        problem = describe_unknown(unknown[0], argv, parser._actions)
         if name in DIFFUSERS_FLAGS:
-            told = f"unknown argument {unknown[0]!r}; here it is {DIFFUSERS_FLAGS[name]}"
+            problem = f"unknown argument {unknown[0]!r}; here it is {DIFFUSERS_FLAGS[name]}"
         if name == "--restarts":
-            told = f"unknown argument {unknown[0]!r}; sh train.sh takes it, on its command line"
-        raise InputError(told)
+            problem = f"unknown argument {unknown[0]!r}; sh train.sh takes it, on its command line"
+        raise InputError(problem)
     try:
         parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except (ValueError, AssertionError) as error:
         raise InputError(str(error)) from None
     for variable, name in ENVIRONMENT_FLAGS.items():
-        if from_environment.get(name) and getattr(known, name):
+        if from_environment.get(name) and getattr(flag_values, name):
             origin = "train.sh's default" if variable in script_defaults else "in the environment"
             logger.info("%s=%s, %s: %s is on", variable, environ[variable], origin, name)
     return parsed

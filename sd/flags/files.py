@@ -45,12 +45,12 @@ def _recipe_words(text: str, path: Path) -> list[str]:
     words = []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            found = shlex.split(line, comments=True)
+            flag_words = shlex.split(line, comments=True)
         except ValueError as error:
             raise InputError(f"{path}, line {number}: {error}; close the quote") from None
-        if found and not found[0].startswith("-"):
-            raise InputError(f"{path}, line {number}: {found[0]!r}; expected a flag, `--name value`, on each line")
-        words += found
+        if flag_words and not flag_words[0].startswith("-"):
+            raise InputError(f"{path}, line {number}: {flag_words[0]!r}; expected a flag, `--name value`, on each line")
+        words += flag_words
     if not words:
         raise InputError(f"@{path} holds no flag; expected one a line")
     return words
@@ -73,15 +73,15 @@ def _run_words(text: str, path: Path, flags: Mapping[str, bool]) -> list[str]:
         # A dict is what paddlenlp made of a flag of its own that training does not use.
         if value in (None, []) or isinstance(value, dict) or name not in flags or name in _NOT_REPEATED or derived:
             continue
-        values = [str(each) for each in value] if isinstance(value, list) else [_found_from(folder, name, str(value))]
+        values = [str(each) for each in value] if isinstance(value, list) else [_resolve_path(folder, name, str(value))]
         words += [f"--{name}", *(values if flags[name] else [" ".join(values)])]
     return words
 
 
-def _found_from(folder: Path, name: str, value: str) -> str:
+def _resolve_path(folder: Path, name: str, value: str) -> str:
     """A path that only exists seen from the run's folder, as a path that exists from here; anything else unchanged."""
     is_path = name == "output_dir" or name.endswith(("_name_or_path", "_list", "_prompts", "_name", "_dir"))
     if not is_path or Path(value).is_absolute() or Path(value).exists():
         return value
-    there = folder / value
-    return str(there) if there.exists() else value
+    resolved = folder / value
+    return str(resolved) if resolved.exists() else value

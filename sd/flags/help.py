@@ -33,7 +33,7 @@ def training_help(command: str, argv: Sequence[str] = (), environ: Mapping[str, 
         ("From paddlenlp's TrainingArguments", generated["inherited"]),
     ]
     names = {name: False for _, fields in sections for name, _, _ in fields}  # the last value of several is shown
-    given = given_values(expand(argv, names), environ)
+    values = flag_values(expand(argv, names), environ)
     width = min(shutil.get_terminal_size().columns, 120)
     lines = [f"usage: {command} --do_train --output_dir FOLDER --file_list LIST [--flag value ...] [@FILE]"]
     lines += [
@@ -43,24 +43,24 @@ def training_help(command: str, argv: Sequence[str] = (), environ: Mapping[str, 
     for title, fields in sections:
         lines += [f"{title}:"]
         for name, default, text in fields:
-            value = f"{given[name]}; default {default}" if given.get(name, default) != default else default
+            value = f"{values[name]}; default {default}" if values.get(name, default) != default else default
             lines.append(f"  --{name} ({value})")
             lines += textwrap.wrap(text, width, initial_indent=" " * 8, subsequent_indent=" " * 8)
         lines.append("")
     return "\n".join(lines)
 
 
-def given_values(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+def flag_values(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
     """Flag -> its value as Python writes it, of the environment's switches and of a command line; the last one wins."""
-    given = {name: repr(value) for name, value in environment_values(environ).items()}
+    values = {name: repr(value) for name, value in environment_values(environ).items()}
     name = None
     for word in argv:
         if word.startswith("--"):
             name, _, value = word.removeprefix("--").partition("=")
-            given[name] = _as_python(value or "True")
+            values[name] = _as_python(value or "True")
         elif name is not None:
-            given[name] = _as_python(word)
-    return given
+            values[name] = _as_python(word)
+    return values
 
 
 def _as_python(text: str) -> str:

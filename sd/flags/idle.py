@@ -1,4 +1,4 @@
-"""Flags that change nothing beside the others of a command: said, since who gives one expects an effect."""
+"""Flags without an effect in combination with the other flags of a command: refused or logged."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -23,8 +23,10 @@ def idle_flags(flags: Any, rules: Iterable[Rule], defaults: Mapping[str, Any] | 
         for name in () if has_effect else names.split():
             value = getattr(flags, name)
             if value != defaults[name]:
-                shown = "" if value is True else " " + " ".join(map(str, value if isinstance(value, list) else [value]))
-                yield f"--{name}{shown} has no effect {reason}"
+                value_text = (
+                    "" if value is True else " " + " ".join(map(str, value if isinstance(value, list) else [value]))
+                )
+                yield f"--{name}{value_text} has no effect {reason}"
 
 
 def refuse_idle(flags: Any, rules: Iterable[Rule], defaults: Mapping[str, Any] | None = None) -> None:

@@ -61,7 +61,7 @@ class SDTrainingArguments(TrainingArguments):
     save_on_exit: bool = flag(True, "Save a checkpoint when Ctrl-C or SIGTERM ends the run.")
     save_in_background: bool = flag(
         False,
-        "Copy a checkpoint to host memory and write it while training goes on, if memory allows; not with sharding.",
+        "Copy a checkpoint to host memory and write it while training continues, if memory allows; not with sharding.",
     )
     hang_timeout: float = flag(
         600.0,
@@ -69,11 +69,11 @@ class SDTrainingArguments(TrainingArguments):
         "stacks to output_dir/hang-N and ends; 0 turns it off.",
     )
     max_bad_steps: int = flag(
-        10, "Steps in a row that may be skipped for a NaN or infinite loss or gradient; one more ends the run."
+        10, "Consecutive steps that may be skipped for a NaN or infinite loss or gradient; one more ends the run."
     )
     rollback_on_nonfinite: int = flag(
         0,
-        "Whole checkpoints to go back where max_bad_steps or rollback_loss_factor would end the run, leaving out the "
+        "Intact checkpoints to go back where max_bad_steps or rollback_loss_factor would end the run, leaving out the "
         "samples in between for good (skipped.json); 0: end it.",
     )
     rollback_loss_factor: float = flag(
@@ -88,7 +88,7 @@ class SDTrainingArguments(TrainingArguments):
     def __post_init__(self):
         self._check_values()
         self._select_device()
-        # Weights in half precision have gradients in float32, summed so over micro-batches and ranks; under O1 they are
+        # Weights in half precision have float32 gradients, accumulated over micro-batches and ranks; under O1 they are
         # float32 by themselves.
         self.amp_master_grad = self.precision != "fp32" and self.fp16_opt_level == "O2"
         self.report_to = ["visualdl" if name == "custom_visualdl" else name for name in self.report_to]

@@ -38,14 +38,14 @@ class Comparison:
     name: str
     caption: str
     image: np.ndarray
-    shown: np.ndarray
+    decoded: np.ndarray
     vae_error: float  # root mean square, in levels of 255, of the VAE's own picture
     wrong: str
 
     @property
     def line(self) -> str:
-        shown, own = psnr(deviation(self.shown, self.image)), psnr(self.vae_error)
-        return f"{self.name}: PSNR {shown:.1f} dB, the VAE's own {own:.1f} dB" + (": wrong" if self.wrong else "")
+        decoded, own = psnr(deviation(self.decoded, self.image)), psnr(self.vae_error)
+        return f"{self.name}: PSNR {decoded:.1f} dB, the VAE's own {own:.1f} dB" + (": wrong" if self.wrong else "")
 
 
 def deviation(one: np.ndarray, other: np.ndarray) -> float:
@@ -66,22 +66,22 @@ def check_cache(tasks: Sequence, manifest: Manifest, encoders: Encoders) -> None
     """
     options = encoders.options
     rows = _spread(tasks, manifest, options.check)
-    found = []
+    comparisons = []
     for number, (task, row) in enumerate(tqdm(rows, desc="checking", unit=" rows", leave=False)):
-        found.append(_compare(task, row, number % manifest.num_variants, encoders))
+        comparisons.append(_compare(task, row, number % manifest.num_variants, encoders))
     picture = storage.join(options.output_path, "check.png")
-    storage.write_whole(picture, _sheet(found))
-    for comparison in found:
+    storage.write_atomic(picture, _sheet(comparisons))
+    for comparison in comparisons:
         print(comparison.line)
     print(f"cached latents beside their images: {picture}")
-    wrong = [comparison for comparison in found if comparison.wrong]
+    wrong = [comparison for comparison in comparisons if comparison.wrong]
     if wrong:
         raise RunError(
-            f"{len(wrong)} of {len(found)} rows of the cache are not what the VAE makes of their images; the first: "
-            f"{wrong[0].name}: {wrong[0].wrong}; see {picture}, and make the cache again"
+            f"{len(wrong)} of {len(comparisons)} rows of the cache are not what the VAE makes of their images; the "
+            f"first: {wrong[0].name}: {wrong[0].wrong}; see {picture}, and make the cache again"
         )
-    errors = np.sqrt(np.mean([np.square(comparison.vae_error) for comparison in found]))
-    if errors >= (grey := np.std(np.concatenate([comparison.image.ravel() for comparison in found]))):
+    errors = np.sqrt(np.mean([np.square(comparison.vae_error) for comparison in comparisons]))
+    if errors >= (grey := np.std(np.concatenate([comparison.image.ravel() for comparison in comparisons]))):
         raise RunError(
             f"the VAE shows these images worse ({psnr(errors):.1f} dB) than a plain grey would ({psnr(grey):.1f} dB); "
             f"see {picture}: is it the VAE that its configuration describes?"
@@ -134,25 +134,29 @@ def _compare(task, row, variant, encoders):
         cached_mean, cached_logvar = np.split(moments[variant].astype(np.float32), 2)
     except (RowError, IndexError) as error:
         return Comparison(name, source.captions[0], image, np.full_like(image, 128), vae_error, str(error))
-    shown = _decoded(vae, cached_mean)
+    decoded = _decoded(vae, cached_mean)
     wrong = [
-        _told("the picture", deviation(shown, direct), _PICTURE_LEVELS + _PICTURE_SHARE * vae_error, "levels"),
-        _told("the latents", deviation(cached_mean, mean) / (mean.std() + 1e-6), _MEAN_SHARE, "of their deviation"),
-        _told("the log-variance", deviation(cached_logvar, logvar), _LOG_VARIANCE, ""),
+        _describe_excess(
+            "the picture", deviation(decoded, direct), _PICTURE_LEVELS + _PICTURE_SHARE * vae_error, "levels"
+        ),
+        _describe_excess(
+            "the latents", deviation(cached_mean, mean) / (mean.std() + 1e-6), _MEAN_SHARE, "of their deviation"
+        ),
+        _describe_excess("the log-variance", deviation(cached_logvar, logvar), _LOG_VARIANCE, ""),
     ]
     if cached.captions != tuple(map(clean_caption, source.captions)):
         wrong.append(f"the caption is {cached.captions[0]!r}, the image's {source.captions[0]!r}")
     elif options.cache_text:
         direct_states = encoders.text_states(source.captions)
         share = deviation(states, direct_states) / (direct_states.std() + 1e-6)
-        wrong.append(_told("the text states", share, _TEXT_SHARE, "of their deviation"))
-    return Comparison(name, source.captions[0], image, shown, vae_error, ", ".join(filter(None, wrong)))
+        wrong.append(_describe_excess("the text states", share, _TEXT_SHARE, "of their deviation"))
+    return Comparison(name, source.captions[0], image, decoded, vae_error, ", ".join(filter(None, wrong)))
 
 
-def _told(what, difference, limit, unit):
+def _describe_excess(quantity, difference, limit, unit):
     if difference <= limit:
         return ""
-    return f"{what} differs by {difference:.3g} {unit}".strip() + f", at most {limit:.3g} is explained"
+    return f"{quantity} differs by {difference:.3g} {unit}".strip() + f", at most {limit:.3g} is explained"
 
 
 def _decoded(vae, mean):
@@ -161,16 +165,16 @@ def _decoded(vae, mean):
     return np.clip((picture.transpose(1, 2, 0) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
 
 
-def _sheet(found):
+def _sheet(comparisons):
     def difference(comparison):
-        signed = comparison.shown.astype(np.int32) - comparison.image
+        signed = comparison.decoded.astype(np.int32) - comparison.image
         return np.clip(128 + 4 * signed, 0, 255).astype(np.uint8)
 
     sheet = labelled_table(
-        [[comparison.image, comparison.shown, difference(comparison)] for comparison in found],
-        row_labels=[comparison.line for comparison in found],
+        [[comparison.image, comparison.decoded, difference(comparison)] for comparison in comparisons],
+        row_labels=[comparison.line for comparison in comparisons],
         column_labels=["image", "from the cache", "difference x 4"],
-        captions=[[comparison.caption, "", ""] for comparison in found],
+        captions=[[comparison.caption, "", ""] for comparison in comparisons],
     )
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")

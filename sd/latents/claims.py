@@ -1,4 +1,4 @@
-"""Which process makes which part, without a word between them: record locks, which end with the process."""
+"""Work claims of processes that share a folder: record locks, which end with the process."""
 
 import fcntl
 import os
@@ -23,12 +23,12 @@ class Claims:
         if self.shared:
             self._file = os.open(Path(folder) / _NAME, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                self.take(_FINISH + 1)
+                self.acquire(_FINISH + 1)
             except OSError:
                 self.shared = False
 
-    def take(self, number: int) -> bool:
-        """Whether part `number` is this process's from now on."""
+    def acquire(self, number: int) -> bool:
+        """Claim part `number` for this process. Returns False if another process has it."""
         if not self.shared:
             return True
         return try_lock(self._file, number)

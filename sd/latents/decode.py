@@ -77,8 +77,8 @@ def crop_record(
     draws = (rng(options.seed, CROP, part_key, row, number) for number in range(options.num_crops))
     if size is not None:
         picture = decode_covering(record.image, size)
-        places = [None] if options.crop == "centre" else draws
-        return np.stack([bucket_crop(picture, size, options.interpolation, draw) for draw in places])
+        generators = [None] if options.crop == "centre" else draws
+        return np.stack([bucket_crop(picture, size, options.interpolation, draw) for draw in generators])
     picture = decode_for(record.image, options.resolution, 1 if options.enlarge else None)
     if options.crop == "centre":
         return centre_crop(picture, options.resolution, options.interpolation)[None]

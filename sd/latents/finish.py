@@ -19,7 +19,7 @@ from sd.latents.plan import LIST_FOLDER, Plan, each, finished, part_folder
 
 
 def finish(plan: Plan, manifest: Manifest, encoders: Encoders, claims: Claims) -> tuple[str, dict] | None:
-    """(path of the `.filelist.list`, report); None while parts are missing, which other processes have in hand.
+    """(path of the `.filelist.list`, report); None while parts are missing that other processes are making.
 
     Raises InputError if no row was good, RunError if too many were bad; then there are reports and no lists.
     """
@@ -27,13 +27,15 @@ def finish(plan: Plan, manifest: Manifest, encoders: Encoders, claims: Claims) -
     claims.wait_to_finish()
     outcomes = each(partial(_outcome, manifest=manifest), plan.tasks)
     if missing := outcomes.count(None):
-        tqdm.write(f"{missing} of {len(outcomes)} parts are in other hands; whoever ends last writes the lists")
+        tqdm.write(
+            f"{missing} of {len(outcomes)} parts are in progress in other processes; the last of them writes the lists"
+        )
         return None
     _tidy(options)
     tally = _report(outcomes, plan.unreadable, options)
     report = tally.report({"cache": manifest.id} | manifest.settings())
     path = storage.join(options.output_path, "report.json")
-    storage.write_whole(path, json.dumps(report, indent=2).encode() + b"\n")
+    storage.write_atomic(path, json.dumps(report, indent=2).encode() + b"\n")
     tally.check(options.file_list, options)
     return _write_lists(plan, outcomes, manifest, encoders), report
 
@@ -55,7 +57,7 @@ def _outcome(task, manifest):
 
 
 def _tidy(options):
-    """Remove what a kill left: a process that is killed cannot do it."""
+    """Remove temporary files of killed processes."""
     for folder in (part_folder(options), storage.join(options.output_path, LIST_FOLDER), options.output_path):
         for name in storage.list_folder(folder):
             if is_unfinished(name):
@@ -66,12 +68,12 @@ def _report(outcomes, unreadable, options):
     """The Tally of all rows; those that are not cached go into rejected.jsonl."""
     lost = [
         PartResult(
-            path, rejected=[{"part": path, "row": None, "outcome": BAD, "reason": "part unreadable", "detail": why}]
+            path, rejected=[{"part": path, "row": None, "outcome": BAD, "reason": "part unreadable", "detail": reason}]
         )
-        for path, why in unreadable.items()
+        for path, reason in unreadable.items()
     ]
     tally = Tally("cached")
-    with storage.NewFile(storage.join(options.output_path, "rejected.jsonl")) as file:
+    with storage.AtomicFile(storage.join(options.output_path, "rejected.jsonl")) as file:
         for outcome in outcomes + lost:
             tally.add(outcome)
             for row in outcome.rejected:
@@ -84,7 +86,7 @@ def _write_lists(plan, outcomes, manifest, encoders):
     options, folder = encoders.options, storage.join(encoders.options.output_path, LIST_FOLDER)
     if manifest.empty_state:
         empty = encode_empty_state(encoders.text_states([""])[0])
-        storage.write_whole(storage.join(folder, manifest.empty_state), empty)
+        storage.write_atomic(storage.join(folder, manifest.empty_state), empty)
     by_path = {outcome.path: outcome for outcome in outcomes}
     entries = []
     for number, (weight, tasks) in enumerate(plan.sources, 1):
@@ -99,9 +101,9 @@ def _write_lists(plan, outcomes, manifest, encoders):
             num_rows=sum(outcome.num_packed + outcome.num_filtered for outcome in of_source) + len(rejected),
             num_bad=sum(row["outcome"] == BAD for row in rejected),
         )
-        storage.write_whole(manifest_path(path), own.to_bytes())
-        storage.write_whole(path, "".join(f"{task.path}\n" for task in tasks).encode())
+        storage.write_atomic(manifest_path(path), own.to_bytes())
+        storage.write_atomic(path, "".join(f"{task.path}\n" for task in tasks).encode())
         entries.append(list_entry(path, weight))
     list_of_lists = storage.join(folder, f"{options.output_name}.filelist.list")
-    storage.write_whole(list_of_lists, "".join(f"{entry}\n" for entry in entries).encode())
+    storage.write_atomic(list_of_lists, "".join(f"{entry}\n" for entry in entries).encode())
     return list_of_lists

@@ -1,15 +1,15 @@
-"""Whether a cache of latents fits the run that is to train from it, told before any weights take memory."""
+"""Compatibility of a latent cache with a training run, checked before any weights take memory."""
 
 from typing import Any
 
 from sd.data.parts.moments import Manifest, find_manifest
 from sd.errors import InputError
 from sd.models.hashes import weights_hash
-from sd.models.loading import DeferredPart, part_source
+from sd.models.loading import DeferredComponent, component_source
 
 
-def cached_parts(manifest: Manifest | None) -> tuple[str, ...]:
-    """The parts of the model whose work a cache holds; none for images (None)."""
+def cached_components(manifest: Manifest | None) -> tuple[str, ...]:
+    """The components whose output a cache holds; none for images (None)."""
     if manifest is None:
         return ()
     return ("vae", "text_encoder") if manifest.has_text else ("vae",)
@@ -57,8 +57,8 @@ def check_fit(file_list: str, model_args: Any, data_args: Any) -> None:
 
 
 def _vae_values(model_args, resolution):
-    source = part_source(model_args, "vae")
-    config = DeferredPart("vae", *source).config
+    source = component_source(model_args, "vae")
+    config = DeferredComponent("vae", *source).config
     side = resolution // 2 ** (len(config.block_out_channels) - 1)
     return {
         "resolution": resolution,
@@ -71,6 +71,6 @@ def _vae_values(model_args, resolution):
 def _text_values(model_args):
     return {
         "model_max_length": model_args.model_max_length,
-        "text_encoder_hash": weights_hash("text_encoder", *part_source(model_args, "text_encoder")),
-        "tokenizer_hash": weights_hash("tokenizer", *part_source(model_args, "tokenizer")),
+        "text_encoder_hash": weights_hash("text_encoder", *component_source(model_args, "text_encoder")),
+        "tokenizer_hash": weights_hash("tokenizer", *component_source(model_args, "tokenizer")),
     }

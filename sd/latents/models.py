@@ -12,12 +12,12 @@ from sd.cpu.layers import speed_up
 from sd.data.images.resize import RESIZER
 from sd.data.parts.moments import Manifest
 from sd.errors import InputError
-from sd.flags.aspect import shown
+from sd.flags.aspect import format_size
 from sd.latents.options import CacheOptions
 from sd.models import encoders
 from sd.models.attention import use_fastest_attention
 from sd.models.hashes import weights_hash
-from sd.models.loading import load_part, part_source
+from sd.models.loading import component_source, load_component
 from sd.sampling.pipeline import vae_factor
 
 _SETTINGS = ("resolution", "crop", "num_crops", "flip", "interpolation", "enlarge")
@@ -28,7 +28,7 @@ class Encoders:
 
     def __init__(self, options: CacheOptions):
         self.options = options
-        self.vae = load_part("vae", *part_source(options, "vae"))
+        self.vae = load_component("vae", *component_source(options, "vae"))
         if devices.current().kind == "gpu":
             use_fastest_attention(self.vae, ["float32"])
         else:
@@ -40,12 +40,14 @@ class Encoders:
         self.latent_shape = (self.vae.config.latent_channels, side, side)
         for size in options.sizes or ():
             if size[0] % factor or size[1] % factor:
-                raise InputError(f"bucket {shown(size)}: the VAE divides its sides by {factor}; use multiples of it")
+                raise InputError(
+                    f"bucket {format_size(size)}: the VAE divides its sides by {factor}; use multiples of it"
+                )
         if options.cache_text:
-            self.text_encoder = load_part("text_encoder", *part_source(options, "text_encoder"))
+            self.text_encoder = load_component("text_encoder", *component_source(options, "text_encoder"))
             if devices.current().kind == "cpu":
                 speed_up(self.text_encoder, frozen=True)
-            self.tokenizer = load_part("tokenizer", *part_source(options, "tokenizer"))
+            self.tokenizer = load_component("tokenizer", *component_source(options, "tokenizer"))
             encoders.check_text(self.tokenizer, self.text_encoder.config, options.model_max_length)
             self._mask = paddle.to_tensor(encoders.causal_mask(options.model_max_length))
 
@@ -53,8 +55,8 @@ class Encoders:
         """The Manifest of what these encoders and options make. source: its fields on where the rows come from."""
         options = self.options
         text: dict[str, Any] = {}
-        parts = ("vae", "text_encoder", "tokenizer") if options.cache_text else ("vae",)
-        hashes = {part: weights_hash(part, *part_source(options, part)) for part in parts}
+        components = ("vae", "text_encoder", "tokenizer") if options.cache_text else ("vae",)
+        hashes = {component: weights_hash(component, *component_source(options, component)) for component in components}
         if options.cache_text:
             text = {
                 "text_encoder_hash": hashes["text_encoder"],

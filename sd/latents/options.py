@@ -1,4 +1,4 @@
-"""What a caching run is asked to do, checked before any work starts."""
+"""The options of a caching run, checked before any work starts."""
 
 from dataclasses import dataclass
 
@@ -47,16 +47,16 @@ class CacheOptions:
 
     def __post_init__(self):
         for name in ("resolution", "num_crops", "batch_size", "aspect_group_size"):
-            self._hold(name, getattr(self, name) >= 1, "at least 1")
+            self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("check", "data_cache_bytes"):
-            self._hold(name, getattr(self, name) >= 0, "at least 0")
-        self._hold("num_workers", self.num_workers is None or self.num_workers >= 0, "at least 0")
-        self._hold("model_max_length", self.model_max_length >= 2, "at least 2")
-        self._hold("max_bad_fraction", 0 <= self.max_bad_fraction <= 1, "from 0 to 1")
-        self._hold("crop", self.crop in CROPS, f"one of {CROPS}")
-        self._hold("interpolation", self.interpolation in INTERPOLATIONS, f"one of {INTERPOLATIONS}")
-        self._hold("engine", self.engine in ENGINES, f"one of {ENGINES}")
-        self._hold("output_name", self.output_name and "/" not in self.output_name, "a file name without a slash")
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        self._require("num_workers", self.num_workers is None or self.num_workers >= 0, "at least 0")
+        self._require("model_max_length", self.model_max_length >= 2, "at least 2")
+        self._require("max_bad_fraction", 0 <= self.max_bad_fraction <= 1, "from 0 to 1")
+        self._require("crop", self.crop in CROPS, f"one of {CROPS}")
+        self._require("interpolation", self.interpolation in INTERPOLATIONS, f"one of {INTERPOLATIONS}")
+        self._require("engine", self.engine in ENGINES, f"one of {ENGINES}")
+        self._require("output_name", self.output_name and "/" not in self.output_name, "a file name without a slash")
         if self.crop == "centre" and self.num_crops > 1:
             raise InputError(
                 f"--num_crops {self.num_crops} with --crop centre, of which there is one; use --crop random"
@@ -82,6 +82,6 @@ class CacheOptions:
         ]
         return list(idle_flags(self, rules))
 
-    def _hold(self, name, holds, expected):
-        if not holds:
+    def _require(self, name, condition, expected):
+        if not condition:
             raise InputError(f"--{name} {getattr(self, name)}; expected {expected}")

@@ -43,35 +43,35 @@ def write_part(
     large = task.rule.large(index)
     rejected, num_filtered = [], 0
 
-    def place(row, why):
+    def add_placeholder(row, reason):
         """A placeholder, and in the report why; rows that the filter took out are many, so they are counted alone."""
         nonlocal num_filtered
         width, height = int(index.widths[row]), int(index.heights[row])
-        if why is None and large[row]:
+        if reason is None and large[row]:
             num_filtered += 1
-            part.add(_PLACEHOLDER, *[resolution - 1] * 2)  # too small for whoever trains from the cache
+            part.add(_PLACEHOLDER, *[resolution - 1] * 2)  # smaller than any resolution that trains from the cache
             return
         outcome, size = BAD, (0, 0)
-        if why is None and min(width, height) > 0:
-            outcome, why, size = FILTERED, f"image too small: {width}x{height}", (width, height)
-        reason, _, detail = (why or "no readable image, as its index says").partition(": ")
+        if reason is None and min(width, height) > 0:
+            outcome, reason, size = FILTERED, f"image too small: {width}x{height}", (width, height)
+        reason, _, detail = (reason or "no readable image, as its index says").partition(": ")
         rejected.append({"row": row + 1, "outcome": outcome, "reason": reason, "detail": detail})
         part.add(_PLACEHOLDER, *size)
 
     with PartWriter(task.path, kind=KIND) as part:
         row = 0
         for done in _encoded(decoded, encoders):
-            for number, line, why in done:
+            for number, line, reason in done:
                 for between in range(row, number):
-                    place(between, None)
+                    add_placeholder(between, None)
                 if line is None:
-                    place(number, why)
+                    add_placeholder(number, reason)
                 else:
                     part.add(line, *size_of.get(number, (resolution, resolution)))
                 row = number + 1
             progress(len(done))
         for between in range(row, index.num_rows):
-            place(between, None)
+            add_placeholder(between, None)
         part.notes = {
             "cache": manifest.id,
             "settings": manifest.settings(),
@@ -107,7 +107,7 @@ def _encoded(decoded, encoders):
 
 
 def _lines(decoded, started, encoders):
-    lines = [(row, None, why) for row, why in decoded.bad.items()]
+    lines = [(row, None, reason) for row, reason in decoded.bad.items()]
     arrays = encoders.finish(started) if started else []
     rows = zip(decoded.rows, decoded.captions, decoded.sources, arrays, strict=True)
     for row, captions, sources, (moments, states) in rows:

@@ -16,7 +16,7 @@ from sd.data.streaming.catalog import Catalog
 from sd.errors import InputError
 from sd.flags.aspect import parse_aspect_buckets
 from sd.latents.options import CacheOptions
-from sd.models.loading import part_config, part_source
+from sd.models.loading import component_config, component_source
 
 PART_FOLDER, LIST_FOLDER = "latents", "filelist"
 _REMOTE_THREADS = 32
@@ -104,12 +104,12 @@ def part_folder(options: CacheOptions) -> str:
     return storage.join(options.output_path, PART_FOLDER)
 
 
-def continued(tasks: Sequence, manifest: Manifest, options: CacheOptions) -> Manifest:
+def resumed_manifest(tasks: Sequence, manifest: Manifest, options: CacheOptions) -> Manifest:
     """The Manifest, without its resizer where the folder holds parts from before that was written down."""
     earlier = replace(manifest, resizer=None)
-    there = set(storage.list_folder(part_folder(options)))
+    existing = set(storage.list_folder(part_folder(options)))
     for task in tasks:
-        if storage.base_name(task.path) in there and not options.overwrite:
+        if storage.base_name(task.path) in existing and not options.overwrite:
             try:
                 index = parse_index(storage.read_bytes(task.path + SUFFIX), task.path)
             except (FileNotFoundError, PartError):
@@ -120,10 +120,10 @@ def continued(tasks: Sequence, manifest: Manifest, options: CacheOptions) -> Man
 
 def unfinished(tasks: Sequence, manifest: Manifest, options: CacheOptions) -> list[Task]:
     """The Tasks whose part is not there whole. Raises InputError as `is_finished`."""
-    there = set(storage.list_folder(part_folder(options)))
+    existing = set(storage.list_folder(part_folder(options)))
 
     def is_missing(task):
-        return storage.base_name(task.path) not in there or not is_finished(task, manifest, options)
+        return storage.base_name(task.path) not in existing or not is_finished(task, manifest, options)
 
     return [task for task, missing in zip(tasks, each(is_missing, tasks), strict=True) if missing]
 
@@ -156,8 +156,8 @@ def finished(task: Task, manifest: Manifest) -> PartIndex | None:
     if index.kind != KIND or "cache" not in index.notes:
         raise _refusal(task, "is no part of a cache")
     if index.notes["cache"] != manifest.id:
-        made = Manifest(**index.notes["settings"])
-        raise _refusal(task, "was made otherwise: " + "; ".join(made.differences_from(manifest)))
+        other = Manifest(**index.notes["settings"])
+        raise _refusal(task, "was made with other settings: " + "; ".join(other.differences_from(manifest)))
     if index.notes["source"] != task.checksum:
         raise _refusal(task, f"is not of {task.source} as it is now")
     if index.notes.get("passing", "") != task.digest:
@@ -188,7 +188,8 @@ def with_table(options: CacheOptions) -> CacheOptions:
     if options.aspect_buckets is None or not isinstance(parse_aspect_buckets(options.aspect_buckets), int):
         return options
     factor, unet_factor = (
-        2 ** (len(part_config(part, *part_source(options, part))["block_out_channels"]) - 1) for part in ("vae", "unet")
+        2 ** (len(component_config(component, *component_source(options, component))["block_out_channels"]) - 1)
+        for component in ("vae", "unet")
     )
     table = BucketTable.from_flag(options.aspect_buckets, options.resolution, factor * unet_factor)
     return replace(options, aspect_buckets=str(table))

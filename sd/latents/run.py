@@ -15,7 +15,7 @@ from tqdm import tqdm
 from sd import devices
 from sd.data.parts import storage
 from sd.data.parts.index import PartError
-from sd.data.streaming.captions import describe_cut
+from sd.data.streaming.captions import describe_truncation
 from sd.errors import RunError, last_line
 from sd.latents.check import check_cache
 from sd.latents.claims import Claims
@@ -24,33 +24,42 @@ from sd.latents.finish import finish
 from sd.latents.models import encoders_for
 from sd.latents.options import CacheOptions
 from sd.latents.part import chunks_of, write_part
-from sd.latents.plan import LIST_FOLDER, Task, continued, is_finished, make_plan, part_folder, unfinished, with_table
+from sd.latents.plan import (
+    LIST_FOLDER,
+    Task,
+    is_finished,
+    make_plan,
+    part_folder,
+    resumed_manifest,
+    unfinished,
+    with_table,
+)
 from sd.logs import rank
 from sd.processes.pool import run_local, stopped_by_signals
 from sd.processes.ray_engine import run_on_ray
 from sd.runtime import usable_cores
 
-_HOPELESS_ROWS = 1000  # this many rows and none of them good: the rest will not be better
+_MAX_BAD_ROWS_AT_START = 1000  # this many rows and none of them good: the rest will not be better
 _RAY_THREADS = 4  # that decode beside each GPU
 
 
 def precompute(options: CacheOptions) -> tuple[str, dict] | None:
     """Cache as the CacheOptions say. Returns (path of the `.filelist.list`, report), or None where other processes
-    still have parts in hand, the last of which will write it.
+    are still making parts, the last of which will write it.
 
-    A run that was stopped goes on from its finished parts. Raises InputError for wrong input or a folder that holds
+    A run that was stopped resumes from its finished parts. Raises InputError for wrong input or a folder that holds
     another cache, RunError for too many bad rows, an output that cannot be written, or rows that --check finds wrong.
     """
     try:
-        with stopped_by_signals("the same command goes on from the finished parts") as raise_if_stopped:
+        with stopped_by_signals("the same command resumes from the finished parts") as raise_if_stopped:
             options = with_table(options)
             plan = make_plan(options)
             for line in plan.buckets:
                 tqdm.write(line, sys.stderr)
             encoders = encoders_for(options)
-            manifest = continued(plan.tasks, encoders.manifest(source=plan.fingerprint), options)
+            manifest = resumed_manifest(plan.tasks, encoders.manifest(source=plan.fingerprint), options)
             tokenizer = encoders.tokenizer if options.cache_text else None
-            for line in describe_cut(plan.captions, options.model_max_length, tokenizer):
+            for line in describe_truncation(plan.captions, options.model_max_length, tokenizer):
                 tqdm.write(f"{options.file_list}: {line}", sys.stderr)
             for folder in (part_folder(options), storage.join(options.output_path, LIST_FOLDER)):
                 storage.make_folder(folder)
@@ -72,14 +81,14 @@ def precompute(options: CacheOptions) -> tuple[str, dict] | None:
                 check_cache(plan.tasks, manifest, encoders)
             return done
     except PartError as error:
-        raise RunError(f"{error}; the same command goes on from the finished parts") from error
+        raise RunError(f"{error}; the same command resumes from the finished parts") from error
     except MemoryError as error:  # Paddle's, of a GPU's too
         full = last_line(error) if str(error) else "out of memory"
-        raise RunError(f"{full}; lower --batch_size, and the same command goes on") from error
+        raise RunError(f"{full}; lower --batch_size, and the same command resumes") from error
     except storage.failures() as error:
-        place = getattr(error, "filename", None) or options.output_path
+        path = getattr(error, "filename", None) or options.output_path
         reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{place}: {reason}; mend that, and the same command goes on from the finished parts") from error
+        raise RunError(f"{path}: {reason}; mend that, and the same command resumes from the finished parts") from error
     finally:
         close_readers()
 
@@ -106,11 +115,11 @@ class Progress:
         """So many images more than was thought."""
         self._bar.total += num_images
 
-    def judge(self, task: Task, num_good: int, num_bad: int, first_bad: Any) -> None:
+    def add_outcome(self, task: Task, num_good: int, num_bad: int, first_bad: Any) -> None:
         """Take a part's outcome. Raises RunError when many rows were bad and none good."""
         self._num_good += num_good
         self._num_bad += num_bad
-        if not self._num_good and self._num_bad >= _HOPELESS_ROWS:
+        if not self._num_good and self._num_bad >= _MAX_BAD_ROWS_AT_START:
             (row,) = first_bad
             raise RunError(
                 f"none of the first {self._num_bad} rows could be cached; of {task.source} the first was row "
@@ -120,7 +129,7 @@ class Progress:
 
 
 def _make_here(todo, claims, encoders, manifest, options):
-    """Make this rank's share of the parts, then those of the others that nobody has in hand."""
+    """Make this rank's share of the parts, then the unclaimed parts of other ranks."""
     ranks, here = int(os.environ.get("PADDLE_TRAINERS_NUM") or 1), int(os.environ.get("PADDLE_LOCAL_SIZE") or 1)
     own = [task for task in todo if task.number % ranks == rank()]
     others = [task for task in reversed(todo) if task.number % ranks != rank()] if claims.shared else []
@@ -131,7 +140,7 @@ def _make_here(todo, claims, encoders, manifest, options):
 
         def chunks():
             for task in own + others:
-                if not claims.take(task.number):
+                if not claims.acquire(task.number):
                     continue
                 if is_finished(task, manifest, options):  # by another rank meanwhile
                     continue
@@ -146,7 +155,7 @@ def _make_here(todo, claims, encoders, manifest, options):
         with closing(decoded):
             for number, of_part in groupby(decoded, key=lambda done: done.chunk.task):
                 task = by_number[number]
-                progress.judge(task, *write_part(task, of_part, encoders, manifest, progress.update))
+                progress.add_outcome(task, *write_part(task, of_part, encoders, manifest, progress.update))
 
 
 def _make_on_ray(todo, manifest, options):
@@ -156,7 +165,7 @@ def _make_on_ray(todo, manifest, options):
     with Progress(sum(task.num_usable for task in todo)) as progress, closing(results):
         for task, outcome in zip(todo, results, strict=True):
             progress.update(task.num_usable)
-            progress.judge(task, *outcome)
+            progress.add_outcome(task, *outcome)
 
 
 def _make_one(task, manifest, options):

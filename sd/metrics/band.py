@@ -25,7 +25,7 @@ from sd.flags.parser import Parser
 from sd.metrics.report import WATCHED
 from sd.metrics.score_file import read_lines
 
-LEAST_RUNS = 3
+MIN_RUNS = 3
 
 
 def make_band(runs: list[list[dict]], variant: str, guidance_scale: float, deviations: float) -> dict:
@@ -33,17 +33,17 @@ def make_band(runs: list[list[dict]], variant: str, guidance_scale: float, devia
 
     Raises InputError for fewer than three runs, runs of several protocols, or no checkpoint that all of them have.
     """
-    if len(runs) < LEAST_RUNS:
-        raise InputError(f"{len(runs)} runs; expected {LEAST_RUNS} or more, which differ in their --seed")
+    if len(runs) < MIN_RUNS:
+        raise InputError(f"{len(runs)} runs; expected {MIN_RUNS} or more, which differ in their --seed")
     protocols = {line["protocol"] for lines in runs for line in lines}
     if len(protocols) != 1:
         raise InputError(f"scores of {len(protocols)} protocols; score all runs by the same eval.py --watch command")
-    wanted = variant, guidance_scale
-    found = [
-        {line["images_seen"]: line for line in lines if (line["variant"], line["guidance_scale"]) == wanted}
+    key = variant, guidance_scale
+    by_images = [
+        {line["images_seen"]: line for line in lines if (line["variant"], line["guidance_scale"]) == key}
         for lines in runs
     ]
-    images = sorted(set.intersection(*(set(lines) for lines in found)))
+    images = sorted(set.intersection(*(set(lines) for lines in by_images)))
     if not images:
         have = sorted({(line["variant"], line["guidance_scale"]) for lines in runs for line in lines})
         there = ", ".join(f"{name} at {scale:g}" for name, scale in have)
@@ -53,7 +53,7 @@ def make_band(runs: list[list[dict]], variant: str, guidance_scale: float, devia
         )
     bands = {}
     for measure in WATCHED:
-        values = np.array([[lines[seen].get(measure) for seen in images] for lines in found], np.float64)
+        values = np.array([[lines[count].get(measure) for count in images] for lines in by_images], np.float64)
         if not np.isnan(values).any():  # None becomes NaN
             mean, deviation = values.mean(0), values.std(0, ddof=1)
             bands[measure] = {
@@ -89,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about = f"{len(runs)} runs, mean and {flags.deviations:g} standard deviations on either side"
     output = Path(flags.output)
     try:
-        with atomic_path(output) as aside:
-            aside.write_text(json.dumps({"name": output.stem, "about": about, **band}, indent=1) + "\n")
+        with atomic_path(output) as temporary:
+            temporary.write_text(json.dumps({"name": output.stem, "about": about, **band}, indent=1) + "\n")
     except OSError as error:
         raise ArgumentError("output", flags.output, f" cannot be written: {error.strerror}; name another") from None
-    print(f"{output}: {', '.join(band['bands'])} at {', '.join(f'{seen:,}' for seen in band['images_seen'])} images")
+    print(f"{output}: {', '.join(band['bands'])} at {', '.join(f'{n:,}' for n in band['images_seen'])} images")

@@ -31,8 +31,8 @@ def draw_curves(lines: list[dict], path: Path, golden: Golden | None = None) -> 
         draw_measure(figure.add_subplot(rows, columns, number), lines, name, golden)
     if golden:
         figure.suptitle(golden.sentence(newest_line(lines, golden)), fontsize=9)
-    with written(path) as aside:
-        figure.savefig(aside, format="png", dpi=110)
+    with written(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def draw_measure(axes: Any, lines: list[dict], measure: str, golden: Golden | None = None) -> None:

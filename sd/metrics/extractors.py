@@ -87,7 +87,7 @@ def load_fid_extractor(source: str) -> InceptionFeatures | ClipFeatures:
 
 
 def load_clip(source: str) -> ClipFeatures:
-    """A CLIP from a folder or by its published name. Raises InputError if it cannot be had."""
+    """A CLIP from a folder or by its published name. Raises InputError if it cannot be loaded."""
     return ClipFeatures(source)
 
 

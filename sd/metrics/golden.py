@@ -36,7 +36,7 @@ class Golden:
         low_now, high_now = (float(np.interp(images_seen, self.images_seen, bound)) for bound in (low, high))
         return low_now, high_now
 
-    def judge(self, line: dict) -> dict[str, str]:
+    def classify(self, line: dict) -> dict[str, str]:
         """Measure -> `inside`, `below` or `above`, of a line of scores.jsonl; without what the band does not cover."""
         words = {}
         for measure in self.bands:
@@ -49,29 +49,29 @@ class Golden:
     def sentence(self, line: dict) -> str:
         """Where the scores of a line lie, in words."""
         at = f"golden {self.name} at {line['images_seen']:,} images"
-        words = self.judge(line)
+        words = self.classify(line)
         if not words:
             first, last = self.images_seen[[0, -1]]
             return f"{at}: no verdict, the band covers {first:,.0f} to {last:,.0f} images"
-        told = []
+        verdicts = []
         for measure, word in words.items():
             low, high = self.bounds(measure, line["images_seen"]) or (0.0, 0.0)
-            told.append(f"{WATCHED[measure][0]} {line[measure]:.4g} is {word} {low:.4g} to {high:.4g}")
-        return f"{at}: {'; '.join(told)}"
+            verdicts.append(f"{WATCHED[measure][0]} {line[measure]:.4g} is {word} {low:.4g} to {high:.4g}")
+        return f"{at}: {'; '.join(verdicts)}"
 
 
 def newest_line(lines: list[dict], golden: Golden | None = None) -> dict:
     """Of lines of scores.jsonl by step the last one of the band's variant, else of the average, else of all."""
-    judged = [line for line in lines if line["variant"] == ((golden and golden.variant) or "ema")]
-    return (judged or lines)[-1]
+    of_variant = [line for line in lines if line["variant"] == ((golden and golden.variant) or "ema")]
+    return (of_variant or lines)[-1]
 
 
 def load_golden(name: str) -> Golden:
     """A band by its name, or by its file. Raises InputError."""
-    known = sorted(path.stem for path in _FOLDER.glob("*.json"))
-    path = _FOLDER / f"{name}.json" if name in known else Path(name)
+    names = sorted(path.stem for path in _FOLDER.glob("*.json"))
+    path = _FOLDER / f"{name}.json" if name in names else Path(name)
     if path.suffix != ".json" or not path.is_file():
-        raise ArgumentError("golden", name, f"; expected one of {', '.join(known)}, or a .json file of a band")
+        raise ArgumentError("golden", name, f"; expected one of {', '.join(names)}, or a .json file of a band")
     try:
         band = json.loads(path.read_text())
         images = np.asarray(band["images_seen"], np.float64)

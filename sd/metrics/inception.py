@@ -70,10 +70,10 @@ class _Block(nn.Layer):
     def forward(self, x):
         outputs = []
         for branch in self.branches:
-            found = [x]
+            tensors = [x]
             for step in branch:
-                found = [layer(found[0]) for layer in step]
-            outputs += found
+                tensors = [layer(tensors[0]) for layer in step]
+            outputs += tensors
         return paddle.concat(outputs, axis=1)
 
 
@@ -168,17 +168,17 @@ def load_inception(path: str | Path) -> Inception:
     Raises InputError if it is no such file.
     """
     model = Inception()
-    wanted = model.state_dict()
+    missing = model.state_dict()
     for name, value in _read_weights(path):
         if any(part in name for part in _IGNORED):
             continue
         stem, _, last = name.rpartition(".")
-        target = wanted.pop(f"{stem}.{_STATISTICS.get(last, last)}", None)
+        target = missing.pop(f"{stem}.{_STATISTICS.get(last, last)}", None)
         if target is None or list(target.shape) != list(value.shape):
             raise InputError(f"{path}: {name} {list(value.shape)} is no weight of FID's Inception-v3")
         target.set_value(value.astype(np.float32))
-    if wanted:
-        raise InputError(f"{path}: lacks {len(wanted)} weights of FID's Inception-v3 (first: {min(wanted)})")
+    if missing:
+        raise InputError(f"{path}: lacks {len(missing)} weights of FID's Inception-v3 (first: {min(missing)})")
     model.eval()
     return model
 

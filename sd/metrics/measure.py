@@ -18,7 +18,7 @@ from sd.metrics.report import write_report
 from sd.metrics.scores import Moments, clip_scores, cmmd, frechet_distance
 from sd.processes.pool import run_local
 from sd.sampling.files import make_folder, read_pixels
-from sd.sampling.job import Job, Settings, draw, settings_from, warn_of_cut_prompts
+from sd.sampling.job import Job, Settings, draw, settings_from, warn_truncated_prompts
 from sd.sampling.models import load_models
 from sd.sampling.prompts import read_prompts
 
@@ -70,7 +70,7 @@ def measure(flags: Any, model_flags: dict, keep: Path | None = None) -> dict:
     """Draw, score and report what the flags of eval.py ask for. Returns the report, a dict.
 
     model_flags: the arguments of `load_models`. keep: folder of what is computed of the real pictures, by default that
-    of the pictures. The same command goes on where an earlier one was cut off: pictures
+    of the pictures. The same command resumes where an earlier one was cut off: pictures
     that are there are not drawn again.
     """
     apply_preset(flags)
@@ -82,10 +82,10 @@ def measure(flags: Any, model_flags: dict, keep: Path | None = None) -> dict:
     if device.kind == "gpu" and flags.batch_size is None:
         flags.batch_size = GPU_BATCH_SIZES.get(flags.preset)
     settings = settings_from(flags, models, device.kind)
-    warn_of_cut_prompts(models.tokenizer, prompts)
+    warn_truncated_prompts(models.tokenizer, prompts)
     output = make_folder(flags.output or "eval_metrics")
     real = _real(flags, fid_extractor, clip, (settings.height, settings.width), keep or output)
-    if fid_extractor and (line := describe_few(len(prompts), fid_extractor.width)):
+    if fid_extractor and (line := fid_warning(len(prompts), fid_extractor.width)):
         print(line)
     tasks = []
     for scale in flags.guidance_scales:
@@ -115,8 +115,8 @@ def measure(flags: Any, model_flags: dict, keep: Path | None = None) -> dict:
     return report
 
 
-def describe_few(num_pictures: int, num_features: int) -> str:
-    """What to say of an FID of no more pictures than features, whose covariance is singular; "" of more."""
+def fid_warning(num_pictures: int, num_features: int) -> str:
+    """The warning about an FID of no more pictures than features, whose covariance is singular; "" of more."""
     if num_pictures > num_features:
         return ""
     return (
@@ -206,7 +206,7 @@ def _score(scale, outcomes, total, real):
     """The measures of the next `total` pictures, of one guidance scale: `fid`, `cmmd` and `clip_score`, None where not
     asked for. real: what `_real` returned."""
     moments = Moments(len(real["fid"][0])) if real["fid"] else None
-    embedded, found = [], []
+    embedded, all_scores = [], []
     with tqdm(total=total, desc=f"guidance {scale:g}", unit="picture") as bar:
         while bar.n < total:
             count, features, clip_features, scores = next(outcomes)
@@ -215,10 +215,10 @@ def _score(scale, outcomes, total, real):
             if real["cmmd"] is not None:
                 embedded.append(clip_features)
             if scores is not None:
-                found.append(scores)
+                all_scores.append(scores)
             bar.update(count)
     return {
         "fid": frechet_distance(*moments.mean_and_covariance(), *real["fid"]) if moments else None,
         "cmmd": cmmd(np.concatenate(embedded), real["cmmd"]) if embedded else None,
-        "clip_score": float(np.concatenate(found).mean()) if found else None,
+        "clip_score": float(np.concatenate(all_scores).mean()) if all_scores else None,
     }

@@ -47,14 +47,14 @@ def reference_statistics(
     _check_filter(path, data_filter)
     if path.suffix == ".npz":
         return _read_statistics(path, extractor)
-    found = _Reference("fid_reference", path, extractor, size, data_filter)
-    if (kept := found.kept(keep, _read_statistics)) is not None:
-        return kept
+    reference = _Reference("fid_reference", path, extractor, size, data_filter)
+    if (cached := reference.load_cached(keep, _read_statistics)) is not None:
+        return cached
     moments = Moments(extractor.width)
-    for features in found.features():
+    for features in reference.features():
         moments.add(features)
     mean, covariance = moments.mean_and_covariance()
-    found.keep(keep, mu=mean, sigma=covariance, count=moments.count)
+    reference.save_cached(keep, mu=mean, sigma=covariance, count=moments.count)
     return mean, covariance
 
 
@@ -70,11 +70,11 @@ def reference_features(
     _check_filter(path, data_filter)
     if path.suffix == ".npz":
         return _read_features(path, extractor)
-    found = _Reference("cmmd_reference", path, extractor, size, data_filter)
-    if (kept := found.kept(keep, _read_features)) is not None:
-        return kept
-    features = np.concatenate(list(found.features()))
-    found.keep(keep, features=features)
+    reference = _Reference("cmmd_reference", path, extractor, size, data_filter)
+    if (cached := reference.load_cached(keep, _read_features)) is not None:
+        return cached
+    features = np.concatenate(list(reference.features()))
+    reference.save_cached(keep, features=features)
     return features
 
 
@@ -107,7 +107,7 @@ class _Reference:
                 yield self._extractor.embed_images(batch)
                 bar.update(len(batch))
 
-    def kept(self, path, read):
+    def load_cached(self, path, read):
         """What an earlier run kept for the same identity, else None."""
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -116,12 +116,12 @@ class _Reference:
         except (OSError, ValueError, BadZipFile):  # InputError is a ValueError
             return None
 
-    def keep(self, path, **arrays):
+    def save_cached(self, path, **arrays):
         """Write arrays for the next run."""
-        whole = io.BytesIO()  # a zip file that meets a full disk complains once more when it is collected
-        with written(path) as aside:
-            np.savez(whole, identity=self._identity, **arrays)
-            aside.write_bytes(whole.getvalue())
+        buffer = io.BytesIO()  # a zip file that meets a full disk complains once more when it is collected
+        with written(path) as temporary:
+            np.savez(buffer, identity=self._identity, **arrays)
+            temporary.write_bytes(buffer.getvalue())
 
 
 def _read_statistics(path, extractor):

@@ -14,7 +14,7 @@ WATCHED = MEASURES | {"ema_distance": ("EMA distance", 6)}
 
 def table(report: dict) -> str:
     """The scores as lines of text, one guidance scale each."""
-    measures = {name: how for name, how in MEASURES.items() if name != "cmmd" or report.get("cmmd_reference")}
+    measures = {name: form for name, form in MEASURES.items() if name != "cmmd" or report.get("cmmd_reference")}
     rows = [("guidance scale", *(heading for heading, _ in measures.values()))]
     for result in report["results"]:
         figures = (_figure(result[name], digits) for name, (_, digits) in measures.items())
@@ -28,13 +28,13 @@ def verdict(report: dict) -> str | None:
     targets = report["targets"]
     if not targets:
         return None
-    wanted = f"FID at most {targets['fid']:g} and CLIP score at least {targets['clip_score']:g}"
+    target = f"FID at most {targets['fid']:g} and CLIP score at least {targets['clip_score']:g}"
     for result in report["results"]:
         if result["fid"] is None or result["clip_score"] is None:
-            return f"target ({wanted}): not decided, it takes both measures"
+            return f"target ({target}): not decided, it takes both measures"
         if result["fid"] <= targets["fid"] and result["clip_score"] >= targets["clip_score"]:
-            return f"target ({wanted}): met at guidance scale {result['guidance_scale']:g}"
-    return f"target ({wanted}): not met"
+            return f"target ({target}): met at guidance scale {result['guidance_scale']:g}"
+    return f"target ({target}): not met"
 
 
 def write_report(report: dict, output: Path) -> None:
@@ -43,11 +43,11 @@ def write_report(report: dict, output: Path) -> None:
     print(table(report))  # first of all: a full disk does not take it away
     if line := verdict(report):
         print(line)
-    with written(output / "metrics.json") as aside:
-        aside.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with written(output / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if all(result["fid"] is not None and result["clip_score"] is not None for result in report["results"]):
-        with written(output / "curve.png") as aside:
-            _curve(report, aside)
+        with written(output / "curve.png") as temporary:
+            _curve(report, temporary)
     _log(report, output / "visualdl")
     print(f"scores: {output / 'metrics.json'}")
 
@@ -76,8 +76,8 @@ def _curve(report, path):
     axes = figure.subplots()
     axes.plot([r["clip_score"] for r in results], [r["fid"] for r in results], "o-", color="#3366aa")
     for result in results:
-        place = (result["clip_score"], result["fid"])
-        axes.annotate(f"{result['guidance_scale']:g}", place, textcoords="offset points", xytext=(6, 6))
+        point = (result["clip_score"], result["fid"])
+        axes.annotate(f"{result['guidance_scale']:g}", point, textcoords="offset points", xytext=(6, 6))
     axes.set(xlabel="CLIP score (higher is better)", ylabel="FID (lower is better)")
     axes.set_title(f"{report['model']}, {report['pictures']} pictures, by guidance scale")
     axes.grid(alpha=0.3)

@@ -19,12 +19,12 @@ def append_line(path: str | Path, line: dict) -> None:
             data = (b"\n" if cut else b"") + json.dumps(line, ensure_ascii=False).encode() + b"\n"
             if os.write(file, data) != len(data):
                 os.ftruncate(file, size)
-                raise RunError(f"{path}: the disk is full; free some space, the same command goes on")
+                raise RunError(f"{path}: the disk is full; free some space, the same command resumes")
             os.fsync(file)
         finally:
             os.close(file)
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}; the same command goes on") from None
+        raise RunError(f"{path} cannot be written: {error.strerror}; the same command resumes") from None
 
 
 def read_lines(path: str | Path) -> list[dict]:

@@ -44,7 +44,7 @@ _PROTOCOL = (
 def watch(flags: Any, model_flags: dict) -> None:
     """Score the checkpoints of flags.watch as they appear, until the run's last one is scored.
 
-    model_flags: the arguments of `load_models` beside unet and variant. The same command goes on after a stop or kill:
+    model_flags: the arguments of `load_models` beside unet and variant. The same command resumes after a stop or kill:
     what stands in scores.jsonl is not scored again, and pictures that are there are not drawn again.
     """
     run = Path(flags.watch)
@@ -89,22 +89,22 @@ def _last_step(run):
     return steps if steps > 0 else None
 
 
-def _whole(folder):
+def _is_intact(folder):
     return find_problem(folder, thorough=False) is None
 
 
 def _finished(run):
     last = _last_step(run)
-    return last is not None and any(checkpoint_step(f) >= last and _whole(f) for f in list_checkpoints(run))
+    return last is not None and any(checkpoint_step(f) >= last and _is_intact(f) for f in list_checkpoints(run))
 
 
 def _due(run: Path, every: int, output: Path, protocol: str) -> Iterator[tuple[Path, str, str]]:
     """(checkpoint, `raw` or `ema`, checksum of its weights) of what is not scored yet, the oldest first."""
-    done = {(line["step"], line["variant"], line["weights"]) for line in of_protocol(output, protocol)}
+    done = {(line["step"], line["variant"], line["weights"]) for line in protocol_lines(output, protocol)}
     last = _last_step(run)
     for folder in list_checkpoints(run):
         step = checkpoint_step(folder)
-        if step is None or (step % every and step != last) or not _whole(folder):
+        if step is None or (step % every and step != last) or not _is_intact(folder):
             continue
         try:
             files = read_json(folder, MANIFEST)["files"]
@@ -138,7 +138,7 @@ def _score(flags, model_flags, output, protocol, folder, variant, weights):
         append_line(output / SCORES, line)
 
 
-def of_protocol(output: Path, protocol: str) -> list[dict]:
+def protocol_lines(output: Path, protocol: str) -> list[dict]:
     """The lines of scores.jsonl that one protocol made; of the same point the latest. By step."""
     latest = {}
     for line in read_lines(output / SCORES):
@@ -149,14 +149,14 @@ def of_protocol(output: Path, protocol: str) -> list[dict]:
 
 def report_scores(output: Path, protocol: str, golden: Golden | None = None) -> str:
     """Draw the curves, write VisualDL's scalars, and return the sentence about the newest line."""
-    lines = of_protocol(output, protocol)
+    lines = protocol_lines(output, protocol)
     if not lines:
-        return f"{output}: nothing scored; no whole checkpoint has the step of --every"
+        return f"{output}: nothing scored; no intact checkpoint has the step of --every"
     draw_curves(lines, output / "curves.png", golden)
     log_scalars(lines, output / "visualdl")
     newest = newest_line(lines, golden)
-    told = ", ".join(f"{WATCHED[name][0]} {newest[name]:.4g}" for name in WATCHED if newest.get(name) is not None)
-    head = f"step {newest['step']}, {newest['variant']}: {told}"
+    scores = ", ".join(f"{WATCHED[name][0]} {newest[name]:.4g}" for name in WATCHED if newest.get(name) is not None)
+    head = f"step {newest['step']}, {newest['variant']}: {scores}"
     sentences = [head, golden.sentence(newest) if golden else "", average_note(lines) or ""]
     return "\n".join(filter(None, sentences))
 

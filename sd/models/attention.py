@@ -101,8 +101,8 @@ class KernelAttnProcessor(AttnProcessor):
 
 def head_sizes(layer: paddle.nn.Layer) -> set[int]:
     """Numbers per head of all attention in a layer."""
-    found = [sub for sub in layer.sublayers(include_self=True) if isinstance(sub, Attention)]
-    return {sub.to_q.weight.shape[1] // sub.heads for sub in found}
+    attentions = [sub for sub in layer.sublayers(include_self=True) if isinstance(sub, Attention)]
+    return {sub.to_q.weight.shape[1] // sub.heads for sub in attentions}
 
 
 def use_fastest_attention(layer: paddle.nn.Layer, dtypes: Iterable[str], kernel: str | None = None) -> dict[str, str]:

@@ -8,7 +8,7 @@ from paddle import Tensor
 
 from sd.errors import InputError
 
-_LETTERS_A_TOKEN = 64  # a text has 4 or 5 on average
+_CHARS_PER_TOKEN = 64  # a text has 4 or 5 on average
 
 
 def encode_posterior(vae: Any, pixel_values: Tensor) -> Any:
@@ -30,22 +30,24 @@ def check_text(tokenizer: Any, config: Any, max_length: int) -> None:
         )
     if len(tokenizer) > config.vocab_size:
         raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, the text encoder knows {config.vocab_size}; "
+            f"the tokenizer has {len(tokenizer)} tokens, the text encoder has {config.vocab_size}; "
             "use the tokenizer that belongs to the text encoder"
         )
 
 
 def tokenize(tokenizer: Any, texts: str | list[str], max_length: int) -> np.ndarray:
     """Token ids cut or padded to `max_length`: int64 [L] of one text, [n,L] of a list. NumPy only, for data workers."""
-    seen = cut_long(texts, max_length) if isinstance(texts, str) else [cut_long(text, max_length) for text in texts]
-    encoded = tokenizer(seen, padding="max_length", truncation=True, max_length=max_length)
+    truncated = (
+        truncate(texts, max_length) if isinstance(texts, str) else [truncate(text, max_length) for text in texts]
+    )
+    encoded = tokenizer(truncated, padding="max_length", truncation=True, max_length=max_length)
     return np.array(encoded["input_ids"], np.int64)
 
 
-def cut_long(text: str, max_length: int) -> str:
+def truncate(text: str, max_length: int) -> str:
     """A text without what lies far beyond `max_length` tokens: byte pair encoding takes a word's length squared."""
-    most = _LETTERS_A_TOKEN * max_length
-    return text if len(text) <= most else " ".join(text.split())[:most]
+    max_chars = _CHARS_PER_TOKEN * max_length
+    return text if len(text) <= max_chars else " ".join(text.split())[:max_chars]
 
 
 def causal_mask(length: int) -> np.ndarray:

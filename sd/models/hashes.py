@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from sd.errors import InputError
-from sd.models.loading import load_part
+from sd.models.loading import load_component
 from sd.models.weight_file import SAFETENSORS, read_header
 from sd.models.weights import find_weights
 
@@ -18,22 +18,22 @@ _PIECE_BYTES = 4 << 20
 _DTYPES = {"float32": "F32", "float16": "F16", "float64": "F64", "int64": "I64", "int32": "I32", "uint8": "U8"}
 
 
-def weights_hash(part: str, name: str, subfolder: str | None = None, loaded: Any | None = None) -> str:
+def weights_hash(component: str, name: str, subfolder: str | None = None, loaded: Any | None = None) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of a model's tensors, ordered by name; of a tokenizer's vocabulary.
 
-    part, name, subfolder: as `sd.models.loading.load_part` takes them. A local folder's safetensors is read in pieces;
+    component, name, subfolder: as `load_component` takes them. A local folder's safetensors is read in pieces;
     of any other model the tensors are hashed as they are `loaded`, or if None loaded, hashed and freed. The same
     weights in the file of another library, under other names, have another hash. Raises InputError if it cannot be
     loaded.
     """
-    if part == "tokenizer":
-        return tokenizer_hash(loaded or load_part(part, name, subfolder))
+    if component == "tokenizer":
+        return tokenizer_hash(loaded or load_component(component, name, subfolder))
     if Path(name).is_dir():
         path = find_weights(Path(name, subfolder or ""))
         if path.suffix == SAFETENSORS:
             return _hash_file(path)
     digest = hashlib.sha256()
-    layer = load_part(part, name, subfolder) if loaded is None else loaded
+    layer = load_component(component, name, subfolder) if loaded is None else loaded
     for key, tensor in sorted(layer.state_dict().items()):
         array = np.ascontiguousarray(tensor.numpy())
         digest.update(_line(key, _DTYPES[str(array.dtype)], array.shape))
@@ -57,8 +57,8 @@ def content_id(*layers: Any) -> str:
 def tokenizer_hash(tokenizer: Any) -> str:
     """SHA-256 over a tokenizer's vocabulary and merges."""
     merges = sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.get)
-    told = {"tokens": tokenizer.get_vocab(), "merges": merges}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    content = {"tokens": tokenizer.get_vocab(), "merges": merges}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _hash_file(path):

@@ -9,7 +9,7 @@ import numpy as np
 from sd.errors import InputError, first_line
 
 # What a state dict needs besides numbers and texts. NumPy 1 and 2 name the first by different modules.
-_KNOWN = {
+_ALLOWED_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"): np.core.multiarray._reconstruct,  # type: ignore[attr-defined]
     ("numpy._core.multiarray", "_reconstruct"): np.core.multiarray._reconstruct,  # type: ignore[attr-defined]
     ("numpy", "ndarray"): np.ndarray,
@@ -63,6 +63,6 @@ class _Unpickler(pickle.Unpickler):
         self._path = path
 
     def find_class(self, module: str, name: str):
-        if (module, name) not in _KNOWN:
+        if (module, name) not in _ALLOWED_GLOBALS:
             raise InputError(f"{self._path}: holds {module}.{name}, which is no plain array, {_REMEDY}")
-        return _KNOWN[module, name]
+        return _ALLOWED_GLOBALS[module, name]

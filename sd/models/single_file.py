@@ -48,10 +48,13 @@ class SingleFile:
         self._file = WeightFile(path)
         self._shapes = self._file.shapes
         missing = [prefix for prefix in PREFIXES.values() if not any(name.startswith(prefix) for name in self._shapes)]
-        looks = next((what for start, what in _OTHERS.items() if any(n.startswith(start) for n in self._shapes)), None)
-        if missing or (looks and "SDXL" in looks):
+        guess = next(
+            (description for start, description in _OTHERS.items() if any(n.startswith(start) for n in self._shapes)),
+            None,
+        )
+        if missing or (guess and "SDXL" in guess):
             raise InputError(
-                f"{path}: looks like {looks or 'no model that is known here'}; expected Stable Diffusion v1 or v2 in "
+                f"{path}: looks like {guess or 'no model that is known here'}; expected Stable Diffusion v1 or v2 in "
                 f"one file, with weights named {', '.join(PREFIXES.values())}*"
             )
         channels = self._shapes[compvis.UNET + "input_blocks.0.0.weight"][1]
@@ -65,9 +68,9 @@ class SingleFile:
         parameters = model.state_dict()
         path, linear = self._file.path, linear_weights(model)
         stored = {name: self._stored(component, name) for name in parameters}
-        lacking = {name for name, _ in stored.values()} - set(self._shapes)
-        if lacking:
-            raise InputError(f"{path}: lacks {len(lacking)} weights of the {component} (first: {min(lacking)})")
+        missing = {name for name, _ in stored.values()} - set(self._shapes)
+        if missing:
+            raise InputError(f"{path}: lacks {len(missing)} weights of the {component} (first: {min(missing)})")
         for name, (key, third) in stored.items():
             value = self._file.array(key)
             if third is not None:

@@ -41,26 +41,26 @@ _DTYPES = {
 def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
     """{name: array} of a state dict saved by `torch.save`, bfloat16 as float32. Raises InputError for anything else.
 
-    Of a training checkpoint (.ckpt) the `state_dict` is read; whatever else it holds is passed over, not run.
+    Of a training checkpoint (.ckpt) the `state_dict` is read; everything else in it is skipped, not run.
     """
     path = Path(path)
     try:
-        found = _read_archive(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+        content = _read_archive(path) if zipfile.is_zipfile(path) else _read_legacy(path)
     except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: no readable PyTorch file ({error}); copy or download it again") from None
     except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: no readable PyTorch file ({error}); copy or download it again") from None
-    if path.suffix == ".ckpt" and isinstance(found, dict):
-        found = found.get("state_dict", found)
-    if not isinstance(found, dict) or not all(isinstance(value, np.ndarray) for value in found.values()):
+    if path.suffix == ".ckpt" and isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if not isinstance(content, dict) or not all(isinstance(value, np.ndarray) for value in content.values()):
         raise InputError(f"{path}: holds more than named weights; save the model's state_dict() alone")
-    return {name: from_bfloat16(value) if value.dtype == np.uint16 else value for name, value in found.items()}
+    return {name: from_bfloat16(value) if value.dtype == np.uint16 else value for name, value in content.items()}
 
 
 class _Inert:
-    """Stands for an object that is passed over: takes whatever a pickle gives it and does nothing."""
+    """Stands for an object that is skipped: accepts anything from a pickle and does nothing."""
 
     def __init__(self, *_, **__):
         pass
@@ -77,18 +77,18 @@ class _Unpickler(pickle.Unpickler):
         self._path, self._bytes = path, path.stat().st_size
 
     def find_class(self, module, name):
-        known = {
+        allowed = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         }
         if module == "torch" and name in _DTYPES:
             return name
-        if (module, name) not in known and self._path.suffix == ".ckpt":
+        if (module, name) not in allowed and self._path.suffix == ".ckpt":
             return _Inert
-        if (module, name) not in known:
+        if (module, name) not in allowed:
             raise InputError(f"{self._path}: holds {module}.{name}, which is no weight; save the state_dict() alone")
-        return known[module, name]
+        return allowed[module, name]
 
     def persistent_load(self, saved):
         kind, storage, key, _, count, *_ = saved
@@ -114,10 +114,10 @@ def _read_archive(path):
         order = archive.read(f"{root}byteorder") if f"{root}byteorder" in archive.namelist() else b"little"
         with archive.open(listing) as file:
             reader = _Unpickler(file, path)
-            found = reader.load()
+            content = reader.load()
         for key, storage in reader.storages.items():
             _fill(storage, archive.read(f"{root}data/{key}"), order)
-    return found
+    return content
 
 
 def _read_legacy(path):
@@ -126,13 +126,13 @@ def _read_legacy(path):
             raise ValueError("its first bytes are those of no such file")
         order = b"little" if _Unpickler(file, path).load()["little_endian"] else b"big"
         reader = _Unpickler(file, path)
-        found = reader.load()
+        content = reader.load()
         for key in _Unpickler(file, path).load():
             storage = reader.storages[key]
             if int.from_bytes(file.read(8), order.decode()) != len(storage):
                 raise ValueError(f"storage {key} is not as long as its tensors")
             _fill(storage, file.read(storage.nbytes), order)
-    return found
+    return content
 
 
 def _fill(storage, data, order):

@@ -64,11 +64,11 @@ def linear_weights(model: "paddle.nn.Layer") -> set[str]:
     return {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, Linear)}
 
 
-def set_weight(parameter: "paddle.Tensor", value: np.ndarray, where: str) -> None:
+def set_weight(parameter: "paddle.Tensor", value: np.ndarray, location: str) -> None:
     """Give a parameter its value. Raises InputError, which begins with `where`, if the shapes differ."""
     if list(value.shape) != list(parameter.shape):
         raise InputError(
-            f"{where} has shape {list(value.shape)}, the configuration beside it asks for {list(parameter.shape)}; "
+            f"{location} has shape {list(value.shape)}, the configuration beside it asks for {list(parameter.shape)}; "
             "weights and config.json do not belong together"
         )
     parameter.set_value(value)
@@ -88,10 +88,10 @@ def _current_names(model, stored_names):
     return names
 
 
-def _check_names(path, expected, found):
-    for names, what in ((expected - found, "lacks"), (found - expected, "has the unknown")):
+def _check_names(path, expected, stored):
+    for names, problem in ((expected - stored, "lacks"), (stored - expected, "has the unknown")):
         if names:
             raise InputError(
-                f"{path}: {what} {len(names)} of {len(expected)} weights (first: {min(names)}); "
+                f"{path}: {problem} {len(names)} of {len(expected)} weights (first: {min(names)}); "
                 "weights and config.json do not belong together"
             )

@@ -1,4 +1,4 @@
-"""Ends a training process that makes no step any more, after writing where each of its threads stands."""
+"""Hang detection: ends a training process that makes no progress, after dumping the stacks of all its threads."""
 
 import contextlib
 import faulthandler
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 HANG_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: trying again may help
 _MEDIANS = 20  # of the last steps
-_KEPT_STEPS = 50
+_TIMED_STEPS = 50
 _BACKSTOP_SECONDS = 10
 _HEADER = b"rank %6d, process %8d: no step after step %12d\n"
 _HEADER_BYTES = len(_HEADER % (0, 0, 0))
@@ -42,7 +42,7 @@ class HangWatch:
         self._output_dir, self._rank, self._timeout = Path(output_dir), rank, timeout
         self._step, self._factor = step, 1.0
         self._last = time.monotonic()
-        self._seconds: deque[float] = deque(maxlen=_KEPT_STEPS)
+        self._seconds: deque[float] = deque(maxlen=_TIMED_STEPS)
         self._early = self._output_dir / f".stacks-rank-{rank}.txt"
         self._file: BinaryIO | None = None
         self._closed = threading.Event()
@@ -51,7 +51,7 @@ class HangWatch:
     def __enter__(self) -> "HangWatch":
         if self._timeout > 0:
             try:
-                self._keep_earlier()
+                self._rename_stale_dump()
                 self._file = self._early.open("wb", buffering=0)
             except OSError as error:  # a full disk does not keep a run from starting
                 logger.warning("%s cannot be written (%s): a hang may end without stacks", self._early, error.strerror)
@@ -69,7 +69,7 @@ class HangWatch:
             self._file.close()
             self._early.unlink(missing_ok=True)
 
-    def _keep_earlier(self) -> None:
+    def _rename_stale_dump(self) -> None:
         """Give the stacks that an earlier process left the name of the step after which it hung."""
         if not self._early.exists() or self._early.stat().st_size <= _HEADER_BYTES:
             return
@@ -129,7 +129,7 @@ class HangWatch:
         except OSError as error:
             logger.error("the stacks cannot be written to %s: %s", path, error.strerror)
         message = f"no step for {waited:.0f} s after step {self._step}; see {path}"
-        logger.error("%s; this process ends, and the same command goes on from the last checkpoint", message)
+        logger.error("%s; this process ends, and the same command resumes from the last checkpoint", message)
         report_end(HangError(message), "no step for too long")
         sys.stderr.flush()
         os._exit(HANG_EXIT_CODE)

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 _NAME = ".lock"
 
 
-class HeldError(Exception):
+class LockHeldError(Exception):
     """Another process has the lock. The message names it as far as it is known."""
 
 
@@ -32,9 +32,9 @@ def locked_folder(folder: str) -> Iterator[None]:
         stack.callback(os.close, descriptor)
         try:
             if not _try(try_flock, descriptor, ""):
-                raise HeldError
+                raise LockHeldError
             stack.enter_context(lock_file(Path(folder)))
-        except HeldError as error:
+        except LockHeldError as error:
             holder = f" ({error})" if str(error) else ""
             raise InputError(f"{folder}: another run is at work there{holder}; wait for it or take another") from error
         stack.callback(Path(folder, _NAME).unlink, missing_ok=True)  # while the lock is held
@@ -45,7 +45,7 @@ def lock_file(folder: Path) -> TextIO:
     """The file `.lock` of a folder, open, with this process's record lock and number; the lock ends with the process.
 
     A record lock is used: unlike flock's it does not live on in DataLoader workers when this process is killed.
-    Raises HeldError if another process has it, OSError if the file cannot be opened.
+    Raises LockHeldError if another process has it, OSError if the file cannot be opened.
     """
     path = folder / _NAME
     while True:
@@ -53,7 +53,7 @@ def lock_file(folder: Path) -> TextIO:
         try:
             if not _try(try_lock, file, str(folder)):
                 file.seek(0)
-                raise HeldError(file.read().strip() or "an unknown process")
+                raise LockHeldError(file.read().strip() or "an unknown process")
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break  # not one that its holder has just removed
         except BaseException:

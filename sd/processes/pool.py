@@ -1,4 +1,4 @@
-"""A bounded pool of processes that gives results in order and leaves no process behind; and how signals end a run."""
+"""A bounded process pool with results in order and no orphans; and the signal handling of a run."""
 
 import ctypes
 import multiprocessing
@@ -27,7 +27,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def die_with_launcher() -> None:
-    """In a rank of paddle.distributed.launch: a launcher that is killed leaves nobody behind."""
+    """In a rank of paddle.distributed.launch: a launcher that is killed leaves no orphan."""
     if "PADDLE_TRAINER_ID" in os.environ:
         die_with_parent(os.getppid())
 
@@ -70,8 +70,8 @@ def run_local(
             process.kill()
         if isinstance(error, BrokenProcessPool | MemoryError):
             raise RunError(
-                "a worker was killed, most likely for want of memory; use fewer processes (--num_workers, "
-                "--processes), the same command goes on"
+                "a worker was killed, most likely out of memory; use fewer processes (--num_workers, "
+                "--processes), the same command resumes"
             ) from error
         raise
     finally:

@@ -1,6 +1,6 @@
-"""What a training process leaves for the supervisor that started it: the last step, and how it ended.
+"""Progress file from a training process to its supervisor: the last step, and how the process ended.
 
-The environment variable names a file beside which nothing else is needed; without it nothing is written.
+The environment variable VARIABLE names the file; without it nothing is written.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VARIABLE = "SD_PROGRESS_FILE"
-RESTARTED = "SD_RESTARTED"  # set where an earlier life of the same command has made steps
+RESTARTED = "SD_RESTARTED"  # set where an earlier attempt of the same command has made steps
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the ranks of a training run decide together, so that none waits for one that has failed."""
+"""Collective calls over the ranks that pass exceptions on, so that no rank waits for one that has failed."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Packing and caching over a Ray cluster: the same bytes as on one machine, in order, dead nodes made good."""
+"""Packing and caching over a Ray cluster: in order, the same bytes as on one machine, retries after node failures."""
 
 import os
 from collections import deque
@@ -40,7 +40,7 @@ def run_on_ray(
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayError as error:
-            raise RunError(f"Ray: {first_line(error)}; the same command goes on") from error
+            raise RunError(f"Ray: {first_line(error)}; the same command resumes") from error
 
 
 def _in_folder(folder, function, task):

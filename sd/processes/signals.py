@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that the training loop grants at the end of its step."""
+"""Graceful stop by Ctrl-C or SIGTERM: a flag that the training loop checks after each step."""
 
 import os
 import signal
@@ -18,40 +18,40 @@ class StopSignals:
 
     def __enter__(self):
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._take)
+            self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_):
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _take(self, number, _frame):
+    def _handle(self, number, _frame):
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number)
 
 
-def say_if_stopped_early() -> None:
-    """In a rank of paddle.distributed.launch: SIGTERM ends this process at once, as without a handler; rank 0 says so.
+def report_early_stop() -> None:
+    """In a rank of paddle.distributed.launch: SIGTERM ends this process at once, as without a handler; rank 0 writes a line.
 
-    The launcher answers Ctrl-C with SIGTERM to its ranks, and says "Exit with signal 2" alone. The training loop has a
+    The launcher answers Ctrl-C with SIGTERM to its ranks, and prints "Exit with signal 2" alone. The training loop has a
     handler of its own.
     """
     if "PADDLE_TRAINER_ID" not in os.environ:
         return
-    process, speaks = os.getpid(), os.environ["PADDLE_TRAINER_ID"] == "0"
+    process, writes = os.getpid(), os.environ["PADDLE_TRAINER_ID"] == "0"
 
     def end(number, _frame):
-        if speaks and os.getpid() == process:  # a data worker of it has the handler too
-            tell_launcher(
-                "stopped before the first step; the same command starts again, or goes on from the last checkpoint"
+        if writes and os.getpid() == process:  # a data worker of it has the handler too
+            write_to_launcher(
+                "stopped before the first step; the same command starts again, or resumes from the last checkpoint"
             )
         os._exit(128 + number)
 
     signal.signal(signal.SIGTERM, end)
 
 
-def tell_launcher(text: str) -> None:
+def write_to_launcher(text: str) -> None:
     """Write a line to the terminal or pipe of paddle.distributed.launch, if that started this process: it shows no more
     of rank 0's log once it was stopped itself. Linux; else nothing."""
     if "PADDLE_TRAINER_ID" not in os.environ:

@@ -1,6 +1,6 @@
-"""Starts training again when it ends badly: `python -m sd.processes.supervisor SCRIPT ... --restarts N`.
+"""Restarts training after a crash: `python -m sd.processes.supervisor SCRIPT ... --restarts N`.
 
-The command goes on from its newest whole checkpoint by itself. Standard library alone: this process stays small.
+The command resumes from its newest intact checkpoint by itself. Standard library alone: this process stays small.
 """
 
 import math
@@ -25,16 +25,16 @@ _COST, _COST_WITHOUT_STEP = 1, 2
 
 @dataclass
 class Budget:
-    """How many restarts are left: a life without a step costs two, the same error at the same step twice is the end."""
+    """The restarts left: an attempt without a step costs two, the same error at the same step twice ends the run."""
 
     left: int
-    lives_without_step: int = 0
+    attempts_without_step: int = 0
     _last: tuple | None = field(default=None, repr=False)
 
     def reason_to_end(self, progress: Progress, started_at: int | None) -> str | None:
-        """Charge a life that ended badly. Returns why there is no further one, or None.
+        """Charge an attempt that failed. Returns why there is no further one, or None.
 
-        progress: what the life noted; started_at: the last step of the life before.
+        progress: the progress file of the attempt; started_at: the last step of the previous attempt.
         """
         error = (progress.error, progress.step) if progress.error else None
         if progress.error and progress.error[0] == "InputError" and progress.step is None:
@@ -43,13 +43,13 @@ class Budget:
             return f"the same error came twice at the same step ({progress.step})"
         self._last = error
         made_steps = progress.step is not None and progress.step != started_at
-        self.lives_without_step = 0 if made_steps else self.lives_without_step + 1
+        self.attempts_without_step = 0 if made_steps else self.attempts_without_step + 1
         self.left -= _COST if made_steps else _COST_WITHOUT_STEP
         return "no restart is left" if self.left < 0 else None
 
     def pause(self, first: float) -> float:
-        """Seconds to wait before the next life: doubled with each life in a row that made no step."""
-        return min(first * 2**self.lives_without_step, LONGEST_PAUSE_SECONDS)
+        """Seconds to wait before the next attempt: doubled with each consecutive attempt without a step."""
+        return min(first * 2**self.attempts_without_step, LONGEST_PAUSE_SECONDS)
 
 
 class Supervisor:
@@ -62,27 +62,27 @@ class Supervisor:
         self._child: subprocess.Popen | None = None
 
     def run(self) -> int:
-        """The exit code: that of the last life."""
+        """The exit code: that of the last attempt."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._forward)
         last_step = None
         while True:
             start = time.monotonic()
-            code, progress = self._live(last_step)
+            code, progress = self._run_once(last_step)
             if code == 0 or self._stop or progress.stopped:
                 return code
-            reason = _told(code, progress, time.monotonic() - start)
+            reason = _describe_end(code, progress, time.monotonic() - start)
             if ending := self._budget.reason_to_end(progress, last_step):
-                _say(f"{reason}; not started again: {ending}")
+                _print_status(f"{reason}; not started again: {ending}")
                 return code
             last_step = progress.step if progress.step is not None else last_step
             pause = self._budget.pause(self._first_pause)
-            _say(f"{reason}; starting again in {pause:.0f} s, {self._budget.left} restarts left")
+            _print_status(f"{reason}; starting again in {pause:.0f} s, {self._budget.left} restarts left")
             self._stopped.wait(pause)
             if self._stop:
                 return 128 + self._stop
 
-    def _live(self, last_step: int | None) -> tuple[int, Progress]:
+    def _run_once(self, last_step: int | None) -> tuple[int, Progress]:
         parent = os.getpid()
         # Once a step was made, the newest checkpoint counts, not the one named or the order to begin anew.
         later = {RESTARTED: "1"} if last_step is not None else {}
@@ -106,18 +106,18 @@ class Supervisor:
             self._child.send_signal(number)
 
 
-def _told(code: int, progress: Progress, seconds: float) -> str:
-    where = "before the first step" if progress.step is None else f"after step {progress.step}"
+def _describe_end(code: int, progress: Progress, seconds: float) -> str:
+    progress_text = "before the first step" if progress.step is None else f"after step {progress.step}"
     if progress.error:
-        why = ": ".join(filter(None, progress.error))
+        cause = ": ".join(filter(None, progress.error))
     elif code > 128 and code - 128 in set(signal.Signals):
-        why = f"killed by {signal.Signals(code - 128).name}"
+        cause = f"killed by {signal.Signals(code - 128).name}"
     else:
-        why = f"exit code {code}"
-    return f"training ended {where}, {seconds:.0f} s after its start ({why})"
+        cause = f"exit code {code}"
+    return f"training ended {progress_text}, {seconds:.0f} s after its start ({cause})"
 
 
-def _say(text: str) -> None:
+def _print_status(text: str) -> None:
     print(f"supervisor: {text}", file=sys.stderr, flush=True)
 
 

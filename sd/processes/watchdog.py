@@ -1,4 +1,4 @@
-"""Says what a data worker is busy with when it has not moved for a while, and ends it when it never will again."""
+"""Watchdog of a data worker: logs the current step when it stalls, and exits the worker after a timeout."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all: written aside with sizes and checksums, fsynced, renamed."""
+"""Atomic checkpoints: temporary folder, manifest of sizes and checksums, fsync, rename."""
 
 import errno
 import itertools
@@ -18,12 +18,12 @@ import xxhash
 from sd.errors import InputError, RunError
 from sd.files import fsync, is_disk_full, is_unfinished, publish
 from sd.models.weight_file import read_safetensors
-from sd.processes.locks import HeldError, lock_file
+from sd.processes.locks import LockHeldError, lock_file
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-DAMAGED = "damaged.txt"  # in a checkpoint that a start has passed over: why
+DAMAGED = "damaged.txt"  # in a checkpoint that a start has skipped: the reason
 _NAME = re.compile(r"checkpoint-(\d+)")
 _ASIDE = re.compile(r"checkpoint-\d+\.(tmp|old)")
 _DTYPES = {"float32": "F32", "float16": "F16", "float64": "F64", "int64": "I64", "int32": "I32", "uint8": "U8"}
@@ -31,18 +31,18 @@ _BLOCK_BYTES = 1 << 24
 
 
 class DiskFullError(OSError):
-    """A checkpoint did not fit. Attributes: step, needed_bytes, free_bytes."""
+    """The disk is full: a checkpoint did not fit. Attributes: step, needed_bytes, free_bytes."""
 
     def __init__(self, step: int, folder: str | Path, needed_bytes: int, free_bytes: int):
-        lacks = f"it needs {needed_bytes / 1e6:,.1f} MB, {free_bytes / 1e6:,.1f} MB are free in {folder}"
+        cause = f"it needs {needed_bytes / 1e6:,.1f} MB, {free_bytes / 1e6:,.1f} MB are free in {folder}"
         if needed_bytes <= free_bytes:
-            lacks = f"{folder} takes no more, although {free_bytes / 1e6:,.1f} MB are free: a quota, or too many files"
-        super().__init__(errno.ENOSPC, f"checkpoint-{step} not saved: {lacks}")
+            cause = f"{folder} is full, although {free_bytes / 1e6:,.1f} MB are free: a quota, or no inodes"
+        super().__init__(errno.ENOSPC, f"checkpoint-{step} not saved: {cause}")
         self.step, self.needed_bytes, self.free_bytes = step, needed_bytes, free_bytes
 
 
 class NonFiniteError(RunError):
-    """A tensor that a checkpoint was to hold has NaN or infinite numbers."""
+    """A tensor that a checkpoint was to hold has NaN or infinite values."""
 
 
 def lock_output_dir(output_dir: str | os.PathLike) -> TextIO:
@@ -53,14 +53,14 @@ def lock_output_dir(output_dir: str | os.PathLike) -> TextIO:
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         return lock_file(Path(output_dir))
-    except HeldError as error:
+    except LockHeldError as error:
         raise InputError(f"--output_dir {output_dir} is in use by {error}; end it or choose another folder") from None
     except OSError as error:
         raise InputError(f"--output_dir {output_dir} cannot be written: {error.strerror}; choose another") from None
 
 
 class CheckpointWriter:
-    """One checkpoint on its way: files are written into `checkpoint-N.tmp`, and `commit` gives it its name."""
+    """Writes one checkpoint atomically: files into `checkpoint-N.tmp`, which `commit` renames."""
 
     def __init__(self, output_dir: str | Path, step: int):
         self.step = step
@@ -96,7 +96,7 @@ class CheckpointWriter:
         fsync(path)
 
     def commit(self) -> Path:
-        """Write the manifest, make everything durable, and let the checkpoint appear under its name."""
+        """Write the manifest, fsync everything, and rename the folder to its final name."""
         self.write_json(MANIFEST, {"step": self.step, "files": dict(sorted(self.files.items()))})
         for folder in {path.parent for path in self.folder.rglob("*")}:
             fsync(folder)
@@ -109,7 +109,7 @@ class CheckpointWriter:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def full(self, needed_bytes: int = 0) -> DiskFullError:
-        """What to raise where `needed_bytes` more have not fitted."""
+        """The DiskFullError for `needed_bytes` more than there is room for."""
         written = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         free = shutil.disk_usage(self.folder if self.folder.exists() else self.final.parent).free
         return DiskFullError(self.step, self.final.parent, needed_bytes + written, free + written)
@@ -123,8 +123,8 @@ class CheckpointWriter:
         raw = _raw(tensor)
         if not _is_finite(raw, _dtype_name(tensor)):
             raise NonFiniteError(
-                f"checkpoint-{self.step} not saved: {key} of {name} has NaN or infinite numbers, and so has the model; "
-                "go on from an earlier checkpoint with a lower --learning_rate or without half precision"
+                f"checkpoint-{self.step} not saved: {key} of {name} has NaN or infinite values, and so has the model; "
+                "resume from an earlier checkpoint with a lower --learning_rate or without half precision"
             )
         return raw
 
@@ -165,7 +165,7 @@ def _raw(tensor):
 
 
 def _is_finite(raw, dtype):
-    """Whether the bytes hold no NaN and no infinite number, if they hold floats."""
+    """Whether the bytes hold neither NaN nor infinity, if they are floats."""
     if not dtype.startswith("float") or not len(raw):
         return True
     array = raw.view(dtype)
@@ -203,12 +203,12 @@ def find_problem(folder: str | os.PathLike, thorough: bool = True) -> str | None
         if thorough and _checksum(path) != entry["xxh3_128"]:
             return f"{name} does not have the checksum that was written"
         if thorough and path.suffix == ".safetensors" and (bad := _non_finite(path)):
-            return f"{bad} of {name} has NaN or infinite numbers"
+            return f"{bad} of {name} has NaN or infinite values"
     return None
 
 
 def _non_finite(path):
-    """The name of a tensor with numbers that are not finite, or None."""
+    """The name of a tensor with a NaN or infinite value, or None."""
     for name, array in read_safetensors(path):
         if not _is_finite(_raw(array), _dtype_name(array)):
             return name
@@ -227,8 +227,8 @@ def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     return [path for step, path in sorted(pair for pair in folders if pair[0] is not None) if path.is_dir()]
 
 
-def newest_whole_checkpoint(output_dir: str | os.PathLike, mark: bool = False) -> Path | None:
-    """The newest checkpoint whose files are as written and whose numbers are finite, or None.
+def newest_intact_checkpoint(output_dir: str | os.PathLike, mark: bool = False) -> Path | None:
+    """The newest intact checkpoint, or None: files by size and checksum as in its manifest, no NaN or infinite value.
 
     Each damaged one passed over is named, and with `mark`, for the holder of the lock alone, gets a file that says so,
     by which it is known without being read again.
@@ -237,7 +237,7 @@ def newest_whole_checkpoint(output_dir: str | os.PathLike, mark: bool = False) -
         problem = find_problem(folder)
         if problem is None:
             return folder
-        logger.warning("%s is damaged: %s; looking for the one before it", folder, problem)
+        logger.warning("%s is damaged: %s; trying the previous checkpoint", folder, problem)
         if mark:
             with suppress(OSError):
                 (folder / DAMAGED).write_text(problem + "\n")
@@ -245,17 +245,17 @@ def newest_whole_checkpoint(output_dir: str | os.PathLike, mark: bool = False) -
 
 
 def remove_checkpoint(folder: str | Path) -> None:
-    """Remove a checkpoint: it loses its name first, so that a kill in between leaves nothing that looks whole."""
+    """Remove a checkpoint: renamed first, so that a kill in between leaves no folder that looks valid."""
     folder = Path(folder)
     if folder.exists():
-        aside = folder.with_name(folder.name + ".old")
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        renamed = folder.with_name(folder.name + ".old")
+        shutil.rmtree(renamed, ignore_errors=True)
+        folder.rename(renamed)
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
 def remove_leftovers(output_dir: str | os.PathLike) -> None:
-    """Remove what a killed run left half written or half deleted. Call it only under the lock."""
+    """Remove temporary folders and files of a killed run. Call it only under the lock."""
     for path in Path(output_dir).iterdir():
         if _ASIDE.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
@@ -264,19 +264,19 @@ def remove_leftovers(output_dir: str | os.PathLike) -> None:
 
 
 def keep_newest(output_dir: str | os.PathLike, limit: int | None) -> None:
-    """Remove what is older than the newest `limit` whole checkpoints; None or 0 keeps all.
+    """Remove what is older than the newest `limit` intact checkpoints; None or 0 keeps all.
 
     Damaged ones do not count: those of lost or cut files, and those that a start has passed over.
     """
     if limit is None or limit <= 0:
         return
-    whole = 0
+    num_intact = 0
     for folder in reversed(list_checkpoints(output_dir)):
-        if whole == limit:
+        if num_intact == limit:
             logger.info("removing %s (save_total_limit=%d)", folder, limit)
             remove_checkpoint(folder)
         elif find_problem(folder, thorough=False) is None:
-            whole += 1
+            num_intact += 1
 
 
 def read_json(folder: str | Path, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Which weights are meant: a checkpoint named in any of its ways, and what its run tells about the rest."""
+"""Names to weights: a checkpoint by any of its names, and the settings of its run."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from sd.data.parts import storage
 from sd.errors import ArgumentError, InputError
 from sd.models.single_file import is_single_file
-from sd.runs.checkpoint import list_checkpoints, newest_whole_checkpoint
+from sd.runs.checkpoint import list_checkpoints, newest_intact_checkpoint
 
 PUBLISHED = "CompVis/stable-diffusion-v1-4"
 _MODELS = ("pretrained_model_name_or_path", "vae_name_or_path", "text_encoder_name_or_path", "tokenizer_name")
@@ -29,7 +29,7 @@ class Location:
 
 
 def find_unet(name: str | Path) -> Location:
-    """The UNet meant by `name`: its folder, a checkpoint-N, an output_dir (then its newest whole checkpoint), a model
+    """The UNet meant by `name`: its folder, a checkpoint-N, an output_dir (then its newest intact checkpoint), a model
     repository, a whole model in one file, or a published name. Raises InputError, listing the checkpoints that there
     are, if nothing fits."""
     path = Path(name)
@@ -40,18 +40,18 @@ def find_unet(name: str | Path) -> Location:
     if (path / "unet" / "config.json").is_file():
         return Location(str(path / "unet"), path if path.name.startswith("checkpoint-") else None)
     if list_checkpoints(path):
-        newest = newest_whole_checkpoint(path)
+        newest = newest_intact_checkpoint(path)
         if newest is None:
             raise InputError(f"{name}: every checkpoint in it is damaged; name one with --unet {name}/checkpoint-N")
         return find_unet(newest)
     if not path.exists() and "checkpoint-" not in str(name) and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+){1,2}", str(name)):
         return Location(str(name))
     near = "" if path.exists() else storage.near_path(path)
-    raise InputError(f"{name}: no UNet there; {f'did you mean {near}? ' if near else ''}{_what_there_is(path)}")
+    raise InputError(f"{name}: no UNet there; {f'did you mean {near}? ' if near else ''}{_list_nearby(path)}")
 
 
 def list_choices(checkpoint: str | Path | None = None, output_dir: str | Path | None = None) -> dict[str, str]:
-    """What a person may choose from: {label: name for `find_unet`}, the newest checkpoint first.
+    """The checkpoints to choose from: {label: name for `find_unet`}, the newest first.
 
     output_dir: a run's folder, whose checkpoints are listed as they are now, none if it has not saved one yet.
     checkpoint: one model alone, unless it is such a folder; None is the published Stable Diffusion.
@@ -61,19 +61,19 @@ def list_choices(checkpoint: str | Path | None = None, output_dir: str | Path | 
         output_dir = checkpoint
     if output_dir is not None:
         if not Path(output_dir).is_dir():
-            raise ArgumentError("output_dir", str(output_dir), f": no such folder; {_what_there_is(Path(output_dir))}")
+            raise ArgumentError("output_dir", str(output_dir), f": no such folder; {_list_nearby(Path(output_dir))}")
         return {folder.name: str(folder) for folder in reversed(list_checkpoints(output_dir))}
     if checkpoint is None:
         return {PUBLISHED: f"{PUBLISHED}/unet"}
-    place = find_unet(checkpoint)
-    return {place.label: place.folder}
+    location = find_unet(checkpoint)
+    return {location.label: location.folder}
 
 
-def _what_there_is(path):
+def _list_nearby(path):
     """The checkpoints nearest to a path that does not exist, as a phrase."""
     for folder in (path, *path.parents[:3]):
-        if found := list_checkpoints(folder):
-            return f"{folder} has {', '.join(checkpoint.name for checkpoint in found)}"
+        if checkpoints := list_checkpoints(folder):
+            return f"{folder} has {', '.join(checkpoint.name for checkpoint in checkpoints)}"
     nearest = next((folder for folder in (path, *path.parents) if folder.is_dir()), Path())
     return f"{nearest} holds no checkpoint-N; name output_dir/checkpoint-N/unet or a published model"
 
@@ -89,8 +89,8 @@ def run_settings(checkpoint: str | Path | None) -> dict[str, Any]:
     arguments = {name: value for group in run.get("arguments", {}).values() for name, value in group.items()}
     for name in _PATHS:
         if arguments.get(name) and not Path(arguments[name]).exists():
-            there = Path(run.get("folder", "."), arguments[name])
-            arguments[name] = str(there) if there.exists() else arguments[name]
+            resolved = Path(run.get("folder", "."), arguments[name])
+            arguments[name] = str(resolved) if resolved.exists() else arguments[name]
     return arguments | _read_json(Path(checkpoint) / "settings.json")
 
 

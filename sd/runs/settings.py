@@ -1,4 +1,4 @@
-"""What a run is: the settings that decide its result, and `run.json`, which is enough to run it again."""
+"""The settings that decide a run's result, and `run.json`, which is enough to reproduce it."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddlenlp", "ppdiffusers", "nu
 _ENVIRONMENT = ("FLAG_", "FLAGS_", "PADDLE_TRAINERS_NUM", "MKL_", "OMP_", "CUDA_VISIBLE_DEVICES")
 
 
-# What checkpoints of earlier versions, which do not say it, were made with.
+# Values of checkpoints of earlier versions, which did not record them.
 _EARLIER = {"snr_weight_floor": 0.0, "resizer": "matrix products", "enlarge": False, "data_filter": None}
 _EARLIER |= {"caption_shares": None, "shuffle_tags": None, "keep_tags": 0, "tag_dropout": 0.0}
 _EARLIER |= {"aspect_buckets": None, "group_size": None}
@@ -87,11 +87,11 @@ def result_settings(
     settings = {"file_list_fingerprint": fingerprint, "buffer_size": buffer_size, "data_filter": data_filter}
     if resizer:
         settings["resizer"] = resizer
-    settings.update({part: f"sha256 {value[:_HASH_DIGITS]}" for part, value in hashes.items()})
+    settings.update({component: f"sha256 {value[:_HASH_DIGITS]}" for component, value in hashes.items()})
     constant = str(_plain(training_args.lr_scheduler_type)).startswith("constant")
-    names = _TRAINING if constant else (*_TRAINING, *_SCHEDULE_LENGTH)
-    for arguments, wanted in ((model_args, _MODEL), (data_args, _DATA), (training_args, names)):
-        settings.update({name: _plain(getattr(arguments, name)) for name in wanted})
+    training_names = _TRAINING if constant else (*_TRAINING, *_SCHEDULE_LENGTH)
+    for arguments, names in ((model_args, _MODEL), (data_args, _DATA), (training_args, training_names)):
+        settings.update({name: _plain(getattr(arguments, name)) for name in names})
     micro_batch = training_args.per_device_train_batch_size * training_args.dataset_world_size
     settings["global_batch_size"] = micro_batch * training_args.gradient_accumulation_steps
     if model_args.snr_gamma is not None and model_args.rescale_betas_zero_snr:
@@ -101,8 +101,8 @@ def result_settings(
 
 def checkpoint_settings(checkpoint: str | Path) -> dict[str, Any]:
     """The settings that a checkpoint keeps, with those that earlier versions did not write as far as they are known."""
-    kept = read_json(checkpoint, "settings.json")
-    return {**_EARLIER, "use_ema": (Path(checkpoint) / "ema_state.json").exists(), **kept}
+    stored = read_json(checkpoint, "settings.json")
+    return {**_EARLIER, "use_ema": (Path(checkpoint) / "ema_state.json").exists(), **stored}
 
 
 def check_same_run(
@@ -117,17 +117,17 @@ def check_same_run(
     if "file_list_fingerprint" in changed:
         old, new = (settings["file_list_fingerprint"][:8] for settings in (before, now))
         earlier = _file_list_of(Path(checkpoint).parent / "run.json")
-        told = f"{earlier or 'the list'} -> {file_list}" if earlier != file_list else f"the parts of {file_list}"
-        lines.insert(0, f"data: {told} (fingerprint {old} -> {new})")
-    told = ", ".join(lines)
+        text = f"{earlier or 'the list'} -> {file_list}" if earlier != file_list else f"the parts of {file_list}"
+        lines.insert(0, f"data: {text} (fingerprint {old} -> {new})")
+    text = ", ".join(lines)
     if "resizer" in changed:
-        told += f"; {_RESIZER_CHANGES}"
+        text += f"; {_RESIZER_CHANGES}"
     if changed and not allow_changed:
         raise InputError(
-            f"{checkpoint} was made with other settings ({told}); restore them, choose another --output_dir, "
-            "or go on with --allow_changed_resume"
+            f"{checkpoint} was made with other settings ({text}); restore them, choose another --output_dir, "
+            "or resume with --allow_changed_resume"
         )
-    return told
+    return text
 
 
 def _file_list_of(run_json: Path) -> str | None:
@@ -172,15 +172,15 @@ def write_run_json(
         ) from None
 
 
-def note_skipped(output_dir: str | Path, entries: Iterable[SkippedSamples]) -> None:
-    """Show in run.json what the run leaves out by now. What decides is skipped.json: a failure here costs nothing."""
+def record_skipped(output_dir: str | Path, entries: Iterable[SkippedSamples]) -> None:
+    """Record in run.json the samples that the run skips. skipped.json decides: a failure here is ignored."""
     path = Path(output_dir) / "run.json"
     with suppress(OSError, ValueError):
         _write(path, json.loads(path.read_text()) | {"skipped_samples": [entry.plain() for entry in entries]})
 
 
 def _write(path, run):
-    storage.write_whole(path, (json.dumps(run, indent=2) + "\n").encode())
+    storage.write_atomic(path, (json.dumps(run, indent=2) + "\n").encode())
 
 
 def _earlier_starts(path):

@@ -1,4 +1,4 @@
-"""skipped.json, in output_dir and in each checkpoint: samples that a run leaves out since it stepped back over them."""
+"""skipped.json, in output_dir and in each checkpoint: samples that a run skips since a rollback."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ SKIPPED = "skipped.json"
 
 @dataclass(frozen=True)
 class SkippedSamples:
-    """Numbers [first_sample, stop_sample) of the order. step: after which the run stepped back; back_to: the step of
+    """Numbers [first_sample, stop_sample) of the order. step: after which the run rolled back; back_to: the step of
     the checkpoint; reason: why, in a line."""
 
     first_sample: int
@@ -65,10 +65,10 @@ def write_skipped(output_dir: str | Path, entries: Iterable[SkippedSamples]) -> 
     """Keep the entries in output_dir. Raises RunError where that fails."""
     path = Path(output_dir) / SKIPPED
     try:
-        storage.write_whole(path, (json.dumps([entry.plain() for entry in entries], indent=2) + "\n").encode())
+        storage.write_atomic(path, (json.dumps([entry.plain() for entry in entries], indent=2) + "\n").encode())
     except OSError as error:
         raise RunError(
-            f"{path} cannot be written: {error.strerror}; free some space, the same command goes on"
+            f"{path} cannot be written: {error.strerror}; free some space, the same command resumes"
         ) from None
 
 
@@ -77,20 +77,18 @@ def abandoned_by(checkpoint: str | Path, entries: Iterable[SkippedSamples]) -> S
     own = gaps_of(read_skipped(checkpoint))
     stop = own.number(read_json(checkpoint, "data_state.json")["samples_seen"] - 1) + 1
     for entry in entries:
-        if entry.first_sample < stop and not own.leaves_out(entry.first_sample, min(stop, entry.stop_sample)):
+        if entry.first_sample < stop and not own.contains(entry.first_sample, min(stop, entry.stop_sample)):
             return entry
     return None
 
 
 def mark_abandoned(output_dir: str | Path) -> None:
-    """Mark the checkpoints that were trained on samples which the run leaves out by now, so that none goes on from
+    """Mark the checkpoints that were trained on samples which the run leaves out by now, so that none resumes from
     them. A start does it under the lock: a kill may have come between the entry and the marks."""
     entries = read_skipped(output_dir)
     for folder in list_checkpoints(output_dir) if entries else []:
         if find_problem(folder, thorough=False) is None and (entry := abandoned_by(folder, entries)):
-            told = (
-                f"stepped back over: samples from {entry.first_sample} on, of its training, are left out by {SKIPPED}"
-            )
+            reason = f"rolled back: samples from {entry.first_sample} on, of its training, are left out by {SKIPPED}"
             with suppress(OSError):
-                (folder / DAMAGED).write_text(told + "\n")
-            logger.warning("%s: %s", folder.name, told)
+                (folder / DAMAGED).write_text(reason + "\n")
+            logger.warning("%s: %s", folder.name, reason)

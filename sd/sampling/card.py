@@ -51,7 +51,7 @@ def write_card(
         pipeline_tag="text-to-image",
         tags=["stable-diffusion", "text-to-image", "paddlepaddle"],
     )
-    paragraphs = [f"---\n{head.to_yaml()}\n---", f"# {models.label}", _what(checkpoint, models)]
+    paragraphs = [f"---\n{head.to_yaml()}\n---", f"# {models.label}", _summary(checkpoint, models)]
     if checkpoint:
         paragraphs += _training(checkpoint)
     if scores:
@@ -59,12 +59,12 @@ def write_card(
     if picture:
         paragraphs += ["## Pictures", f"![pictures drawn by {models.label}]({_copied(Path(picture), folder).name})"]
     paragraphs += ["## Licence", "TODO: name the licence of these weights, and in `license:` above."]
-    with written(card) as aside:
-        aside.write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
+    with written(card) as temporary:
+        temporary.write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
     return card
 
 
-def _what(checkpoint: Path | None, models: Models) -> str:
+def _summary(checkpoint: Path | None, models: Models) -> str:
     millions = sum(parameter.size for parameter in models.unet.parameters()) / 1e6
     steps = f", trained for {checkpoint.name.rpartition('-')[2]} steps" if checkpoint else ""
     return (

@@ -44,19 +44,19 @@ def export_pipeline(models: Models, output: str | Path, layout: str, scheduler: 
     )
     # What paddlenlp saves is what it once loaded, and the run may have cut captions shorter.
     models.tokenizer.init_kwargs["model_max_length"] = models.tokenizer.model_max_length
-    aside = output.with_name(f".{output.name}.tmp")
+    temporary = output.with_name(f".{output.name}.tmp")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        pipeline.save_pretrained(str(aside), safe_serialization=True, to_diffusers=layout == "diffusers")
-        for weights in aside.rglob("*.safetensors"):  # which safetensors lets its owner alone read
-            shutil.copymode(aside / "model_index.json", weights)
+        shutil.rmtree(temporary, ignore_errors=True)
+        pipeline.save_pretrained(str(temporary), safe_serialization=True, to_diffusers=layout == "diffusers")
+        for weights in temporary.rglob("*.safetensors"):  # which safetensors lets its owner alone read
+            shutil.copymode(temporary / "model_index.json", weights)
         if output.exists():
             output.rmdir()
-        for path in [*aside.rglob("*"), aside]:
+        for path in [*temporary.rglob("*"), temporary]:
             fsync(path)
-        publish(aside, output)
+        publish(temporary, output)
     except (OSError, RuntimeError) as error:  # safetensors' error for a full disk is its own
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise RunError(f"{output} not written: {error}; free space or choose another --output") from error
     return output
 
@@ -97,9 +97,9 @@ def export_single_file(models: Models, output: str | Path, dtype: str = "fp32") 
         "modelspec.prediction_type": prediction,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    with written(output) as aside:
-        save_file(tensors, aside, metadata)
-        aside.chmod(0o666 & ~_umask())  # safetensors lets its owner alone read it
+    with written(output) as temporary:
+        save_file(tensors, temporary, metadata)
+        temporary.chmod(0o666 & ~_umask())  # safetensors lets its owner alone read it
     return output
 
 

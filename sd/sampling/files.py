@@ -61,9 +61,9 @@ def written(path: Path) -> Iterator[Path]:
             yield temporary
     except OSError as error:
         full = is_disk_full(error)
-        why = "the disk is full; free some space" if full else f"{error.strerror}; make the folder writable"
+        cause = "the disk is full; free some space" if full else f"{error.strerror}; make the folder writable"
         raise RunError(
-            f"{path} not written: {why} and run the same command again, finished pictures are kept"
+            f"{path} not written: {cause} and run the same command again, finished pictures are kept"
         ) from None
 
 
@@ -84,6 +84,6 @@ def read_pixels(path: str | Path) -> np.ndarray:
         raise InputError(f"{path}: {error}; take it out of the folder, or draw it again") from None
 
 
-def slug(text: str, most: int = 40) -> str:
+def slug(text: str, max_length: int = 40) -> str:
     """A prompt as a part of a file name: its letters, of any script, in lower case, its digits, and hyphens."""
-    return re.sub(r"[\W_]+", "-", text.lower())[:most].strip("-") or "picture"
+    return re.sub(r"[\W_]+", "-", text.lower())[:max_length].strip("-") or "picture"

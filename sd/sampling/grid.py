@@ -50,11 +50,11 @@ def labelled_table(
     left = _GAP + (min(240, max(width, 120)) + _GAP if row_labels else 0)
     sheet_width = left + columns * (width + _GAP)
     title_lines = _wrapped(title, sheet_width - 2 * _GAP, 4) if title else []
-    heads = [_wrapped(label, width, _LINES) for label in column_labels or []]
-    below = [[_wrapped(caption, width, _LINES) for caption in row] for row in captions or []]
-    beside = [_wrapped(label, left - 2 * _GAP, max(1, height // line)) for label in row_labels or []]
-    top = _GAP + line * (len(title_lines) + max(map(len, heads), default=0)) + (_GAP if title_lines else 0)
-    caption_height = line * max((len(lines) for row in below for lines in row), default=0)
+    column_lines = [_wrapped(label, width, _LINES) for label in column_labels or []]
+    caption_lines = [[_wrapped(caption, width, _LINES) for caption in row] for row in captions or []]
+    row_lines = [_wrapped(label, left - 2 * _GAP, max(1, height // line)) for label in row_labels or []]
+    top = _GAP + line * (len(title_lines) + max(map(len, column_lines), default=0)) + (_GAP if title_lines else 0)
+    caption_height = line * max((len(lines) for row in caption_lines for lines in row), default=0)
     pitch = height + caption_height + _GAP
     sheet = Image.new("RGB", (sheet_width, top + len(rows) * pitch), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -65,22 +65,22 @@ def labelled_table(
             draw.text((x, y + number * line), text, fill=_INK, font=font)
 
     write(title_lines, _GAP, _GAP)
-    for column, lines in enumerate(heads):
+    for column, lines in enumerate(column_lines):
         write(lines, left + column * (width + _GAP), top - line * len(lines))
     for number, row in enumerate(rows):
         y = top + number * pitch
-        if beside:
-            write(beside[number], _GAP, y)
+        if row_lines:
+            write(row_lines[number], _GAP, y)
         for column, picture in enumerate(row):
             x = left + column * (width + _GAP)
             sheet.paste(_fitted(picture, width, height), (x, y))
-            if below:
-                write(below[number][column], x, y + height + 2)
+            if caption_lines:
+                write(caption_lines[number][column], x, y + height + 2)
     return sheet
 
 
-def _wrapped(text, width, most):
-    return wrap(text, font_for(str(text), _TEXT_SIZE), width, most)
+def _wrapped(text, width, max_lines):
+    return wrap(text, font_for(str(text), _TEXT_SIZE), width, max_lines)
 
 
 def _cell_size(rows):

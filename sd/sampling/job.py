@@ -1,4 +1,4 @@
-"""Prompts and settings -> a folder of pictures, going on where an earlier call was cut off."""
+"""Prompts and settings -> a folder of pictures, resuming where an earlier call was cut off."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from sd.sampling.files import read_png_text, write_png
 from sd.sampling.models import Models
-from sd.sampling.pipeline import check_size, cut_text, default_batch_size, stream_images
+from sd.sampling.pipeline import check_size, default_batch_size, stream_images, truncated_text
 
-_SHOWN_LETTERS = 200
+_MAX_SHOWN_CHARS = 200
 _BAR = "{l_bar}{bar}| {whole}/{total} pictures [{elapsed}<{remaining}]"
 _HAIR = 1e-6  # of a picture: its shares add up to a bit less than it
 
@@ -45,8 +45,8 @@ class _PictureBar(tqdm):
 
     @property
     def format_dict(self):
-        told = super().format_dict
-        return told | {"whole": int(told["n"] + _HAIR)}
+        values = super().format_dict
+        return values | {"whole": int(values["n"] + _HAIR)}
 
 
 def settings_for(
@@ -70,8 +70,8 @@ def settings_from(flags: Any, models: Models, device: str) -> Settings:
 
     Raises InputError for a size that the VAE cannot draw.
     """
-    asked = {field.name: getattr(flags, field.name) for field in fields(Settings) if field.name != "device"}
-    settings = settings_for(models, device=device, **asked)
+    chosen = {field.name: getattr(flags, field.name) for field in fields(Settings) if field.name != "device"}
+    settings = settings_for(models, device=device, **chosen)
     check_size(models.vae, settings.height, settings.width)
     return settings
 
@@ -89,8 +89,10 @@ def draw(
     on_step: called after every UNet call with the pictures that it stands for; what it raises ends the drawing.
     A file that holds just this picture already (same prompt, settings and weights) is left as it is.
     """
-    told = asdict(settings) | models.schedule | {"model": models.label, "weights": weights_id or models.weights_id()}
-    todo = [job for job in jobs if read_png_text(job.path) != (job.prompt, told | {"seed": job.seed})]
+    description = (
+        asdict(settings) | models.schedule | {"model": models.label, "weights": weights_id or models.weights_id()}
+    )
+    todo = [job for job in jobs if read_png_text(job.path) != (job.prompt, description | {"seed": job.seed})]
     if len(todo) < len(jobs) and not quiet:
         print(f"{len(jobs) - len(todo)} of {len(jobs)} pictures are there already", flush=True)
     sizes = {name: getattr(settings, name) for name in ("height", "width", "guidance_scale", "num_inference_steps")}
@@ -115,13 +117,13 @@ def draw(
             **sizes,
         )
         for job, image in zip(todo, stream, strict=True):
-            write_png(job.path, image, job.prompt, told | {"seed": job.seed})
+            write_png(job.path, image, job.prompt, description | {"seed": job.seed})
         bar.update(bar.total - bar.n)
 
 
-def warn_of_cut_prompts(tokenizer: Any, prompts: Iterable[str], say: Callable[[str], object] = print) -> None:
-    """Say of each prompt that is too long for the model what of it is not seen."""
+def warn_truncated_prompts(tokenizer: Any, prompts: Iterable[str], write: Callable[[str], object] = print) -> None:
+    """Warn of each prompt that is truncated, with the text that is cut off."""
     for number, prompt in enumerate(dict.fromkeys(prompts), start=1):
-        if cut := cut_text(tokenizer, prompt):
-            cut = cut if len(cut) <= _SHOWN_LETTERS else cut[:_SHOWN_LETTERS] + "..."
-            say(f"prompt {number} is longer than the model's {tokenizer.model_max_length} tokens; cut off: {cut!r}")
+        if cut := truncated_text(tokenizer, prompt):
+            cut = cut if len(cut) <= _MAX_SHOWN_CHARS else cut[:_MAX_SHOWN_CHARS] + "..."
+            write(f"prompt {number} is truncated to the model's {tokenizer.model_max_length} tokens; cut off: {cut!r}")

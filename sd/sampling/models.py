@@ -9,13 +9,13 @@ from typing import Any
 from sd import devices
 from sd.cpu.layers import speed_up
 from sd.data.parts import storage
-from sd.diffusion.model import check_parts
+from sd.diffusion.model import check_components
 from sd.diffusion.schedule import sampler_config
 from sd.errors import InputError, first_line
 from sd.flags.arguments import check_choice
 from sd.models.attention import use_fastest_attention
 from sd.models.hashes import content_id, tokenizer_hash
-from sd.models.loading import load_part
+from sd.models.loading import load_component
 from sd.models.single_file import SingleFile, is_single_file
 from sd.models.weights import read_config
 from sd.runs.locate import PUBLISHED, find_unet, run_settings
@@ -29,11 +29,11 @@ _SAMPLERS_OWN = ("clip_sample", "set_alpha_to_one", "steps_offset")
 
 @dataclass
 class Models:
-    """A pipeline's parts, ready to draw.
+    """A pipeline's components, ready to draw.
 
     schedule: the settings of training that a sampler must follow. sampler: its short name if nobody names another.
-    side: pixels of the training images. label: for people. sources: part -> (name or folder, sub-folder, variant).
-    versions: part -> what changes when the files of its source do.
+    side: pixels of the training images. label: for people. sources: component -> (name or folder, sub-folder, variant).
+    versions: component -> what changes when the files of its source do.
     """
 
     unet: Any
@@ -48,8 +48,8 @@ class Models:
     versions: dict
 
     def is_stale(self) -> bool:
-        """Whether the files of a part have changed since it was loaded."""
-        return any(_version(source) != self.versions[part] for part, source in self.sources.items())
+        """Whether the files of a component have changed since it was loaded."""
+        return any(_version(source) != self.versions[component] for component, source in self.sources.items())
 
     def scheduler(self, name: str | None = None) -> Any:
         """A fresh scheduler by its short name."""
@@ -75,52 +75,58 @@ def load_models(
     """Load what is named; what is not comes from the checkpoint or pipeline around the UNet, else from what its run
     was trained with, else from the published Stable Diffusion v1-4.
 
-    unet: see `sd.runs.locate.find_unet`. variant: `ema` for the moving average. shared: Models whose parts are
-    taken over where they are the same. Raises InputError if a part cannot be had or the parts do not fit.
+    unet: see `sd.runs.locate.find_unet`. variant: `ema` for the moving average. shared: Models whose components
+    are reused where they are the same. Raises InputError if a component cannot be loaded or they do not fit.
     """
     check_choice("dtype", dtype, DTYPES)
     devices.check_precision(devices.current(), dtype)
     if unet is None:
         unet = pretrained_model if is_single_file(pretrained_model or "") else f"{pretrained_model or PUBLISHED}/unet"
-    place = find_unet(str(unet))
-    folder = Path(place.folder)
+    location = find_unet(str(unet))
+    folder = Path(location.folder)
     if variant and folder.exists() and not any(folder.glob(f"*.{variant}.*")):
         raise InputError(f"{folder} has no weights of variant {variant!r}; leave it out, or train with --use_ema")
-    run = run_settings(place.checkpoint)
+    run = run_settings(location.checkpoint)
     if pretrained_model is None and (folder.parent / "vae" / "config.json").is_file():
         pretrained_model = str(folder.parent)  # the UNet of a whole pipeline
     if pretrained_model is None and is_single_file(folder):
-        pretrained_model = place.folder
+        pretrained_model = location.folder
     repository = pretrained_model or run.get("pretrained_model_name_or_path") or PUBLISHED
     own = {} if pretrained_model else run
-    trained_text = place.checkpoint / "text_encoder" if place.checkpoint else Path()
+    trained_text = location.checkpoint / "text_encoder" if location.checkpoint else Path()
     named = {
         "vae": vae or own.get("vae_name_or_path"),
         "text_encoder": text_encoder
         or (str(trained_text) if (trained_text / "config.json").is_file() else own.get("text_encoder_name_or_path")),
         "tokenizer": tokenizer or own.get("tokenizer_name"),
     }
-    sources: dict[str, tuple[str, str | None, str | None]] = {"unet": (place.folder, None, variant)}
-    sources |= {part: (name, None, None) if name else (repository, part, None) for part, name in named.items()}
-    versions = {part: _version(source) for part, source in sources.items()}
-    parts = {part: _load(part, source, versions[part], dtype, shared) for part, source in sources.items()}
-    longest = min(run.get("model_max_length") or 10**9, parts["text_encoder"].config.max_position_embeddings)
-    parts["tokenizer"].model_max_length = min(longest, parts["tokenizer"].model_max_length)
-    check_parts(SimpleNamespace(**parts, model_args=SimpleNamespace(model_max_length=2)))
+    sources: dict[str, tuple[str, str | None, str | None]] = {"unet": (location.folder, None, variant)}
+    sources |= {
+        component: (name, None, None) if name else (repository, component, None) for component, name in named.items()
+    }
+    versions = {component: _version(source) for component, source in sources.items()}
+    components = {
+        component: _load(component, source, versions[component], dtype, shared) for component, source in sources.items()
+    }
+    longest = min(run.get("model_max_length") or 10**9, components["text_encoder"].config.max_position_embeddings)
+    components["tokenizer"].model_max_length = min(longest, components["tokenizer"].model_max_length)
+    check_components(SimpleNamespace(**components, model_args=SimpleNamespace(model_max_length=2)))
     if devices.current().kind == "gpu":
-        for part in ("unet", "vae"):
-            chosen = use_fastest_attention(parts[part], [DTYPES[dtype]])
-            logger.info("attention of the %s: %s", part, ", ".join(f"{name} for {of}" for of, name in chosen.items()))
+        for component in ("unet", "vae"):
+            chosen = use_fastest_attention(components[component], [DTYPES[dtype]])
+            logger.info(
+                "attention of the %s: %s", component, ", ".join(f"{name} for {of}" for of, name in chosen.items())
+            )
     else:
-        for part in ("unet", "vae", "text_encoder"):
-            speed_up(parts[part], frozen=True)
-    schedule, sampler = _schedule(place, repository, run)
+        for component in ("unet", "vae", "text_encoder"):
+            speed_up(components[component], frozen=True)
+    schedule, sampler = _schedule(location, repository, run)
     return Models(
-        **parts,
+        **components,
         schedule=schedule,
         sampler=sampler,
-        side=run.get("resolution") or parts["unet"].config.sample_size * vae_factor(parts["vae"]),
-        label=place.label + (f" {variant}" if variant else ""),
+        side=run.get("resolution") or components["unet"].config.sample_size * vae_factor(components["vae"]),
+        label=location.label + (f" {variant}" if variant else ""),
         sources=sources,
         versions=versions,
     )
@@ -132,23 +138,27 @@ def _version(source):
     return storage.versions_below(Path(name, subfolder or ""))
 
 
-def _load(part, source, version, dtype, shared):
+def _load(component, source, version, dtype, shared):
     # A tokenizer is quick to load, and its longest text is the run's own.
-    if part != "tokenizer" and shared and (shared.sources[part], shared.versions[part]) == (source, version):
-        return getattr(shared, part)
-    loaded = load_part(part, *source)
-    return loaded if part == "tokenizer" or dtype == "fp32" else loaded.to(dtype=DTYPES[dtype])
+    if (
+        component != "tokenizer"
+        and shared
+        and (shared.sources[component], shared.versions[component]) == (source, version)
+    ):
+        return getattr(shared, component)
+    loaded = load_component(component, *source)
+    return loaded if component == "tokenizer" or dtype == "fp32" else loaded.to(dtype=DTYPES[dtype])
 
 
-def _schedule(place, repository, run):
+def _schedule(location, repository, run):
     """(settings of training for the sampler, the sampler's default name).
 
     A checkpoint of this toolkit knows its own; else the scheduler folder beside the UNet, else the repository's.
     """
-    wanted = [*(name for name in sampler_config() if name not in _SAMPLERS_OWN), "trained_betas"]
+    names = [*(name for name in sampler_config() if name not in _SAMPLERS_OWN), "trained_betas"]
     if "prediction_type" in run:
-        return {name: run[name] for name in wanted if name in run}, "ddim"
-    folders = [Path(place.folder).parent / "scheduler", Path(repository) / "scheduler"]
+        return {name: run[name] for name in names if name in run}, "ddim"
+    folders = [Path(location.folder).parent / "scheduler", Path(repository) / "scheduler"]
     path = next((folder / "scheduler_config.json" for folder in folders if folder.is_dir()), None)
     if is_single_file(repository):
         file = SingleFile(repository)
@@ -162,7 +172,7 @@ def _schedule(place, repository, run):
     else:
         config = read_config(path) if path else _published_schedule(repository)
     name = next((short for short, long in SCHEDULERS.items() if long == config.get("_class_name")), "ddim")
-    return {name: config[name] for name in wanted if config.get(name) is not None}, name
+    return {name: config[name] for name in names if config.get(name) is not None}, name
 
 
 def _published_schedule(repository):

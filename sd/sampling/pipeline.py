@@ -18,7 +18,7 @@ from sd import devices
 from sd.diffusion.schedule import sampler_config
 from sd.errors import ArgumentError
 from sd.models.attention import KernelAttnProcessor
-from sd.models.encoders import cut_long, tokenize
+from sd.models.encoders import tokenize, truncate
 from sd.sampling.constants import computed_once
 
 _BYTES_A_LETTER = 4  # of UTF-8, at most
@@ -91,14 +91,14 @@ def batch_in_memory(unet: paddle.nn.Layer, height: int, width: int, memory: int)
     What a call holds at once, in numbers a sample: the skip connections, four tensors as large as the widest layer of
     the first level's feed-forward (8 x its channels), and with plain attention the scores and their softmax.
     """
-    config, places = unet.config, height * width
+    config, num_positions = unet.config, height * width
     layers = config.layers_per_block if isinstance(config.layers_per_block, int) else max(config.layers_per_block)
     widths = config.block_out_channels
-    skips = sum((layers + 1) * channels * places // 4**level for level, channels in enumerate(widths))
-    numbers = skips + 4 * 8 * widths[0] * places
+    skips = sum((layers + 1) * channels * num_positions // 4**level for level, channels in enumerate(widths))
+    numbers = skips + 4 * 8 * widths[0] * num_positions
     if not any(isinstance(processor, KernelAttnProcessor) for processor in unet.attn_processors.values()):
         heads = config.attention_head_dim  # so ppdiffusers calls the number of heads
-        numbers += 2 * (heads if isinstance(heads, int) else heads[0]) * places**2
+        numbers += 2 * (heads if isinstance(heads, int) else heads[0]) * num_positions**2
     width_of_number = 4 if unet.dtype == paddle.float32 else 2
     weights = sum(parameter.size for parameter in unet.parameters())
     free = memory // 2 - weights * width_of_number
@@ -150,9 +150,9 @@ def stream_images(
     if not 1 <= guidance_scale < math.inf:
         raise ArgumentError("guidance_scale", guidance_scale, "; expected at least 1, which is no guidance")
     # The offset is added to every timestep, and none may pass the last one of training.
-    most = scheduler.config.num_train_timesteps - scheduler.config.get("steps_offset", 0)
-    if not 1 <= num_inference_steps <= most:
-        raise ArgumentError("num_inference_steps", num_inference_steps, f"; expected 1 to {most}")
+    max_steps = scheduler.config.num_train_timesteps - scheduler.config.get("steps_offset", 0)
+    if not 1 <= num_inference_steps <= max_steps:
+        raise ArgumentError("num_inference_steps", num_inference_steps, f"; expected 1 to {max_steps}")
     shape = (unet.config.in_channels, height // vae_factor(vae), width // vae_factor(vae))
     batch_size = batch_size or default_batch_size(unet, vae, height, width)
     step = math.gcd(batch_size, decode_batch_size(unet, vae, height, width))
@@ -211,9 +211,9 @@ def encode_prompt(text_encoder: paddle.nn.Layer, tokenizer: Any, prompt: str) ->
     return text_encoder(paddle.to_tensor(ids))[0]
 
 
-def cut_text(tokenizer: Any, prompt: str) -> str:
+def truncated_text(tokenizer: Any, prompt: str) -> str:
     """What of a prompt lies past the model's length and is not seen by it, or its beginning; empty if all is seen."""
-    tokens = tokenizer.tokenize(cut_long(prompt, tokenizer.model_max_length))
+    tokens = tokenizer.tokenize(truncate(prompt, tokenizer.model_max_length))
     first = tokenizer.model_max_length - 2  # two places mark begin and end of the text
     cut = ""
     for seen_bytes in range(_BYTES_A_LETTER if len(tokens) > first else 0):

@@ -34,9 +34,9 @@ def read_prompts(
             break
         column = column or next((name for name in COLUMNS if name in row), None)
         if not isinstance(row.get(column), str):
-            wanted = f"column {column!r}" if column else f"column named {' or '.join(COLUMNS)}"
+            expected = f"column {column!r}" if column else f"column named {' or '.join(COLUMNS)}"
             raise InputError(
-                f"{path}, line {number}: no {wanted} with text, it has {', '.join(map(str, row)) or 'none'}; "
+                f"{path}, line {number}: no {expected} with text, it has {', '.join(map(str, row)) or 'none'}; "
                 "name the right one with --prompts_column"
             )
         prompts.append(row[column].strip())

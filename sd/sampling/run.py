@@ -12,7 +12,7 @@ from sd.flags.arguments import check_range
 from sd.sampling.compare import find_columns
 from sd.sampling.files import make_folder, read_pixels, slug, write_png
 from sd.sampling.grid import labelled_sheet, labelled_table
-from sd.sampling.job import Job, draw, settings_from, warn_of_cut_prompts
+from sd.sampling.job import Job, draw, settings_from, warn_truncated_prompts
 from sd.sampling.models import load_models
 from sd.sampling.prompts import read_prompts
 
@@ -65,7 +65,7 @@ def _load(flags, unet, variant, shared=None):
     return load_models(unet, variant=variant, shared=shared, **model_flags(flags))
 
 
-def _places(output, count):
+def _output_paths(output, count):
     """(folder of the pictures, file of the grid, file of a single picture or None)."""
     output = Path(output or "eval_output")
     if output.suffix.lower() != ".png":
@@ -90,24 +90,24 @@ def _title(label, settings, guidance_scales):
     """A line over the grid; a guidance scale that differs from column to column stands above each instead."""
     guidance = f", guidance {settings.guidance_scale:g}" if len(guidance_scales) == 1 else ""
     without = f", without {settings.negative_prompt!r}" if settings.negative_prompt else ""
-    how = f"{settings.scheduler}, {settings.num_inference_steps} steps{guidance}{without}"
-    return f"{label}: {settings.width} x {settings.height}, {how}"
+    sampler = f"{settings.scheduler}, {settings.num_inference_steps} steps{guidance}{without}"
+    return f"{label}: {settings.width} x {settings.height}, {sampler}"
 
 
 def _draw(flags, prompts, device):
     models = _load(flags, flags.unet, flags.variant)
     settings = settings_from(flags, models, device)
-    folder, grid, single = _places(flags.output, len(prompts) * flags.num_images)
-    warn_of_cut_prompts(models.tokenizer, prompts)
+    folder, grid, single = _output_paths(flags.output, len(prompts) * flags.num_images)
+    warn_truncated_prompts(models.tokenizer, prompts)
     jobs = _jobs(flags, prompts, folder, single)
     draw(models, jobs, settings)
     if len(jobs) == 1:
         print(f"picture: {jobs[0].path}")
         return
     grid = grid or folder / "grid.png"
-    shown = jobs[:_GRID_PICTURES]
-    captions = [job.prompt if flags.num_images == 1 else f"{job.prompt} (seed {job.seed})" for job in shown]
-    images = [read_pixels(job.path) for job in shown]
+    grid_jobs = jobs[:_GRID_PICTURES]
+    captions = [job.prompt if flags.num_images == 1 else f"{job.prompt} (seed {job.seed})" for job in grid_jobs]
+    images = [read_pixels(job.path) for job in grid_jobs]
     each = flags.num_images  # the pictures of a prompt stay side by side
     columns = each * (_GRID_COLUMNS // each) if 1 < each <= _GRID_COLUMNS else None
     write_png(
@@ -126,8 +126,8 @@ def _compare(flags, prompts, device):
         models = _load(flags, column.unet, column.variant, shared=models)
         settings = replace(settings_from(flags, models, device), guidance_scale=column.guidance_scale)
         if number == 0:
-            folder, grid, _ = _places(flags.output, 2)
-            warn_of_cut_prompts(models.tokenizer, prompts)
+            folder, grid, _ = _output_paths(flags.output, 2)
+            warn_truncated_prompts(models.tokenizer, prompts)
             title = _title("same prompts and noise", settings, {column.guidance_scale for column in columns})
         jobs = _jobs(flags, prompts, make_folder(folder / f"{number}-{slug(column.label)}"))
         print(f"{number + 1} of {len(columns)}: {column.label}", flush=True)

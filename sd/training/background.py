@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on: the tensors are copied to host memory, a thread writes the copy."""
+"""Asynchronous checkpoints: tensors are copied to host memory, a thread writes the copy while training continues."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ import psutil
 
 from sd.runs.checkpoint import CheckpointWriter
 
-_ROOM = 1.2  # times the copy that must be free: data workers keep their memory
+_HEADROOM = 1.2  # times the copy that must be free: data workers keep their memory
 
 
 class CopiedCheckpoint:
@@ -26,7 +26,7 @@ class CopiedCheckpoint:
         self._later(name, lambda: self._writer.write_tensors(name, copies, metadata))
 
     def write_json(self, name: str, value: Any) -> None:
-        """Keep a value that nobody changes any more."""
+        """Keep a value that no longer changes."""
         self._later(name, lambda: self._writer.write_json(name, value))
 
     def add(self, name: str) -> None:
@@ -53,7 +53,7 @@ class BackgroundSaver:
         self.writer: CheckpointWriter | None = None  # of the job that was started last
 
     def start(self, job: Callable[[], None], writer: CheckpointWriter) -> None:
-        """Have `job` done; the one before has been waited for."""
+        """Start `job` in the thread; the previous one must have ended."""
         self.writer = writer
         self._thread = threading.Thread(target=self._run, args=[job], name="save checkpoint", daemon=True)
         self._thread.start()
@@ -65,7 +65,7 @@ class BackgroundSaver:
             self._failure = error
 
     def wait(self) -> None:
-        """Wait for the job. Raises what it raised."""
+        """Wait for the job and re-raise its exception."""
         if self._thread is not None:
             self._thread.join()
         failure, self._thread, self._failure = self._failure, None, None
@@ -73,9 +73,9 @@ class BackgroundSaver:
             raise failure
 
 
-def room_for_copy(num_bytes: int) -> bool:
+def fits_in_host_memory(num_bytes: int) -> bool:
     """Whether host memory takes a copy of so many bytes now."""
-    return psutil.virtual_memory().available > _ROOM * num_bytes
+    return psutil.virtual_memory().available > _HEADROOM * num_bytes
 
 
 def _copy(tensor):

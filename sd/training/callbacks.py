@@ -1,4 +1,4 @@
-"""What a person sees of a run: log line, progress bar, VisualDL, benchmark figures. Training depends on none of it."""
+"""Callbacks that show a run: log line, progress bar, VisualDL, benchmark figures. Training depends on none of them."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from sd.diffusion.schedule import TIMESTEP_BANDS
 from sd.errors import first_line
-from sd.training.report import draw_report, note
+from sd.training.report import append_history, draw_report
 
 if TYPE_CHECKING:
     from sd.flags.training import SDTrainingArguments
@@ -33,8 +33,8 @@ _SCALARS = (
 )
 
 
-def for_arguments(args: "SDTrainingArguments", trainer: Any) -> list[Any]:
-    """The callbacks that the flags ask for. Only rank 0 tells anything."""
+def make_callbacks(args: "SDTrainingArguments", trainer: Any) -> list[Any]:
+    """The callbacks that the flags select; only rank 0 logs."""
     callbacks = []
     if args.process_index == 0:
         callbacks.append(LogLine())
@@ -59,14 +59,14 @@ def _handlers(names):
         try:
             yield from (make() for make in get_reporting_integration_callbacks([name]))
         except (RuntimeError, ImportError) as error:
-            logger.warning("--report_to %s: %s; the run goes on without it", name, first_line(error).rstrip("."))
+            logger.warning("--report_to %s: %s; the run continues without it", name, first_line(error).rstrip("."))
 
 
 class LogLine(TrainerCallback):
     """One line every logging_steps."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Print what a person wants to know of the steps since the last line."""
+        """Log the means of the steps since the last line."""
         rates = [f"lr {logs['learning_rate']:.3g}"]
         if "learning_rate_text_encoder" in logs:
             rates.append(f"text lr {logs['learning_rate_text_encoder']:.3g}")
@@ -119,21 +119,21 @@ class Benchmark(TrainerCallback):
 
 
 class Report(TrainerCallback):
-    """history.jsonl as the run goes on, and report.png at its end."""
+    """history.jsonl during the run, and report.png at its end."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Note the scalars of a log."""
-        note(args.output_dir, logs)
+        append_history(args.output_dir, logs)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Note a validation."""
-        note(args.output_dir, {"global_step": state.global_step, **metrics})
+        append_history(args.output_dir, {"global_step": state.global_step, **metrics})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Draw the page, if the run is at its end. Whatever fails there costs the page alone."""
+        """Draw the page at the end of the run. An exception there is logged and costs the page alone."""
         if state.global_step < state.max_steps:
             return
         previews = self.trainer.previews
@@ -154,7 +154,7 @@ class Profile(TrainerCallback):
 
 
 def earlier_log(output_dir: str) -> Path | None:
-    """The newest VisualDL file below an output folder: a run that is resumed goes on in it, as one curve."""
+    """The newest VisualDL file below an output folder: a resumed run appends to it, so that it is one curve."""
     logs = sorted(Path(output_dir).glob("runs/*/vdlrecords.*.log"), key=lambda path: path.stat().st_mtime_ns)
     return logs[-1] if logs else None
 
@@ -190,7 +190,7 @@ class VisualDL(TrainerCallback):
         self.writer.flush()
 
     def _write_histograms(self, step):
-        timesteps, losses = self.trainer.records.take_timestep_losses()
+        timesteps, losses = self.trainer.records.pop_timestep_losses()
         for first, last in TIMESTEP_BANDS:
             chosen = losses[(timesteps >= first) & (timesteps <= last) & np.isfinite(losses)]
             if chosen.size:

@@ -1,4 +1,4 @@
-"""What to know before a long run: `python -m sd.doctor` with the flags of the training command.
+"""Preflight check of a long run: `python -m sd.doctor` with the flags of the training command.
 
 Takes a few real steps with growing batches and reads a few real batches; output_dir is left alone.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd import devices, runtime
-from sd.errors import InputError, RunError, as_typed, is_out_of_memory, training_told_plainly
+from sd.errors import InputError, RunError, as_typed, explain_paddle_errors, is_out_of_memory
 from sd.flags.arguments import SDDataArguments, SDModelArguments
 from sd.flags.files import expand
 from sd.logs import import_quietly, set_up_logging
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 TIMED_STEPS = 2
-ROOM = 0.6
+HEADROOM = 0.6
 PATIENCE_SECONDS = 30
 READ_SECONDS = 5
 
@@ -50,27 +50,27 @@ def main(argv: list[str] | None = None) -> None:
 def examine(model_args: SDModelArguments, data_args: SDDataArguments, training_args: "SDTrainingArguments") -> Any:
     """Yield for each question whether its answer is a problem, after printing it."""
     from sd.diffusion.model import StableDiffusionModel
-    from sd.latents.fit import cached_parts, check_fit
+    from sd.latents.fit import cached_components, check_fit
     from sd.versions import mismatches
 
     wrong = mismatches()
-    told = ", ".join(f"{name} {installed or 'missing'} (needed {pinned})" for name, installed, pinned in wrong)
-    yield answer("versions", f"as pinned, Python {sys.version.split()[0]}" if not wrong else told, bad=bool(wrong))
+    text = ", ".join(f"{name} {installed or 'missing'} (needed {pinned})" for name, installed, pinned in wrong)
+    yield answer("versions", f"as pinned, Python {sys.version.split()[0]}" if not wrong else text, bad=bool(wrong))
     device = devices.current()
     yield answer("device", devices.describe(device))
     total_memory = devices.memory_bytes(device)
-    manifest = manifest_of(data_args.file_list)
+    manifest = find_cache(data_args.file_list)
     try:
         if manifest:
             check_fit(data_args.file_list, model_args, data_args)
             yield answer("cache", f"{manifest.path} fits, {manifest.num_variants} variant(s) of a picture")
-        model = StableDiffusionModel.from_arguments(model_args, data_args.resolution, cached_parts(manifest))
+        model = StableDiffusionModel.from_arguments(model_args, data_args.resolution, cached_components(manifest))
     except InputError as error:
         yield answer("models", as_typed(error), bad=True)
         return
-    told = ", ".join(f"{part} {millions(model, part):.1f} M" for part in ("unet", "vae", "text_encoder"))
+    text = ", ".join(f"{component} {millions(model, component):.1f} M" for component in ("unet", "vae", "text_encoder"))
     left_out = ", ".join(model.deferred)
-    yield answer("models", told + (f"; not loaded for training from the cache: {left_out}" if left_out else ""))
+    yield answer("models", text + (f"; not loaded for training from the cache: {left_out}" if left_out else ""))
     as_given = copy.copy(training_args)
     with tempfile.TemporaryDirectory() as folder:
         training_args.output_dir, output_dir = folder, training_args.output_dir
@@ -92,8 +92,8 @@ def examine(model_args: SDModelArguments, data_args: SDDataArguments, training_a
     yield report_saving(model, training_args)
 
 
-def manifest_of(file_list: str) -> Any:
-    """The manifest of a cache, None for images; what is wrong with the list is told when its data is read."""
+def find_cache(file_list: str) -> Any:
+    """The manifest of a cache, None for images; errors in the list are reported when its data is read."""
     from sd.data.parts.moments import find_manifest
 
     try:
@@ -102,20 +102,20 @@ def manifest_of(file_list: str) -> Any:
         return None
 
 
-def millions(model: Any, part: str) -> float:
+def millions(model: Any, component: str) -> float:
     """Parameters of a part of the model, in millions."""
-    if part in model.deferred:
-        return model.deferred[part].num_parameters / 1e6
-    return sum(parameter.size for parameter in getattr(model, part).parameters()) / 1e6
+    if component in model.deferred:
+        return model.deferred[component].num_parameters / 1e6
+    return sum(parameter.size for parameter in getattr(model, component).parameters()) / 1e6
 
 
 def measure_steps(model: Any, data_args: SDDataArguments, training_args: "SDTrainingArguments", available: Any) -> Any:
     """Take optimizer steps on made-up batches of 1, 2, 4, ... images up to the chosen size, as long as the next fits
     into `available` bytes with room to spare.
 
-    Returns ({batch size: peak bytes}, seconds per image at the largest, batch size at which memory ran out or None).
+    Returns ({batch size: peak bytes}, seconds per image at the largest, batch size that ran out of memory or None).
     """
-    from sd.training.memory import made_up_batch
+    from sd.training.memory import synthetic_batch
     from sd.training.run import bucket_table
     from sd.training.step import StepRunner
     from sd.training.trainer import StableDiffusionTrainer
@@ -133,10 +133,10 @@ def measure_steps(model: Any, data_args: SDDataArguments, training_args: "SDTrai
     while True:
         seconds = []
         try:
-            batches = itertools.repeat(made_up_batch(model, largest, size))
+            batches = itertools.repeat(synthetic_batch(model, largest, size))
             for _ in range(TIMED_STEPS + 1):
-                outcome = runner.take(batches)
-                assert outcome is not None  # nobody asks it to stop
+                outcome = runner.run(batches)
+                assert outcome is not None  # no stop signal here
                 seconds.append(outcome.busy_seconds)
         except (MemoryError, RuntimeError, SystemError) as error:
             if not is_out_of_memory(error):
@@ -146,7 +146,7 @@ def measure_steps(model: Any, data_args: SDDataArguments, training_args: "SDTrai
         size *= 2
         if len(peaks) > 1 and (
             size > training_args.per_device_train_batch_size
-            or predicted_peak(peaks, size) > ROOM * available
+            or predicted_peak(peaks, size) > HEADROOM * available
             or sum(seconds) > PATIENCE_SECONDS
         ):
             return peaks, per_image, None
@@ -155,7 +155,7 @@ def measure_steps(model: Any, data_args: SDDataArguments, training_args: "SDTrai
 def report_without_recompute(
     model: Any, data_args: SDDataArguments, training_args: "SDTrainingArguments", available: Any, images_per_second: Any
 ) -> Any:
-    """Tell what the run gains by keeping its activations, and whether they fit into memory."""
+    """Report the speed without recompute, and whether the activations fit into memory."""
     import paddle
 
     if training_args.device == "gpu":
@@ -165,12 +165,12 @@ def report_without_recompute(
         peaks, seconds_per_image, full_at = measure_steps(model, data_args, training_args, available)
     training_args.recompute = True
     if not peaks:
-        return answer("recompute", "needed: without it memory runs out at a single image")
+        return answer("recompute", "needed: without it a single image runs out of memory")
     batch_size = training_args.per_device_train_batch_size
     fits = full_at is None and (len(peaks) < 2 or predicted_peak(peaks, batch_size) <= available)
-    told = f"{1 / seconds_per_image:.3g} images/s instead of {images_per_second:.3g} without it"
+    speed = f"{1 / seconds_per_image:.3g} images/s instead of {images_per_second:.3g} without it"
     advice = "fits too; use --recompute False" if fits else "does not fit; keep it, or take a smaller batch"
-    return answer("recompute", f"{told}, and batch {batch_size} {advice}")
+    return answer("recompute", f"{speed}, and batch {batch_size} {advice}")
 
 
 def predicted_peak(peaks: Any, batch_size: int) -> Any:
@@ -197,18 +197,18 @@ def largest_batch(peaks: Any, available: Any) -> Any:
 
 
 def report_memory(peaks: Any, available: Any, batch_size: int, full_at: Any = None) -> bool:
-    """Tell the memory of the chosen batch and the largest that fits. full_at: the batch at which memory ran out."""
+    """Report the memory of the chosen batch and the largest that fits. full_at: the batch that ran out of memory."""
     if full_at is not None:
         fits = max(peaks, default=0)
         if len(peaks) > 1:
             fits = max(fits, min(largest_batch(peaks, available), full_at - 1))
-        told = f"ran out at batch {full_at}, of {available / GIB:.1f} GiB"
+        usage = f"out of memory at batch {full_at}, of {available / GIB:.1f} GiB"
     else:
         fits = largest_batch(peaks, available)
         needed = predicted_peak(peaks, batch_size)
-        told = f"about {needed / GIB:.1f} GiB at batch {batch_size}, of {available / GIB:.1f}"
+        usage = f"about {needed / GIB:.1f} GiB at batch {batch_size}, of {available / GIB:.1f}"
     advice = "" if batch_size <= fits else "; lower --per_device_train_batch_size, or use --recompute True"
-    return answer("memory", f"{told}; largest batch that fits: about {fits}{advice}", bad=batch_size > fits)
+    return answer("memory", f"{usage}; largest batch that fits: about {fits}{advice}", bad=batch_size > fits)
 
 
 def report_data(
@@ -218,21 +218,21 @@ def report_data(
     checkpoint: str | Path | None,
     images_per_second: float,
 ) -> tuple[bool, Any]:
-    """Tell what the data holds and whether reading keeps up with one device's step. Returns (bad, the dataset, None if
+    """Report the data and whether reading keeps up with one device's step. Returns (bad, the dataset, None if
     it cannot be read)."""
     from sd.data.streaming.dataset import collate, raise_if_failed
-    from sd.training.run import check_tags, look_at_captions, make_dataset, make_eval_dataset, used_buckets
+    from sd.training.run import check_captions, check_tags, make_dataset, make_eval_dataset, used_buckets
     from sd.training.setup import end_workers, make_dataloader
 
     try:
         dataset = make_dataset(model, data_args, training_args, checkpoint)
         check_tags(data_args, dataset.catalog.manifest)
-        look_at_captions(model, data_args, dataset.catalog)
+        check_captions(model, data_args, dataset.catalog)
         make_eval_dataset(model, data_args, training_args, used_buckets(dataset.catalog))
         if dataset.catalog.bucket_rows is not None:
             answer("buckets", "; ".join(dataset.catalog.bucket_rows.lines()))
         batches = iter(make_dataloader(dataset, collate, training_args))
-        with end_workers(batches), training_told_plainly():
+        with end_workers(batches), explain_paddle_errors():
             raise_if_failed(next(batches))
             begin, read = time.perf_counter(), 0
             while time.perf_counter() - begin < READ_SECONDS:
@@ -244,30 +244,30 @@ def report_data(
     filtering = "".join(f"; {line}" for line in dataset.catalog.filtering.lines())
     slow = rate < images_per_second
     advice = "; more --dataloader_num_workers, or smaller images (--resize when packing)" if slow else ""
-    told = (
+    summary = (
         f"{dataset.num_rows} rows, {dataset.num_usable} usable at {data_args.resolution} px, {rate:.0f} images/s with "
         f"{training_args.dataloader_num_workers} workers, {rate / images_per_second:.1f} x the step{filtering}{advice}"
     )
-    return answer("data", told, bad=slow), dataset
+    return answer("data", summary, bad=slow), dataset
 
 
 def checkpoint_bytes(model: Any, training_args: "SDTrainingArguments") -> int:
     """Bytes of a checkpoint: float32 weights of what is trained, two AdamW moments of each, the moving average."""
-    trained = sum(millions(model, part) for part in model.trained_parts) * 3
+    trained = sum(millions(model, component) for component in model.trained_components) * 3
     average = millions(model, "unet") if training_args.use_ema else 0
     rest = 0 if training_args.only_save_updated_model else millions(model, "vae") + millions(model, "text_encoder")
     return int((trained + average + rest) * 1e6 * 4)
 
 
 def report_saving(model: Any, training_args: "SDTrainingArguments") -> bool:
-    """Tell whether host memory takes the copy of a checkpoint that --save_in_background makes."""
+    """Report whether the checkpoint copy of --save_in_background fits into host memory."""
     import psutil
 
-    from sd.training.background import room_for_copy
+    from sd.training.background import fits_in_host_memory
 
     needed = checkpoint_bytes(model, training_args)
-    fits = room_for_copy(needed)
-    asked = training_args.save_in_background
+    fits = fits_in_host_memory(needed)
+    requested = training_args.save_in_background
     advice = (
         "--save_in_background fits" if fits else "too little for --save_in_background, training waits while it saves"
     )
@@ -275,20 +275,20 @@ def report_saving(model: Any, training_args: "SDTrainingArguments") -> bool:
     return answer(
         "saving",
         f"a copy of {needed / GIB:.2f} GiB in host memory, {free / GIB:.1f} free: {advice}",
-        asked and not fits,
+        requested and not fits,
     )
 
 
 def report_disk(model: Any, training_args: "SDTrainingArguments", output_dir: str | Path) -> bool:
-    """Tell the disk that save_total_limit checkpoints need, and one more while it is written."""
+    """Report the disk space of save_total_limit checkpoints and one more that is being written."""
     free, each = shutil.disk_usage(existing_folder(output_dir)).free, checkpoint_bytes(model, training_args)
     limit = training_args.save_total_limit
-    kept = limit or max(1, training_args.max_steps // training_args.save_steps)
-    needed = (kept + 1) * each
+    num_checkpoints = limit or max(1, training_args.max_steps // training_args.save_steps)
+    needed = (num_checkpoints + 1) * each
     advice = f"; use --save_total_limit {max(1, free // each - 1)}" if needed > free else ""
     return answer(
         "disk",
-        f"{kept} checkpoints of {each / GIB:.2f} GiB and one being written: {needed / GIB:.1f} GiB, "
+        f"{num_checkpoints} checkpoints of {each / GIB:.2f} GiB and one being written: {needed / GIB:.1f} GiB, "
         f"free {free / GIB:.1f}{advice}",
         bad=needed > free,
     )

@@ -61,16 +61,16 @@ class EMA:
     @paddle.no_grad()
     def _exchange(self, halves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Exchange weights and average one by one; of weights in half precision (rounded averages) keep a copy."""
-        kept = {}
+        replaced = {}
         for name, parameter in self.layer.named_parameters():
             if parameter.dtype == paddle.float32:
                 weights = parameter.clone()
                 parameter.copy_(self.average[name], False)
                 self.average[name] = weights
             else:
-                kept[name] = parameter.clone()
+                replaced[name] = parameter.clone()
                 parameter.copy_(halves.get(name, self.average[name].astype(parameter.dtype)), False)
-        return kept
+        return replaced
 
     def load(self, arrays: Iterable[tuple[str, np.ndarray]], updates: int) -> None:
         """Take an average that was kept. arrays: (name, NumPy array) pairs, each of the layer's weights once."""

@@ -6,7 +6,7 @@ from sd.data.images.resize import RESIZER
 from sd.data.streaming.dataset import TextImagePair
 from sd.flags.arguments import SDDataArguments, SDModelArguments
 from sd.models.hashes import weights_hash
-from sd.models.loading import part_source
+from sd.models.loading import component_source
 from sd.runs.settings import result_settings
 
 if TYPE_CHECKING:
@@ -17,11 +17,12 @@ def component_hashes(model: Any, model_args: SDModelArguments, manifest: Any) ->
     """Component that is not trained -> hash of its weights or vocabulary. manifest: of the cache that holds what the
     deferred ones computed, which knows their hashes."""
     hashes = {}
-    for part in ("vae", "text_encoder", "tokenizer"):
-        if part in model.deferred:
-            hashes[part] = getattr(manifest, f"{part}_hash")
-        elif part not in model.trained_parts:
-            hashes[part] = weights_hash(part, *part_source(model_args, part), loaded=getattr(model, part))
+    for component in ("vae", "text_encoder", "tokenizer"):
+        if component in model.deferred:
+            hashes[component] = getattr(manifest, f"{component}_hash")
+        elif component not in model.trained_components:
+            source = component_source(model_args, component)
+            hashes[component] = weights_hash(component, *source, loaded=getattr(model, component))
     return hashes
 
 

@@ -26,29 +26,29 @@ def choose_recompute(trainer: Any, size: tuple[int, int]) -> bool:
     """
     total = devices.memory_bytes(devices.current())
     peak = trial_peak(trainer, size)
-    coming = bytes_to_come(trainer)
-    wanted = peak is None or peak + coming > USABLE * total
+    optimizer = optimizer_bytes(trainer)
+    recompute = peak is None or peak + optimizer > USABLE * total
     if trainer.args.world_size > 1:
-        agreed = paddle.to_tensor([int(wanted)])
+        agreed = paddle.to_tensor([int(recompute)])
         paddle.distributed.all_reduce(agreed, op=paddle.distributed.ReduceOp.MAX)
-        wanted = bool(agreed.item())
-    needed = "more than there is" if peak is None else f"{(peak + coming) / _GIB:.1f} GiB"
+        recompute = bool(agreed.item())
+    needed = "more than there is" if peak is None else f"{(peak + optimizer) / _GIB:.1f} GiB"
     logger.info(
         "recompute: %s; a step without it takes %s of %.1f GiB (--recompute True or False decides)",
-        "on" if wanted else "off",
+        "on" if recompute else "off",
         needed,
         total / _GIB,
     )
-    return wanted
+    return recompute
 
 
 def trial_peak(trainer: Any, size: tuple[int, int]) -> int | None:
-    """Peak bytes of a forward and backward pass at the run's batch size; None if memory ran out."""
+    """Peak bytes of a forward and backward pass at the run's batch size; None if it ran out of memory."""
     model, peak = trainer.model, None
     training = model.training
     model.train()
     try:
-        batch = made_up_batch(model, size, trainer.args.per_device_train_batch_size)
+        batch = synthetic_batch(model, size, trainer.args.per_device_train_batch_size)
         trainer.backward(trainer.forward(model, batch)["loss"])
         peak = allocated_peak()
     except (MemoryError, RuntimeError, SystemError) as error:
@@ -69,28 +69,28 @@ def allocated_peak() -> int:
     return paddle.device.cuda.max_memory_allocated()
 
 
-def bytes_to_come(trainer: Any) -> int:
-    """What the first step allocates after its backward pass and keeps: moments, masters, float32 gradients, buffers of
-    the exchange between ranks."""
+def optimizer_bytes(trainer: Any) -> int:
+    """Bytes that the first step allocates after its backward pass and keeps: moments, masters, float32 gradients,
+    all-reduce buffers."""
     args = trainer.args
     numbers = sum(parameter.size for parameter in trainer.trained_parameters)
     halves = args.precision != "fp32" and args.fp16_opt_level == "O2"
     shards = args.world_size if args.sharding else 1
-    kept = numbers * (8 + (4 if halves else 0)) // shards
+    state = numbers * (8 + (4 if halves else 0)) // shards
     gradients = numbers * 2 if halves else 0  # 4 bytes a number instead of the 2 of the trial
     exchange = numbers * 4 if args.world_size > 1 and not args.sharding else 0
-    return kept + gradients + exchange
+    return state + gradients + exchange
 
 
-def made_up_batch(model: Any, size: tuple[int, int], count: int) -> dict[str, paddle.Tensor]:
+def synthetic_batch(model: Any, size: tuple[int, int], count: int) -> dict[str, paddle.Tensor]:
     """A batch of noise with the shapes and dtypes of a real one, as tensors. size: (width, height) in pixels; count:
     samples."""
     rng = np.random.default_rng(0)
     draw = model.draws(min(size), [size])
-    (channels, *place), (width, height) = model.latent_shapes([size])[0], size
+    (channels, *sides), (width, height) = model.latent_shapes([size])[0], size
     picture: dict[str, np.ndarray]
     if "vae" in model.deferred:
-        picture = {"moments": np.zeros((2 * channels, *place), np.float16)}
+        picture = {"moments": np.zeros((2 * channels, *sides), np.float16)}
     else:
         picture = {"pixel_values": rng.integers(0, 256, (3, height, width), dtype=np.uint8)}
     ids = model.tokenize("a photo")

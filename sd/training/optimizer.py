@@ -38,10 +38,10 @@ class FusedAdamW(AdamW):
     ) -> None:
         self.helper = self.helper or LayerHelper(type(self).__name__)
         self._create_global_learning_rate()
-        given: Any = parameters_and_grads
-        if isinstance(given, dict):
-            given = self._update_param_group(given)
-        pairs = [(weight, grad) for weight, grad in given if grad is not None]
+        entries: Any = parameters_and_grads
+        if isinstance(entries, dict):
+            entries = self._update_param_group(entries)
+        pairs = [(weight, grad) for weight, grad in entries if grad is not None]
         if self._names != (names := tuple(weight.name for weight, _ in pairs)):
             self._regroup([weight for weight, _ in pairs], names)
         self._steps += 1
@@ -59,8 +59,8 @@ class FusedAdamW(AdamW):
             self._moves[name] += self._steps
         groups: dict[tuple, list[int]] = {}
         for position, weight in enumerate(weights):
-            taken = self._loaded.get(weight.name), self._moves[weight.name]
-            groups.setdefault((weight.optimize_attr["learning_rate"], taken), []).append(position)
+            history = self._loaded.get(weight.name), self._moves[weight.name]
+            groups.setdefault((weight.optimize_attr["learning_rate"], history), []).append(position)
         self._names, self._groups, self._steps = names, list(groups.values()), 0
 
     def _move(self, members: list[tuple[Tensor, Tensor]]) -> None:
@@ -108,7 +108,7 @@ class FusedAdamW(AdamW):
         """As AdamW's."""
         powers = {key: value for key, value in state_dict.items() if key not in ("master_weights", "LR_Scheduler")}
         split = {_split(key): value for key, value in powers.items()}
-        self._loaded = {name: value.item() for (name, what), value in split.items() if what == "beta1_pow_acc"}
+        self._loaded = {name: value.item() for (name, kind), value in split.items() if kind == "beta1_pow_acc"}
         self._names, self._moves = (), Counter()
         super().set_state_dict(state_dict)
 
@@ -123,7 +123,7 @@ def innermost(optimizer: Any) -> Any:
     return optimizer
 
 
-def held_parameters(optimizer: Any) -> list[Tensor]:
+def local_parameters(optimizer: Any) -> list[Tensor]:
     """The parameters that an optimizer moves; under sharding those of this rank."""
     entries = innermost(optimizer)._parameter_list
     return [p for entry in entries for p in (entry["params"] if isinstance(entry, dict) else [entry])]
@@ -136,7 +136,7 @@ def needs_master(optimizer: Any, parameter: Tensor) -> bool:
 
 
 def named_state(optimizer: Any, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The state as {"<weight>/<what>": tensor}, without copies; what: moments, powers of beta, `master`.
+    """The state as {"<weight>/<kind>": tensor}, without copies; kind: moments, powers of beta, `master`.
 
     names: Paddle's parameter name -> the weight's name in the model. (Paddle's own names count the layers made so far
     in the process, so they differ from run to run.)
@@ -147,35 +147,35 @@ def named_state(optimizer: Any, names: Mapping[str, str]) -> dict[str, Tensor]:
         if key == "master_weights":
             state.update({f"{names[name]}/master": master for name, master in tensor.items()})
         elif key != "LR_Scheduler":
-            name, what = _split(key)
-            state[f"{names[name]}/{what}"] = tensor
+            name, kind = _split(key)
+            state[f"{names[name]}/{kind}"] = tensor
     return state
 
 
 def _split(key: str) -> tuple[str, str]:
     """`conv2d_3.w_0_moment1_0` -> (`conv2d_3.w_0`, `moment1`); master weights add `_fp32_master_0` to the name."""
-    for what in MOMENTS:
-        head, found, tail = key.rpartition(f"_{what}_")
-        if found and tail.isdigit():
-            return head.partition("_fp32_master")[0], what
+    for kind in MOMENTS:
+        head, separator, tail = key.rpartition(f"_{kind}_")
+        if separator and tail.isdigit():
+            return head.partition("_fp32_master")[0], kind
     raise KeyError(key)
 
 
 def paddle_state(optimizer: Any, names: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """The inverse of `named_state`: what the optimizer's own `set_state_dict` takes, for the weights it holds.
 
-    names as in `named_state`. state: {"<weight>/<what>": tensor}. Returns None before the first step was taken. Whether
+    names as in `named_state`. state: {"<weight>/<kind>": tensor}. Returns None before the first step was taken. Whether
     there are masters is this run's affair: of a weight in float32 the state's is left out.
     """
     optimizer = innermost(optimizer)
     ours = {}
-    for parameter in held_parameters(optimizer):
+    for parameter in local_parameters(optimizer):
         weight = names[parameter.name]
         has_master = f"{weight}/master" in state and needs_master(optimizer, parameter)
         stem = parameter.name + ("_fp32_master_0" if has_master else "")
-        for what in MOMENTS:
-            if f"{weight}/{what}" in state:
-                ours[f"{stem}_{what}_0"] = state[f"{weight}/{what}"]
+        for kind in MOMENTS:
+            if f"{weight}/{kind}" in state:
+                ours[f"{stem}_{kind}_0"] = state[f"{weight}/{kind}"]
         if has_master:
             master = state[f"{weight}/master"]
             master.name = stem  # after which the optimizer looks for the moments

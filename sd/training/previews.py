@@ -51,36 +51,36 @@ class Previews:
 
     def _reconstruction(self, vae):
         """The records' pictures above what the VAE keeps of them; of cached ones the latter alone."""
-        kept = ["as the VAE keeps it" for _ in self.captions]
+        vae_captions = ["as the VAE keeps it" for _ in self.captions]
         if "moments" in self.records[0]:
             pictures = [reconstruct_cached(vae, record["moments"])[0] for record in self.records]
-            captions = kept
+            captions = vae_captions
         else:
             pixels = [record["pixel_values"] for record in self.records]
             pictures = [each[0].transpose(1, 2, 0) for each in pixels] + [reconstruct(vae, each)[0] for each in pixels]
-            captions = [*self.captions, *kept]
-        return labelled_sheet(pictures, captions, columns=len(kept))
+            captions = [*self.captions, *vae_captions]
+        return labelled_sheet(pictures, captions, columns=len(vae_captions))
 
     def _samples(self, model, prompts, sizes, guidance_scale, per_prompt=1):
         """A sheet of the prompts, each at its size. per_prompt: sizes of a prompt, which share its seed and a row."""
         args = model.model_args
         images = [None] * len(prompts)
         for size in dict.fromkeys(sizes):
-            places = [place for place, other in enumerate(sizes) if other == size]
+            indices = [index for index, other in enumerate(sizes) if other == size]
             drawn = draw_images(
                 model.unet,
                 model.vae,
                 model.text_encoder,
                 model.tokenizer,
-                [prompts[place] for place in places],
-                seeds=[place // per_prompt for place in places],
+                [prompts[index] for index in indices],
+                seeds=[index // per_prompt for index in indices],
                 height=size[1],
                 width=size[0],
                 scheduler=make_scheduler("ddim", **sampler_config(args.prediction_type, args.rescale_betas_zero_snr)),
                 guidance_scale=guidance_scale,
                 num_inference_steps=self.num_inference_steps,
             )
-            for place, image in zip(places, drawn, strict=True):
-                images[place] = image
+            for index, image in zip(indices, drawn, strict=True):
+                images[index] = image
         columns = per_prompt if per_prompt > 1 else None
         return labelled_sheet(images, prompts, title=f"guidance scale {guidance_scale}", columns=columns)

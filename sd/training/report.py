@@ -30,7 +30,7 @@ from sd.sampling.grid import labelled_sheet
 logger = logging.getLogger(__name__)
 
 HISTORY, REPORT = "history.jsonl", "report.png"
-_WIDTH, _LINE_LETTERS, _SHOWN = 10.0, 118, 12
+_WIDTH, _LINE_CHARS, _SHOWN = 10.0, 118, 12
 _SETTINGS = (
     "file_list", "resolution", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
     "lr_scheduler_type", "warmup_steps", "max_steps", "prediction_type", "snr_gamma", "use_ema", "ema_decay", "fp16",
@@ -38,7 +38,7 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def note(output_dir: str | Path, line: dict[str, Any]) -> None:
+def append_history(output_dir: str | Path, line: dict[str, Any]) -> None:
     """Append a line to history.jsonl: of a log (global_step, loss, ...) or a validation (eval_loss, ...). A full disk
     costs the line."""
     with contextlib.suppress(RunError):
@@ -46,7 +46,7 @@ def note(output_dir: str | Path, line: dict[str, Any]) -> None:
 
 
 def read_history(output_dir: str | Path) -> list[dict[str, Any]]:
-    """The lines of the logs by step; of a step that was made twice, after a kill or a step back, the latest counts."""
+    """The lines of the logs by step; of a step that was made twice, after a kill or a rollback, the latest counts."""
     return _by_step(output_dir, "loss")
 
 
@@ -84,8 +84,8 @@ def draw_report(output_dir: str | Path, sheets: dict[str, Any] | None = None) ->
         axes.imshow(np.asarray(picture), aspect="equal")
         axes.axis("off")
     next(parts).text(0.02, 0.98, "\n".join(settings), va="top", family="monospace", fontsize=8)
-    with written(output_dir / REPORT) as aside:
-        figure.savefig(aside, format="png", dpi=110)
+    with written(output_dir / REPORT) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
     return output_dir / REPORT
 
 
@@ -109,12 +109,12 @@ def _draw_losses(axes, history, validations):
 
 
 def _latest_protocol(lines):
-    kept = {
+    latest = {
         (line["step"], line["variant"], line["guidance_scale"]): line
         for line in lines
         if line["protocol"] == lines[-1]["protocol"]
     }
-    return [kept[key] for key in sorted(kept)]
+    return [latest[key] for key in sorted(latest)]
 
 
 def _picture(output_dir, sheets):
@@ -139,13 +139,13 @@ def _settings(output_dir, last):
     """Lines of text about the run."""
     run = json.loads((output_dir / "run.json").read_text())
     values = {name: value for group in run["arguments"].values() for name, value in group.items()}
-    told = [f"{name} {values[name]}" for name in _SETTINGS if values.get(name) not in (None, False, "")]
-    told.append(f"images seen {last['samples_seen']:,}")
-    told.append(f"{last['samples_per_second']:.4g} images/s at the end")
-    told += [f"{name} {version}" for name, version in run["versions"].items()]
+    texts = [f"{name} {values[name]}" for name in _SETTINGS if values.get(name) not in (None, False, "")]
+    texts.append(f"images seen {last['samples_seen']:,}")
+    texts.append(f"{last['samples_per_second']:.4g} images/s at the end")
+    texts += [f"{name} {version}" for name, version in run["versions"].items()]
     if run.get("skipped_samples"):
-        told.append(f"samples left out: {sum(e['stop_sample'] - e['first_sample'] for e in run['skipped_samples']):,}")
-    return textwrap.wrap("; ".join(told), _LINE_LETTERS)
+        texts.append(f"samples left out: {sum(e['stop_sample'] - e['first_sample'] for e in run['skipped_samples']):,}")
+    return textwrap.wrap("; ".join(texts), _LINE_CHARS)
 
 
 def main() -> None:

@@ -14,22 +14,22 @@ from sd.data.filters.rows import RowFilter
 from sd.data.parts.moments import find_manifest
 from sd.data.streaming.buckets import BucketTable
 from sd.data.streaming.caption_draw import check_sources
-from sd.data.streaming.captions import by_source, describe_cut, sample_records
+from sd.data.streaming.captions import by_source, describe_truncation, sample_records
 from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.dataset import EvalPairs, TextImagePair, collate, raise_if_failed
 from sd.diffusion.model import StableDiffusionModel
 from sd.errors import ArgumentError, InputError, signal_name
 from sd.flags.arguments import SDDataArguments, SDModelArguments
 from sd.flags.training import SDTrainingArguments
-from sd.latents.fit import cached_parts, check_fit
+from sd.latents.fit import cached_components, check_fit
 from sd.processes.progress import RESTARTED
 from sd.processes.ranks import on_rank_0
-from sd.processes.signals import tell_launcher
+from sd.processes.signals import write_to_launcher
 from sd.runs.checkpoint import (
     find_problem,
     list_checkpoints,
     lock_output_dir,
-    newest_whole_checkpoint,
+    newest_intact_checkpoint,
     read_json,
     remove_checkpoint,
     remove_leftovers,
@@ -53,7 +53,7 @@ def train(model_args: SDModelArguments, data_args: SDDataArguments, training_arg
     precision = f"{training_args.precision} {training_args.fp16_opt_level}".removesuffix(" O1")
     ranks = f"{training_args.world_size} rank(s)"
     logger.info("device: %s; precision %s; %s", devices.describe(devices.current()), precision, ranks)
-    # Whatever is wrong with the data is told before gigabytes of models are loaded.
+    # Errors in the data are raised before gigabytes of models are loaded.
     if data_args.data_filter is not None:
         RowFilter(data_args.data_filter)
     manifests = [find_manifest(file_list) for file_list in file_lists(data_args)]
@@ -69,10 +69,10 @@ def train(model_args: SDModelArguments, data_args: SDDataArguments, training_arg
     if checkpoint and training_args.allow_fewer_ranks:
         keep_global_batch(training_args, checkpoint_settings(checkpoint).get("global_batch_size"))
     paddle.seed(training_args.seed)
-    model = StableDiffusionModel.from_arguments(model_args, data_args.resolution, cached_parts(manifests[0]))
+    model = StableDiffusionModel.from_arguments(model_args, data_args.resolution, cached_components(manifests[0]))
     skipped = skipped_samples(training_args.output_dir, checkpoint)
     dataset = make_dataset(model, data_args, training_args, checkpoint, skipped)
-    on_rank_0(training_args, lambda: look_at_captions(model, data_args, dataset.catalog))
+    on_rank_0(training_args, lambda: check_captions(model, data_args, dataset.catalog))
     if training_args.process_index == 0:
         log_buckets(dataset.catalog)
     if training_args.max_steps <= 0:
@@ -83,9 +83,9 @@ def train(model_args: SDModelArguments, data_args: SDDataArguments, training_arg
     settings = settings_of(model_args, data_args, training_args, dataset, hashes)
     if checkpoint:
         before = checkpoint_settings(checkpoint)
-        told = check_same_run(before, settings, checkpoint, training_args.allow_changed_resume, data_args.file_list)
-        changed = f"; changed settings: {told}" if told else ""
-        logger.info("going on from %s, whose weights replace those above%s", checkpoint, changed)
+        message = check_same_run(before, settings, checkpoint, training_args.allow_changed_resume, data_args.file_list)
+        changed = f"; changed settings: {message}" if message else ""
+        logger.info("resuming from %s, whose weights replace those above%s", checkpoint, changed)
     arguments = (model_args, data_args, training_args)
     on_rank_0(
         training_args,
@@ -108,10 +108,10 @@ def train(model_args: SDModelArguments, data_args: SDDataArguments, training_arg
         saved = "saved" if trainer.saved_step == trainer.state.global_step else "not saved"
         saved += "" if training_args.save_on_exit else " (--save_on_exit False)"
         name, step = signal_name(trainer.stop_signal), trainer.state.global_step
-        told = f"stopped by {name} after step {step}, {saved}; the same command goes on"
-        logger.info(told)
+        message = f"stopped by {name} after step {step}, {saved}; the same command resumes"
+        logger.info(message)
         if training_args.process_index == 0:
-            tell_launcher(told)
+            write_to_launcher(message)
     return trainer.stop_signal
 
 
@@ -123,8 +123,8 @@ def file_lists(data_args: SDDataArguments) -> Any:
 def prepare(
     model_args: SDModelArguments, data_args: SDDataArguments, training_args: SDTrainingArguments, locks: Any
 ) -> Any:
-    """What rank 0 does before anything is loaded: check, lock output_dir, clear what a kill left behind, and find where
-    to go on. Returns the checkpoint's path as text, or None. locks: a list that takes the open lock."""
+    """Rank 0 alone, before anything is loaded: check, lock output_dir, clean up after a kill, find the checkpoint to
+    resume from. Returns its path as text, or None. locks: a list that takes the open lock."""
     for file_list in file_lists(data_args):
         check_fit(file_list, model_args, data_args)
     locks.append(lock_output_dir(training_args.output_dir))
@@ -135,17 +135,17 @@ def prepare(
 
 
 def find_start(training_args: SDTrainingArguments, only_look: bool = False) -> Any:
-    """The checkpoint to go on from, or None. only_look: nothing is removed or marked on the way."""
+    """The checkpoint to resume from, or None. only_look: nothing is removed or marked on the way."""
     output_dir, named = training_args.output_dir, training_args.resume_from_checkpoint
-    if os.environ.get(RESTARTED) and (newest := newest_whole_checkpoint(output_dir)):
+    if os.environ.get(RESTARTED) and (newest := newest_intact_checkpoint(output_dir)):
         return newest
     if named and named.lower() == "latest":
         raise ArgumentError("resume_from_checkpoint", named, "; leave it out: the newest whole one is the default")
     if named and named.lower() not in ("true", "last"):
         problem = find_problem(named) if Path(named).is_dir() else "no such folder"
         if problem:
-            there = ", ".join(folder.name for folder in list_checkpoints(output_dir)) or "none"
-            raise ArgumentError("resume_from_checkpoint", named, f": {problem}; in {output_dir} there are: {there}")
+            existing = ", ".join(folder.name for folder in list_checkpoints(output_dir)) or "none"
+            raise ArgumentError("resume_from_checkpoint", named, f": {problem}; in {output_dir} there are: {existing}")
         return Path(named)
     if training_args.overwrite_output_dir:
         if only_look:
@@ -155,7 +155,7 @@ def find_start(training_args: SDTrainingArguments, only_look: bool = False) -> A
             remove_checkpoint(folder)
         (Path(output_dir) / SKIPPED).unlink(missing_ok=True)
         return None
-    return newest_whole_checkpoint(output_dir, mark=not only_look)
+    return newest_intact_checkpoint(output_dir, mark=not only_look)
 
 
 def is_finished(checkpoint: Any, training_args: SDTrainingArguments) -> bool:
@@ -246,7 +246,7 @@ def log_buckets(catalog: Any) -> None:
         logger.info("groups of %d samples of one bucket", catalog.bucketing.group_size)
 
 
-def look_at_captions(model: Any, data_args: SDDataArguments, catalog: Any) -> None:
+def check_captions(model: Any, data_args: SDDataArguments, catalog: Any) -> None:
     """Log which share of a sample of the captions is longer than the text encoder sees, and how many rows lack one that
     has a share. Raises InputError where the flags name captions that no row has."""
     if "text_encoder" in model.deferred and not data_args.caption_flags.named:
@@ -254,7 +254,7 @@ def look_at_captions(model: Any, data_args: SDDataArguments, catalog: Any) -> No
     records = sample_records(catalog)
     lines = check_sources([record.sources for record in records], data_args.caption_flags)
     if "text_encoder" not in model.deferred:
-        lines += describe_cut(by_source(records), model.model_args.model_max_length, model.tokenizer)
+        lines += describe_truncation(by_source(records), model.model_args.model_max_length, model.tokenizer)
     for line in lines:
         logger.warning("%s: %s", catalog.file_list, line)
 
@@ -306,8 +306,8 @@ def make_previews(
     """What is drawn while training, on rank 0 alone: the first records of the file list and the user's prompts."""
     path = training_args.validation_prompts
     prompts = read_prompts(path, flag="validation_prompts") if path else []
-    wanted = training_args.image_logging_steps > 0 and "visualdl" in training_args.report_to
-    if training_args.process_index != 0 or not wanted:
+    enabled = training_args.image_logging_steps > 0 and "visualdl" in training_args.report_to
+    if training_args.process_index != 0 or not enabled:
         return None
     buckets = bucket_table(model, data_args)
     pairs = _eval_pairs(model, data_args, training_args, catalog, PREVIEW_COUNT, buckets)

@@ -1,4 +1,4 @@
-"""Between the trainer's objects and the files of a checkpoint."""
+"""Saving and loading checkpoints: the trainer's objects to files and back."""
 
 import dataclasses
 import logging
@@ -19,8 +19,8 @@ from sd.runs.checkpoint import (
     read_json,
 )
 from sd.runs.skipped import SKIPPED
-from sd.training.background import CopiedCheckpoint, room_for_copy
-from sd.training.optimizer import held_parameters, innermost, named_state, needs_master, paddle_state
+from sd.training.background import CopiedCheckpoint, fits_in_host_memory
+from sd.training.optimizer import innermost, local_parameters, named_state, needs_master, paddle_state
 
 logger = logging.getLogger(__name__)
 
@@ -33,22 +33,22 @@ RECENT_LOSSES = "recent_losses.json"
 def save_checkpoint(trainer: Any) -> bool:
     """Save checkpoint-N, by all ranks together. Returns whether it was saved.
 
-    A full disk is logged, and training goes on; older checkpoints stay, the half one goes. Any other failure of a rank
-    ends all of them.
+    A full disk is logged, and training continues; older checkpoints stay, the partial one is removed. Any other
+    failure of a rank ends all of them.
     """
     args = trainer.args
     finish_saving(trainer)
     writer = CheckpointWriter(args.output_dir, trainer.state.global_step)
     if _saves_in_background(trainer):
         copied = CopiedCheckpoint(writer)
-        if not _together(args, writer, lambda: _write(trainer, copied)):
+        if not _on_all_ranks(args, writer, lambda: _write(trainer, copied)):
             return False
         if args.should_save:
             trainer.saver.start(lambda: copied.write(then=lambda: _commit(args, writer)), writer)
         return True
-    if not _together(args, writer, lambda: _write(trainer, writer)):
+    if not _on_all_ranks(args, writer, lambda: _write(trainer, writer)):
         return False
-    return _together(args, writer, lambda: _commit(args, writer))
+    return _on_all_ranks(args, writer, lambda: _commit(args, writer))
 
 
 def finish_saving(trainer: Any) -> None:
@@ -56,7 +56,7 @@ def finish_saving(trainer: Any) -> None:
     wrong there is treated as in `save_checkpoint`."""
     args = trainer.args
     if args.save_in_background and not args.sharding:
-        _together(args, trainer.saver.writer, trainer.saver.wait)
+        _on_all_ranks(args, trainer.saver.writer, trainer.saver.wait)
 
 
 def _saves_in_background(trainer):
@@ -64,7 +64,7 @@ def _saves_in_background(trainer):
     args = trainer.args
     if not args.save_in_background or args.sharding or trainer.state.global_step >= trainer.state.max_steps:
         return False
-    fits = on_rank_0(args, lambda: room_for_copy(_copy_bytes(trainer)))
+    fits = on_rank_0(args, lambda: fits_in_host_memory(_copy_bytes(trainer)))
     if not fits and args.process_index == 0:
         logger.warning("--save_in_background: memory does not take a copy; training waits for this checkpoint")
     return fits
@@ -95,7 +95,7 @@ def _commit(args, writer):
     keep_newest(args.output_dir, args.save_total_limit)
 
 
-def _together(args, writer, function):
+def _on_all_ranks(args, writer, function):
     """Call `function` on this rank, and wait for the others. Returns False if a disk was full on any of them."""
     failure = None
     try:
@@ -114,7 +114,7 @@ def _together(args, writer, function):
         if isinstance(failed, str) and not failed.startswith(DiskFullError.__name__):
             raise RunError(f"rank {rank}: {failed}")
     if failure:
-        logger.error("%s; earlier checkpoints are kept, training goes on", failure.strerror)
+        logger.error("%s; earlier checkpoints are kept, training continues", failure.strerror)
     return False
 
 
@@ -127,16 +127,16 @@ def _write_models(trainer, writer):
     if trainer.ema:
         writer.write_tensors(EMA_WEIGHTS, trainer.ema.average)
         writer.write_json("ema_state.json", {"updates": trainer.ema.updates})
-    if "text_encoder" in model.trained_parts or not trainer.args.only_save_updated_model:
+    if "text_encoder" in model.trained_components or not trainer.args.only_save_updated_model:
         model.text_encoder.config.save_pretrained(str(writer.folder / "text_encoder"))
         writer.add("text_encoder/config.json")
         # paddlenlp reads no safetensors of format "pd", ppdiffusers writes its own so.
         writer.write_tensors(TEXT_WEIGHTS, _float32_weights(model.text_encoder, masters), {"format": "np"})
     if not trainer.args.only_save_updated_model:
-        _write_other_parts(model, writer)
+        _write_other_components(model, writer)
 
 
-def _write_other_parts(model, writer):
+def _write_other_components(model, writer):
     """What makes the checkpoint a whole pipeline beside the trained parts."""
     import ppdiffusers
 
@@ -146,9 +146,9 @@ def _write_other_parts(model, writer):
     writer.write_tensors("vae/diffusion_paddle_model.safetensors", _float32_weights(model.vae, {}))
     model.tokenizer.save_pretrained(str(writer.folder / "tokenizer"))
     scheduler.save_config(str(writer.folder / "scheduler"))
-    for part in ("vae", "tokenizer", "scheduler"):
-        for path in (writer.folder / part).iterdir():
-            name = f"{part}/{path.name}"
+    for component in ("vae", "tokenizer", "scheduler"):
+        for path in (writer.folder / component).iterdir():
+            name = f"{component}/{path.name}"
             if name not in writer.files:
                 writer.add(name)
     writer.write_json(
@@ -218,10 +218,10 @@ def load_recent_losses(checkpoint: str | Path | None) -> list[float]:
 
 
 def load_models(trainer: Any, checkpoint: str | Path) -> None:
-    """Put the trained weights and the moving average back."""
+    """Restore the trained weights and the moving average."""
     model = trainer.model
     _load_layer(model.unet, f"{checkpoint}/{UNET_WEIGHTS}")
-    if "text_encoder" in model.trained_parts:
+    if "text_encoder" in model.trained_components:
         _load_layer(model.text_encoder, f"{checkpoint}/{TEXT_WEIGHTS}")
     if trainer.ema:
         try:
@@ -235,7 +235,7 @@ def load_models(trainer: Any, checkpoint: str | Path) -> None:
 
 def _load_layer(layer, path):
     weights = layer.state_dict()
-    found = set()
+    loaded = set()
     for name, array in read_safetensors(path):
         if name not in weights or list(weights[name].shape) != list(array.shape):
             raise InputError(
@@ -243,19 +243,19 @@ def _load_layer(layer, path):
             )
         target = weights[name]
         target.set_value(paddle.to_tensor(array).astype(target.dtype))
-        found.add(name)
-    if missing := sorted(weights.keys() - found):
+        loaded.add(name)
+    if missing := sorted(weights.keys() - loaded):
         raise InputError(f"{path}: {missing[0]} is missing; was it made with another model?")
 
 
 def load_optimizer(trainer: Any, checkpoint: str | Path) -> None:
-    """Put optimizer, schedule, loss scale and the place in the data back, whatever the number of ranks was."""
+    """Restore optimizer, schedule, loss scale and the position in the data, for any former number of ranks."""
     names = _weight_names(trainer.model)
-    wanted = {names[parameter.name] for parameter in held_parameters(trainer.optimizer)}
+    local_names = {names[parameter.name] for parameter in local_parameters(trainer.optimizer)}
     state = {}
     for path in sorted(Path(checkpoint).glob("optimizer*.safetensors")):
         for key, array in read_safetensors(str(path)):
-            if key.rpartition("/")[0] in wanted:
+            if key.rpartition("/")[0] in local_names:
                 state[key] = paddle.to_tensor(array)
     _change_precision(trainer, checkpoint, names, state)
     restored = paddle_state(trainer.optimizer, names, state)
@@ -270,20 +270,20 @@ def load_optimizer(trainer: Any, checkpoint: str | Path) -> None:
 
 
 def _change_precision(trainer, checkpoint, names, state):
-    """Where a run goes on in another precision: masters become the float32 weights, or are made from the kept ones.
+    """On a resume in another precision: masters become the float32 weights, or are made from the kept ones.
 
-    names: Paddle's parameter name -> weight. state: {"<weight>/<what>": tensor}, into which missing masters go.
+    names: Paddle's parameter name -> weight. state: {"<weight>/<kind>": tensor}, into which missing masters go.
     """
     missing = set()
-    for parameter in held_parameters(trainer.optimizer):
+    for parameter in local_parameters(trainer.optimizer):
         weight = names[parameter.name]
         if needs_master(trainer.optimizer, parameter):
             if f"{weight}/moment1" in state and f"{weight}/master" not in state:
                 missing.add(weight)
         elif (master := state.get(f"{weight}/master")) is not None:
             parameter.set_value(master)
-    for part, path in (("unet", UNET_WEIGHTS), ("text_encoder", TEXT_WEIGHTS)):
-        if any(weight.startswith(f"{part}.") for weight in missing):
+    for component, path in (("unet", UNET_WEIGHTS), ("text_encoder", TEXT_WEIGHTS)):
+        if any(weight.startswith(f"{component}.") for weight in missing):
             for name, array in read_safetensors(f"{checkpoint}/{path}"):
-                if f"{part}.{name}" in missing:
-                    state[f"{part}.{name}/master"] = paddle.to_tensor(array)
+                if f"{component}.{name}" in missing:
+                    state[f"{component}.{name}/master"] = paddle.to_tensor(array)

@@ -1,4 +1,4 @@
-"""What the trainer works with: data loader, learning rates, schedule, optimizer."""
+"""The trainer's data loader, learning rates, schedule and optimizer."""
 
 import contextlib
 import logging
@@ -20,29 +20,33 @@ logger = logging.getLogger(__name__)
 _WORKER_END_SECONDS = 1
 
 
-def keep_global_batch(args: Any, wanted: int | None) -> None:
+def keep_global_batch(args: Any, global_batch: int | None) -> None:
     """Choose gradient_accumulation_steps so that the ranks that there are make the global batch of a checkpoint.
 
-    wanted: its images, None where it does not say. Raises InputError, with what would fit, if it does not divide.
+    global_batch: in images, None if not recorded. Raises InputError, with what would fit, if it does not divide.
     """
     micro_batch = args.per_device_train_batch_size * args.dataset_world_size
-    if wanted is None or micro_batch * args.gradient_accumulation_steps == wanted:
+    if global_batch is None or micro_batch * args.gradient_accumulation_steps == global_batch:
         return
-    if wanted % micro_batch:
-        fitting = [ranks for ranks in range(1, wanted + 1) if wanted % (ranks * args.per_device_train_batch_size) == 0]
+    if global_batch % micro_batch:
+        fitting = [
+            ranks
+            for ranks in range(1, global_batch + 1)
+            if global_batch % (ranks * args.per_device_train_batch_size) == 0
+        ]
         advice = f"{', '.join(map(str, fitting))} ranks would do" if fitting else "no number of ranks does"
         raise InputError(
-            f"--allow_fewer_ranks: the checkpoint's global batch of {wanted} is no multiple of "
+            f"--allow_fewer_ranks: the checkpoint's global batch of {global_batch} is no multiple of "
             f"{args.dataset_world_size} rank(s) x per_device_train_batch_size {args.per_device_train_batch_size} = "
             f"{micro_batch}; {advice}, or another --per_device_train_batch_size"
         )
-    before, args.gradient_accumulation_steps = args.gradient_accumulation_steps, wanted // micro_batch
+    before, args.gradient_accumulation_steps = args.gradient_accumulation_steps, global_batch // micro_batch
     logger.warning(
         "%d rank(s): gradient_accumulation_steps %d -> %d keeps the global batch of %d",
         args.dataset_world_size,
         before,
         args.gradient_accumulation_steps,
-        wanted,
+        global_batch,
     )
 
 
@@ -80,10 +84,13 @@ def end_workers(batches: Any) -> Iterator[None]:
             worker.join()
 
 
-def learning_rates(args: "SDTrainingArguments", trained_parts: Any) -> dict[str, float]:
+def learning_rates(args: "SDTrainingArguments", trained_components: Any) -> dict[str, float]:
     """Part -> learning rate."""
     rates: dict[str, Any] = {"unet": args.unet_learning_rate, "text_encoder": args.text_encoder_learning_rate}
-    return {part: args.learning_rate if rates[part] is None else rates[part] for part in trained_parts}
+    return {
+        component: args.learning_rate if rates[component] is None else rates[component]
+        for component in trained_components
+    }
 
 
 def set_learning_rates(model: Any, rates: dict[str, float]) -> list[paddle.Tensor]:
@@ -93,8 +100,8 @@ def set_learning_rates(model: Any, rates: dict[str, float]) -> list[paddle.Tenso
     """
     base = max(rates.values())
     trained = []
-    for part, rate in rates.items():
-        for parameter in getattr(model, part).parameters():
+    for component, rate in rates.items():
+        for parameter in getattr(model, component).parameters():
             parameter.optimize_attr["learning_rate"] = rate / (base or 1.0)
             trained.append(parameter)
     return trained

@@ -18,8 +18,8 @@ def answer(question: str, text: Any, bad: Any = False) -> bool:
 
 
 def report_start(training_args: "SDTrainingArguments") -> tuple[bool, Any]:
-    """Tell whether the run begins or goes on, and whether its folder and its prompts can be used. Returns (bad, the
-    checkpoint that it goes on from or None)."""
+    """Report whether the run begins or resumes, and whether its folder and its prompts can be used. Returns (bad, the
+    checkpoint that it resumes from or None)."""
     from sd.runs.checkpoint import list_checkpoints
     from sd.sampling.prompts import read_prompts
     from sd.training.run import find_start, is_finished
@@ -39,7 +39,7 @@ def report_start(training_args: "SDTrainingArguments") -> tuple[bool, Any]:
         removed = f", and removes the {there} checkpoints in {output_dir}" if training_args.overwrite_output_dir else ""
         return answer("start", f"begins anew{removed if there else ''}"), None
     done = is_finished(checkpoint, training_args)
-    return answer("start", f"nothing to do after {checkpoint}" if done else f"goes on from {checkpoint}"), checkpoint
+    return answer("start", f"nothing to do after {checkpoint}" if done else f"resumes from {checkpoint}"), checkpoint
 
 
 def report_resume(
@@ -50,7 +50,7 @@ def report_resume(
     checkpoint: str | Path,
     dataset: Any,
 ) -> bool:
-    """Tell whether the checkpoint was made with the same settings."""
+    """Report whether the checkpoint was made with the same settings."""
     from sd.runs.settings import check_same_run, checkpoint_settings
     from sd.training.identity import component_hashes, settings_of
     from sd.training.setup import keep_global_batch

@@ -1,4 +1,4 @@
-"""One optimizer step: gradients over micro-batches and ranks, one verdict on them, and weights that move or stay."""
+"""One optimizer step: gradients over micro-batches and ranks, one all-reduced NaN check, weights updated or kept."""
 
 import contextlib
 import math
@@ -13,7 +13,7 @@ from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_
 
 from sd.data.streaming.dataset import raise_if_failed
 from sd.errors import RunError
-from sd.training.optimizer import held_parameters, innermost
+from sd.training.optimizer import innermost, local_parameters
 
 # Micro-batches go by without a look at the other ranks' signals for at most about this long.
 _SIGNAL_INTERVAL_SECONDS = 2.0
@@ -21,7 +21,7 @@ _SIGNAL_INTERVAL_SECONDS = 2.0
 
 @dataclass
 class StepOutcome:
-    """What one step did. It is applied, to weights, schedule and average alike, or skipped by all of them.
+    """The outcome of one step, applied to or skipped by weights, schedule and average alike.
 
     loss: mean over the ranks. gradient_norm: Euclidean, of the gradients as the optimizer gets them. Both are host
     numbers, the same on all ranks, and not finite in a skipped step. micro_batches: of each the squared error per
@@ -30,7 +30,7 @@ class StepOutcome:
 
     loss: float
     gradient_norm: float
-    stop: bool  # a rank has been asked to stop
+    stop: bool  # a rank has received a stop signal
     micro_batches: list = field(default_factory=list)
     busy_seconds: float = 0.0
     waited_seconds: float = 0.0
@@ -49,10 +49,10 @@ class StepRunner:
         self.trainer, self.args, self.model = trainer, trainer.args, model
         self._micro_batch_seconds = math.inf  # mean over the ranks of the step before; unknown at first
 
-    def take(self, batches: Iterator, stopping: Callable[[], bool] = lambda: False) -> StepOutcome | None:
+    def run(self, batches: Iterator, stopping: Callable[[], bool] = lambda: False) -> StepOutcome | None:
         """Take one step. Returns None where a signal came in the middle of its micro-batches: nothing has moved then.
 
-        batches: of NumPy arrays or tensors. stopping: whether this rank has been asked to stop.
+        batches: of NumPy arrays or tensors. stopping: whether this rank has received a stop signal.
         """
         accumulation = self.args.gradient_accumulation_steps
         self._seed_dropout()
@@ -62,22 +62,22 @@ class StepRunner:
             if number and self._stops_before(number, stopping):
                 self._clear_gradients()
                 return None
-            asked = time.perf_counter()
+            wait_start = time.perf_counter()
             batch = _next_batch(batches)
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - wait_start
             with self._no_sync(last=number == accumulation - 1):
                 outputs = self.trainer.forward(self.model, batch)
                 total = total + outputs["loss"].detach().astype("float32")
                 self.trainer.backward(outputs["loss"])
-            micro_batches.append((outputs["sample_loss"], outputs["timestep"], batch.get("place")))
+            micro_batches.append((outputs["sample_loss"], outputs["timestep"], batch.get("position")))
         self._reduce_gradients()
-        outcome = self._judge(total, stopping(), time.perf_counter() - begin)
+        outcome = self._reduce_outcome(total, stopping(), time.perf_counter() - begin)
         outcome.micro_batches, outcome.waited_seconds = micro_batches, waited
         self._apply() if outcome.applied else self._skip()
         outcome.busy_seconds = time.perf_counter() - begin
         return outcome
 
-    def _judge(self, total, stop, seconds) -> StepOutcome:
+    def _reduce_outcome(self, total, stop, seconds) -> StepOutcome:
         """Agree over the ranks on loss, gradients and signals: the one value that a step reads from the device."""
         gradients = self._gradients()
         squares = sum_of_squares(gradient for _, gradient in gradients)
@@ -99,15 +99,15 @@ class StepRunner:
 
     def _gradients(self):
         """(Paddle's parameter name, gradient) of the weights that this rank moves."""
-        found = [(parameter.name, gradient_of(parameter)) for parameter in held_parameters(self.trainer.optimizer)]
-        return [(name, gradient) for name, gradient in found if gradient is not None]
+        gradients = [(parameter.name, gradient_of(parameter)) for parameter in local_parameters(self.trainer.optimizer)]
+        return [(name, gradient) for name, gradient in gradients if gradient is not None]
 
     def _name_gradient(self, gradients):
         names = {parameter.name: name for name, parameter in self.trainer.model.named_parameters()}
         for name, gradient in gradients:
             if not bool(paddle.isfinite(gradient).all()):
-                return f"the gradient of {names.get(name, name)} is not finite"
-        return "the norm of the gradients is not finite"
+                return f"the gradient of {names.get(name, name)} is NaN or infinite"
+        return "the norm of the gradients is NaN or infinite"
 
     def _apply(self):
         """Move weights, schedule and average."""
@@ -156,8 +156,8 @@ class StepRunner:
             optimizer.clear_grad(set_to_zero=keeps)
 
     def _stops_before(self, number, stopping):
-        """Whether a rank has been asked to stop, before micro-batch `number`. Ranks ask each other every few seconds,
-        counted in micro-batches so that all of them ask at once."""
+        """Whether a rank has received a stop signal, before micro-batch `number`. The flag is all-reduced every few
+        seconds, counted in micro-batches so that all ranks do it at once."""
         if self.args.world_size == 1:
             return stopping()
         every = max(1, int(_SIGNAL_INTERVAL_SECONDS / max(self._micro_batch_seconds, 1e-9)))

@@ -1,4 +1,4 @@
-"""What the steps since the last log did: losses, times, skipped steps."""
+"""Records of the steps since the last log: losses, times, skipped steps."""
 
 import logging
 import statistics
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_KEPT_BATCHES = 2000
-MEDIAN_STEPS, LEAST_STEPS = 100, 20  # whose median loss bounds the next one; fewer say too little
+_MAX_BATCHES = 2000
+MEDIAN_STEPS, MIN_STEPS = 100, 20  # whose median loss bounds the next one; fewer say too little
 
 
 class BadStepsError(RunError):
-    """Steps that the run cannot go on from: too many skipped ones in a row, or a loss far above the last ones."""
+    """Too many consecutive steps with a NaN or infinite loss or gradient, or a loss far above the last ones."""
 
 
 class StepRecords:
-    """Collects the outcomes of steps for the log, and ends the run after too many skipped ones in a row.
+    """Collects the outcomes of steps for the log, and ends the run after too many consecutive skipped ones.
 
     recent: losses of the applied steps before, the newest last.
     """
@@ -37,8 +37,8 @@ class StepRecords:
     def __init__(self, args: "SDTrainingArguments", dataset: Any, recent: Iterable[float] = ()):
         self.args, self.dataset = args, dataset
         self.recent = deque(recent, maxlen=MEDIAN_STEPS)
-        self._skipped_in_a_row = 0
-        self._timestep_losses = deque(maxlen=_KEPT_BATCHES)
+        self._consecutive_skipped = 0
+        self._timestep_losses = deque(maxlen=_MAX_BATCHES)
         self._all_losses = [0.0, 0]
         self._start_interval()
         self._begin = time.perf_counter()
@@ -49,30 +49,30 @@ class StepRecords:
         self._interval_begin = time.perf_counter()
 
     def add(self, step: int, outcome: StepOutcome) -> None:
-        """Take in step number `step`. Raises BadStepsError after more than max_bad_steps skipped ones in a row, and, if
-        the run is to step back, for a loss above its bound."""
+        """Record step number `step`. Raises BadStepsError after more than max_bad_steps consecutive skipped ones and,
+        with --rollback_on_nonfinite, for a loss above its bound."""
         self._timestep_losses.extend((timestep, loss) for loss, timestep, _ in outcome.micro_batches)
         self._steps += 1
         self._busy_seconds += outcome.busy_seconds
         self._waited_seconds += outcome.waited_seconds
         if outcome.applied:
-            self._skipped_in_a_row = 0
+            self._consecutive_skipped = 0
             self._losses.append(outcome.loss)
             self._gradient_norms.append(outcome.gradient_norm)
             self._check_loss(step, outcome.loss)
         else:
-            self._skipped_in_a_row += 1
+            self._consecutive_skipped += 1
             self._report_skipped(step, outcome)
 
     def forget(self, recent: Iterable[float]) -> None:
-        """Go on from the losses of an earlier step, after a step back."""
-        self._skipped_in_a_row = 0
+        """Resume from the losses of an earlier step, after a rollback."""
+        self._consecutive_skipped = 0
         self.recent = deque(recent, maxlen=MEDIAN_STEPS)
         self._timestep_losses.clear()
         self._start_interval()
 
     def _check_loss(self, step, loss):
-        if self.args.rollback_on_nonfinite and len(self.recent) >= LEAST_STEPS:
+        if self.args.rollback_on_nonfinite and len(self.recent) >= MIN_STEPS:
             bound = self.args.rollback_loss_factor * statistics.median(self.recent)
             if loss > bound:
                 raise BadStepsError(
@@ -83,25 +83,25 @@ class StepRecords:
 
     def _report_skipped(self, step, outcome):
         rows = []
-        for sample_loss, _, place in outcome.micro_batches:
+        for sample_loss, _, positions in outcome.micro_batches:
             bad = ~np.isfinite(sample_loss.numpy())
-            if place is not None and bad.any():
-                rows += self.dataset.name_rows(np.asarray(place)[bad])
+            if positions is not None and bad.any():
+                rows += self.dataset.name_rows(np.asarray(positions)[bad])
         if self.args.world_size > 1:
             gathered = []
             paddle.distributed.all_gather_object(gathered, rows)
             rows = [row for each in gathered for row in each]
-        named = ", ".join(rows) or "none with a loss of its own that is not finite"
+        named = ", ".join(rows) or "none with a NaN or infinite loss of its own"
         logger.warning("step %d skipped: %s; samples: %s", step, outcome.non_finite, named)
-        if self._skipped_in_a_row > self.args.max_bad_steps:
+        if self._consecutive_skipped > self.args.max_bad_steps:
             last = next(reversed(list_checkpoints(self.args.output_dir)), None)
             raise BadStepsError(
-                f"step {step}: {self._skipped_in_a_row} steps in a row were skipped for a loss or gradient that is not "
-                f"finite (--max_bad_steps {self.args.max_bad_steps}); the latest: {outcome.non_finite}; last "
+                f"step {step}: {self._consecutive_skipped} consecutive steps were skipped for a NaN or infinite loss "
+                f"or gradient (--max_bad_steps {self.args.max_bad_steps}); the latest: {outcome.non_finite}; last "
                 f"checkpoint: {last.name if last else 'none'}; samples: {named}"
             )
 
-    def take_logs(self, learning_rates: Any, samples_seen: int, step: int, max_steps: int) -> dict[str, Any]:
+    def pop_logs(self, learning_rates: Any, samples_seen: int, step: int, max_steps: int) -> dict[str, Any]:
         """Scalars of the steps since the last call, over all ranks; times are without saving, drawing, validation."""
         samples = self._steps * self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         samples *= self.args.dataset_world_size
@@ -127,13 +127,13 @@ class StepRecords:
         self._start_interval()
         return logs
 
-    def take_timestep_losses(self) -> tuple[np.ndarray, np.ndarray]:
+    def pop_timestep_losses(self) -> tuple[np.ndarray, np.ndarray]:
         """(timesteps int64 [N], losses float32 [N]) of this rank's samples since the last call."""
-        kept = list(self._timestep_losses)
+        losses = list(self._timestep_losses)
         self._timestep_losses.clear()
-        if not kept:
+        if not losses:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        return tuple(np.concatenate([each[i].numpy() for each in kept]) for i in (0, 1))
+        return tuple(np.concatenate([each[i].numpy() for each in losses]) for i in (0, 1))
 
     def totals(self, steps: int) -> Any:
         """Mean loss and rates of this start, over `steps` steps."""

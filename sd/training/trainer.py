@@ -12,7 +12,7 @@ from paddlenlp.trainer.trainer_utils import TrainOutput
 
 from sd.cpu.layers import speed_up
 from sd.data.streaming.buckets import BucketTable
-from sd.errors import training_told_plainly
+from sd.errors import explain_paddle_errors
 from sd.flags.aspect import parse_sizes
 from sd.models.attention import use_fastest_attention
 from sd.processes.hang_watch import HangWatch
@@ -76,14 +76,14 @@ class StableDiffusionTrainer(Trainer):
         self.saved_step = 0
         self.saver = BackgroundSaver()
         if args.device == "cpu":
-            for name, part in model.named_children():
+            for name, component in model.named_children():
                 if name != "unet" or not args.to_static:
-                    speed_up(part)
+                    speed_up(component)
         model.set_recompute(bool(args.recompute))
         self._choose_attention()
         if args.to_static:
             model.unet = paddle.jit.to_static(model.unet)
-        self.learning_rates = learning_rates(args, model.trained_parts)
+        self.learning_rates = learning_rates(args, model.trained_components)
         self.base_learning_rate = max(self.learning_rates.values())
         self.trained_parameters = set_learning_rates(model, self.learning_rates)
         self._choose_callbacks()
@@ -102,7 +102,7 @@ class StableDiffusionTrainer(Trainer):
 
     def _choose_callbacks(self):
         self.callback_handler.callbacks = [DefaultFlowCallback()]
-        for callback in sd_callbacks.for_arguments(self.args, self):
+        for callback in sd_callbacks.make_callbacks(self.args, self):
             self.add_callback(callback)
 
     # What paddlenlp's `train` calls before the loop.
@@ -174,20 +174,20 @@ class StableDiffusionTrainer(Trainer):
         while True:
             batches = iter(train_dataloader)  # before the signals: workers are not to inherit their handlers
             try:
-                self._take_steps(runner, batches, max_steps)
+                self._run_steps(runner, batches, max_steps)
                 return self._end()
             except BadStepsError as error:
                 if not args.rollback_on_nonfinite:
                     raise
                 step_back(self, error)
 
-    def _take_steps(self, runner, batches, max_steps):
+    def _run_steps(self, runner, batches, max_steps):
         args = self.args
         self.hang_watch = HangWatch(args.output_dir, args.process_index, args.hang_timeout, self.state.global_step)
-        with end_workers(batches), StopSignals() as signals, self.hang_watch, training_told_plainly():
+        with end_workers(batches), StopSignals() as signals, self.hang_watch, explain_paddle_errors():
             while self.state.global_step < max_steps:
                 self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
-                outcome = runner.take(batches, lambda: signals.received is not None)
+                outcome = runner.run(batches, lambda: signals.received is not None)
                 if outcome is not None:
                     self._count(outcome)
                     self.control = self.callback_handler.on_step_end(args, self.state, self.control)
@@ -202,7 +202,7 @@ class StableDiffusionTrainer(Trainer):
 
     def _begin(self, max_steps, train_dataloader, checkpoint):
         self.model.train()
-        self.take_state(checkpoint, max_steps)
+        self.load_state(checkpoint, max_steps)
         self._first_step, self.steps_undone = self.state.global_step, 0
         self.records = StepRecords(self.args, self.train_dataset, load_recent_losses(checkpoint))
         self.callback_handler.model = self.model
@@ -211,8 +211,8 @@ class StableDiffusionTrainer(Trainer):
         self.callback_handler.train_dataloader = train_dataloader
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
 
-    def take_state(self, checkpoint: Any, max_steps: Any) -> Any:
-        """Stand at the step of a checkpoint, None for the beginning."""
+    def load_state(self, checkpoint: Any, max_steps: Any) -> Any:
+        """Load the trainer state of a checkpoint; None for the beginning."""
         self.state = TrainerState()
         if checkpoint:
             self.state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
@@ -246,22 +246,22 @@ class StableDiffusionTrainer(Trainer):
         (self.scaler.scale(loss) if self.do_grad_scaling else loss).backward()
 
     def _log_evaluate_save(self, max_steps, stop):
-        """Do what is due after a step. stop: a rank has been asked to stop."""
+        """Do what is due after a step. stop: a rank has received a stop signal."""
         step, control = self.state.global_step, self.control
         last = step >= max_steps
         if control.should_log or last:
-            self.log(self.records.take_logs(self.current_learning_rates(), self.samples_seen, step, max_steps))
+            self.log(self.records.pop_logs(self.current_learning_rates(), self.samples_seen, step, max_steps))
         if control.should_evaluate and self.eval_dataset is not None:
             self.evaluate()
-        wanted = control.should_save or last or (stop and self.args.save_on_exit)
-        if wanted and step > self.saved_step and self._save_checkpoint(self.model):
+        due = control.should_save or last or (stop and self.args.save_on_exit)
+        if due and step > self.saved_step and self._save_checkpoint(self.model):
             self.saved_step = step
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def current_learning_rates(self) -> Any:
         """Part -> learning rate of the next step."""
         scale = self.optimizer.get_lr() / (self.base_learning_rate or 1.0)
-        return {part: rate * scale for part, rate in self.learning_rates.items()}
+        return {component: rate * scale for component, rate in self.learning_rates.items()}
 
     def _end(self):
         logs = self.records.totals(self.state.global_step - self._first_step + self.steps_undone)

@@ -9,7 +9,7 @@ import paddle
 from sd.data.parts import storage
 from sd.data.streaming.dataset import raise_if_failed
 from sd.diffusion.schedule import TIMESTEP_BANDS
-from sd.flags.aspect import shown
+from sd.flags.aspect import format_size
 
 _FIRST_TIMESTEPS = [first for first, _ in TIMESTEP_BANDS]
 _BANDS = len(TIMESTEP_BANDS)
@@ -51,7 +51,7 @@ def evaluate_loss(
                 sums[_BANDS + bucket] += losses.sum(), len(losses)
             if names:
                 sources: Any = np.array(
-                    [first_source + catalog.source_of(part) for part, _ in np.asarray(batch["place"])]
+                    [first_source + catalog.source_of(part) for part, _ in np.asarray(batch["position"])]
                 )
                 np.add.at(sums, (sources, 0), losses)
                 np.add.at(sums, (sources, 1), 1)
@@ -59,8 +59,8 @@ def evaluate_loss(
         total = paddle.to_tensor(sums)
         paddle.distributed.all_reduce(total)
         sums = total.numpy()
-    told = [f"{_BUCKET}{shown(size)}" for size in sizes] + [f"{_SOURCE}{name}" for name in names]
-    return _metrics(sums, prefix, told)
+    labels = [f"{_BUCKET}{format_size(size)}" for size in sizes] + [f"{_SOURCE}{name}" for name in names]
+    return _metrics(sums, prefix, labels)
 
 
 def _batches(dataset, indices, batch_size, by_bucket):
@@ -97,7 +97,7 @@ def describe_metrics(metrics: dict[str, float], prefix: str = "eval") -> str:
         if kind is not None:
             groups[kind].append(f"{name.removeprefix(kinds[kind])} {value:.7g}")
     first = f"{head} {metrics[head]:.7g} over {metrics[f'{prefix}_records']:.0f} records"
-    return " | ".join([first, *(f"{group} {' | '.join(told)}" for group, told in groups.items() if told)])
+    return " | ".join([first, *(f"{group} {' | '.join(values)}" for group, values in groups.items() if values)])
 
 
 def _metrics(sums, prefix, others):

@@ -1,4 +1,4 @@
-"""The page's side of drawing: asks the process of `sd.web.engine`, and puts its answers into words.
+"""The page's client of the drawing process `sd.web.engine`: requests, answers, status lines.
 
 Standard library only: it runs in the page's environment, which has no Paddle.
 """
@@ -15,15 +15,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-_KEPT_PICTURES = 100
+_MAX_PICTURES = 100
 
 
-class Drawer:
-    """The engine's process, started when it is needed, and its answers sorted by job. command: what starts it."""
+class EngineProcess:
+    """The drawing process, started on first use, and its answers sorted by job. command: what starts it."""
 
     def __init__(self, command: Sequence[str]):
         self._command = command
-        self._process, self._waiting = None, {}  # job -> (the process that was asked, queue of its answers)
+        self._process, self._waiting = None, {}  # job -> (the process that has the request, queue of its answers)
         self._numbers, self._lock = itertools.count(1), threading.Lock()
 
     def start(self) -> None:
@@ -35,7 +35,7 @@ class Drawer:
         """A number for a request that is yet to be made."""
         return next(self._numbers)
 
-    def ask(self, job: int, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def submit(self, job: int, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Send a request and yield its answers, dicts, the last of which has `end`."""
         answers = queue.SimpleQueue()
         with self._lock:
@@ -52,9 +52,9 @@ class Drawer:
                 del self._waiting[job]
 
     def cancel(self, job: int) -> None:
-        """Ask for no more pictures of a job."""
-        if asked := self._waiting.get(job):
-            self._send(asked[0], {"do": "cancel", "job": job})
+        """Cancel a job; its finished pictures stay."""
+        if waiting := self._waiting.get(job):
+            self._send(waiting[0], {"do": "cancel", "job": job})
 
     def stop(self) -> None:
         """End the engine's process."""
@@ -73,44 +73,44 @@ class Drawer:
         return self._process
 
     def _send(self, process, value):
-        with self._lock, suppress(OSError, ValueError):  # it has died, and `_listen` tells
+        with self._lock, suppress(OSError, ValueError):  # the process has died, which `_listen` reports
             process.stdin.write(json.dumps(value) + "\n")
             process.stdin.flush()
 
     def _listen(self, process):
         for line in process.stdout:
             answer = json.loads(line)
-            if asked := self._waiting.get(answer["job"]):
-                asked[1].put(answer)
-        died = {"end": "error", "message": _obituary(process.wait())}
+            if waiting := self._waiting.get(answer["job"]):
+                waiting[1].put(answer)
+        died = {"end": "error", "message": _exit_message(process.wait())}
         with self._lock:
             self._process = None if self._process is process else self._process
-            for asked, answers in self._waiting.values():
-                if asked is process:
+            for waiting, answers in self._waiting.values():
+                if waiting is process:
                     answers.put(died)
 
 
-def _obituary(code):
-    why = "most likely for want of memory" if code == -signal.SIGKILL else "the terminal says why"
+def _exit_message(code):
+    cause = "most likely out of memory" if code == -signal.SIGKILL else "the terminal says why"
     return (
-        f"the drawing process ended (exit code {code}), {why}; a smaller size may help, the next picture starts it anew"
+        f"the drawing process ended (exit code {code}), {cause}; a smaller size may help, the next picture restarts it"
     )
 
 
-class Visitors:
-    """Which job each open page waits for, so that it alone can cancel it, even before its turn has come."""
+class PageSessions:
+    """The job of each open page, which it alone can cancel, also while the job is queued."""
 
-    def __init__(self, drawer: Drawer):
-        self._drawer, self._jobs, self._given_up = drawer, {}, set()
+    def __init__(self, drawer: EngineProcess):
+        self._drawer, self._jobs, self._cancelled = drawer, {}, set()
 
     def expect(self, session: str) -> None:
-        """A page is about to wait for a drawing."""
+        """Reserve a job number for a page that is about to draw."""
         self._jobs[session] = self._drawer.new_job()
 
-    def give_up(self, session: str) -> None:
-        """Cancel what a page waits for."""
+    def cancel(self, session: str) -> None:
+        """Cancel the job of a page."""
         if job := self._jobs.get(session):
-            self._given_up.add(job)
+            self._cancelled.add(job)
             self._drawer.cancel(job)
 
     def draw_each(self, session: str, requests: list[dict]) -> Iterator[tuple[int, dict]]:
@@ -129,12 +129,12 @@ class Visitors:
         """Yield the answers to a page's request."""
         job = self._jobs.get(session) or self._drawer.new_job()
         try:
-            if job in self._given_up:
+            if job in self._cancelled:
                 yield {"end": "cancelled"}
                 return
-            yield from self._drawer.ask(job, {"do": "draw", **request})
+            yield from self._drawer.submit(job, {"do": "draw", **request})
         finally:
-            self._given_up.discard(job)
+            self._cancelled.discard(job)
             self._jobs.pop(session, None)
 
 
@@ -153,8 +153,8 @@ def caption(picture: dict[str, Any]) -> str:
 
 def details(picture: dict) -> str:
     """All that is known of a picture, as an HTML table."""
-    known = {"file": Path(picture["path"]).name, "prompt": picture["prompt"], **picture["settings"]}
-    cells = ((html.escape(name), html.escape(str(value))) for name, value in known.items())
+    facts = {"file": Path(picture["path"]).name, "prompt": picture["prompt"], **picture["settings"]}
+    cells = ((html.escape(name), html.escape(str(value))) for name, value in facts.items())
     rows = "".join(f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' for name, value in cells)
     return f"<table><caption>Settings of the newest picture, or of the one clicked on</caption>{rows}</table>"
 
@@ -165,23 +165,23 @@ def status(text: str, kind: str = "info") -> str:
 
 
 def follow_each(
-    answers: Iterable[tuple[int, dict]], shown: list[dict], prompt: str, heads: Sequence[str]
+    answers: Iterable[tuple[int, dict]], gallery: list[dict], prompt: str, heads: Sequence[str]
 ) -> Iterator[tuple[int, list[dict] | None, str]]:
-    """(number of the request, and what `follow` gives for it) of the answers of `Visitors.draw_each`.
+    """(number of the request, and what `follow` gives for it) of the answers of `PageSessions.draw_each`.
 
     heads: of each request what its status lines begin with.
     """
     for number, group in itertools.groupby(answers, key=lambda numbered: numbered[0]):
-        for pictures, line in follow((answer for _, answer in group), shown, prompt, heads[number]):
+        for pictures, line in follow((answer for _, answer in group), gallery, prompt, heads[number]):
             yield number, pictures, line
 
 
 def follow(
-    answers: Iterable[dict], shown: list[dict], prompt: str, head: str = ""
+    answers: Iterable[dict], gallery: list[dict], prompt: str, head: str = ""
 ) -> Iterator[tuple[list[dict] | None, str]]:
     """The answers to a request -> (pictures to be shown or None if they are as before, status line), as they come.
 
-    shown: the earlier pictures, dicts of path, prompt and settings, the newest first; new ones come before them.
+    gallery: the earlier pictures, dicts of path, prompt and settings, the newest first; new ones come before them.
     head: what the status lines begin with.
     """
     drawn, notes = 0, []
@@ -201,10 +201,10 @@ def follow(
             notes = [note for note in notes if not note.startswith("loading ")]
             drawn += 1
             new = {"path": answer["picture"], "prompt": prompt, "settings": answer["settings"]}
-            shown = [new, *(old for old in shown if old["path"] != new["path"])][:_KEPT_PICTURES]
-            yield shown, line(f"{drawn} drawn")
+            gallery = [new, *(old for old in gallery if old["path"] != new["path"])][:_MAX_PICTURES]
+            yield gallery, line(f"{drawn} drawn")
         elif answer["end"] == "error":
             yield None, status(head + answer["message"], "error")
         else:
-            told = f"{drawn} picture{'' if drawn == 1 else 's'} drawn"
-            yield None, line(told if answer["end"] == "done" else f"cancelled, {told} and kept")
+            count = f"{drawn} picture{'' if drawn == 1 else 's'} drawn"
+            yield None, line(count if answer["end"] == "done" else f"cancelled, {count} and kept")

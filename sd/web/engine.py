@@ -29,7 +29,7 @@ from sd.flags.arguments import check_choice, check_range
 from sd.logs import import_quietly, set_up_logging
 from sd.runs.locate import find_unet, list_choices, run_settings
 
-MOST_PICTURES, LARGEST_SIDE, MOST_EXAMPLES = 16, 2048, 4
+MAX_PICTURES, LARGEST_SIDE, MAX_EXAMPLES = 16, 2048, 4
 # What the page calls the arguments that a message may name.
 FIELDS = {
     "guidance_scale": "Guidance scale",
@@ -41,12 +41,12 @@ FIELDS = {
     "width": "Width",
     "weights": "Weights",
 }
-_SECONDS_BETWEEN_NEWS = 0.25  # a browser shows no more, and what it is slow to show would come late
+_PROGRESS_INTERVAL_SECONDS = 0.25  # a browser shows no more, and what it is slow to show would come late
 _WHOLE = ("num_inference_steps", "seed", "num_images", "height", "width")
 
 
 class CancelledError(Exception):
-    """The person does not want the rest of the pictures."""
+    """The job was cancelled."""
 
 
 class Engine:
@@ -67,17 +67,17 @@ class Engine:
 
     def describe(self) -> dict[str, dict]:
         """label -> {`side`: pixels of its training images or None, `weights`: those it has of raw and ema}."""
-        return {label: trained_facts(name) for label, name in self.choices().items()}
+        return {label: model_info(name) for label, name in self.choices().items()}
 
     def examples(self) -> list[str]:
         """A few captions of the data that the newest checkpoint was trained on; none if it cannot be read."""
         names = [find_unet(name).checkpoint for name in self.choices().values()]
         file_list = run_settings(next(filter(None, names), None)).get("file_list")
         if file_list and self._captions_of != file_list:
-            self._captions_of, self._captions = file_list, read_captions(file_list, MOST_EXAMPLES)
+            self._captions_of, self._captions = file_list, read_captions(file_list, MAX_EXAMPLES)
         return self._captions
 
-    def draw(self, request: dict[str, Any], tell: Callable[..., None]) -> None:
+    def draw(self, request: dict[str, Any], notify: Callable[..., None]) -> None:
         """Draw a request's pictures, batch by batch.
 
         request: model (a label of `choices`), weights (`raw` or `ema`), prompt, negative_prompt, guidance_scale,
@@ -87,32 +87,32 @@ class Engine:
         Raises InputError or RunError for the rest.
         """
         from sd.sampling.files import read_png_text
-        from sd.sampling.job import draw, settings_from, warn_of_cut_prompts
+        from sd.sampling.job import draw, settings_from, warn_truncated_prompts
 
-        asked = check_request(request)
-        models, device = self._load(asked.model, asked.weights, tell)
-        settings = settings_from(asked, models, device)
-        warn_of_cut_prompts(models.tokenizer, [asked.prompt], lambda text: tell(note=text))
-        jobs = self._jobs(asked, settings)
-        done, told_at = 0.0, 0.0
+        options = check_request(request)
+        models, device = self._load(options.model, options.weights, notify)
+        settings = settings_from(options, models, device)
+        warn_truncated_prompts(models.tokenizer, [options.prompt], lambda text: notify(note=text))
+        jobs = self._jobs(options, settings)
+        done, notified_at = 0.0, 0.0
 
         def step(share):
-            nonlocal done, told_at
+            nonlocal done, notified_at
             done += share
-            if time.monotonic() - told_at < _SECONDS_BETWEEN_NEWS:
-                tell()
+            if time.monotonic() - notified_at < _PROGRESS_INTERVAL_SECONDS:
+                notify()
             else:
-                told_at = time.monotonic()
-                tell(progress=(round(done, 3), len(jobs)))
+                notified_at = time.monotonic()
+                notify(progress=(round(done, 3), len(jobs)))
 
         for start in range(0, len(jobs), settings.batch_size):
             batch = jobs[start : start + settings.batch_size]
             draw(models, batch, settings, self._weights_id, quiet=True, on_step=step)
             done = float(start + len(batch))
             for job in batch:
-                tell(picture=str(job.path.absolute()), settings=read_png_text(job.path)[1])
+                notify(picture=str(job.path.absolute()), settings=read_png_text(job.path)[1])
 
-    def _load(self, label, weights, tell):
+    def _load(self, label, weights, notify):
         """(models, kind of device). Only the last models asked for stay, and the old UNet goes before the new comes."""
         from sd.sampling.models import load_models
 
@@ -121,9 +121,9 @@ class Engine:
             raise InputError(f"{label or 'no checkpoint'!s} is not there; there are {', '.join(choices) or 'none yet'}")
         config = self._config
         device = devices.select(config.device, config.dtype).kind
-        wanted = (label, weights)
-        if self._loaded != wanted or self._models.is_stale():
-            tell(note=f"loading {label} {weights}")
+        key = (label, weights)
+        if self._loaded != key or self._models.is_stale():
+            notify(note=f"loading {label} {weights}")
             self._loaded = None
             if self._models:
                 self._models.unet, self._models.sources["unet"] = None, None
@@ -138,60 +138,60 @@ class Engine:
                 shared=self._models,
             )
             self._weights_id = self._models.weights_id()
-            self._loaded = wanted
+            self._loaded = key
         return self._models, device
 
-    def _jobs(self, asked, settings):
+    def _jobs(self, options, settings):
         """Files named by what is drawn: the same request again finds its pictures, another one never their names."""
         from sd.sampling.files import make_folder, slug
         from sd.sampling.job import Job
 
         folder = make_folder(self._config.output)
-        told = f"{asked.prompt}\n{settings}\n{self._weights_id}"
-        name = f"{slug(asked.prompt)}-{xxhash.xxh3_64_hexdigest(told.encode())[:10]}"
-        seeds = range(asked.seed, asked.seed + asked.num_images)
-        return [Job(asked.prompt, seed, folder / f"{name}-{seed}.png") for seed in seeds]
+        identity = f"{options.prompt}\n{settings}\n{self._weights_id}"
+        name = f"{slug(options.prompt)}-{xxhash.xxh3_64_hexdigest(identity.encode())[:10]}"
+        seeds = range(options.seed, options.seed + options.num_images)
+        return [Job(options.prompt, seed, folder / f"{name}-{seed}.png") for seed in seeds]
 
 
-def trained_facts(name: str) -> dict:
+def model_info(name: str) -> dict:
     """What is known of a UNet (see `find_unet`) without loading it: `side` in pixels or None, and its `weights`."""
-    place = find_unet(name)
-    averages = [*Path(place.folder).glob("*.ema.safetensors")]
+    location = find_unet(name)
+    averages = [*Path(location.folder).glob("*.ema.safetensors")]
     weights = ["raw", "ema"] if averages else ["raw"]
-    return {"side": run_settings(place.checkpoint).get("resolution"), "weights": weights}
+    return {"side": run_settings(location.checkpoint).get("resolution"), "weights": weights}
 
 
-def read_captions(file_list: str, most: int) -> list[str]:
+def read_captions(file_list: str, limit: int) -> list[str]:
     """Up to `most` different captions of rows spread over a file list; none of one that cannot be read."""
     with suppress(InputError, RunError, OSError):
-        captions = sample_captions(Catalog(file_list, 1, max_bad_fraction=1.0), 4 * most)
-        return [text for text in dict.fromkeys(captions) if text.strip()][:most]
+        captions = sample_captions(Catalog(file_list, 1, max_bad_fraction=1.0), 4 * limit)
+        return [text for text in dict.fromkeys(captions) if text.strip()][:limit]
     return []
 
 
 def check_request(request: dict[str, Any]) -> SimpleNamespace:
     """A request as a namespace with eval.py's names, whole numbers as such. Raises InputError for a wrong value."""
     # One picture a UNet call: each is shown as soon as it is drawn, and cancelling keeps it.
-    asked = SimpleNamespace(dtype="fp32", batch_size=1, **request)
-    if not asked.prompt.strip():
+    options = SimpleNamespace(dtype="fp32", batch_size=1, **request)
+    if not options.prompt.strip():
         raise InputError("the prompt is empty; type what is to be drawn")
     for name in _WHOLE:
-        value = getattr(asked, name)
+        value = getattr(options, name)
         if value is None and name in ("height", "width"):
             continue
         if not isinstance(value, (int, float)) or value % 1:
             raise ArgumentError(name, value, "; expected a whole number")
-        setattr(asked, name, int(value))
-    if not isinstance(asked.guidance_scale, (int, float)):
-        raise ArgumentError("guidance_scale", asked.guidance_scale, "; expected a number")
-    asked.guidance_scale = float(asked.guidance_scale)
-    check_choice("weights", asked.weights, ("raw", "ema"))
-    check_range("seed", asked.seed, low=0)
-    check_range("num_images", asked.num_images, low=1, high=MOST_PICTURES)
+        setattr(options, name, int(value))
+    if not isinstance(options.guidance_scale, (int, float)):
+        raise ArgumentError("guidance_scale", options.guidance_scale, "; expected a number")
+    options.guidance_scale = float(options.guidance_scale)
+    check_choice("weights", options.weights, ("raw", "ema"))
+    check_range("seed", options.seed, low=0)
+    check_range("num_images", options.num_images, low=1, high=MAX_PICTURES)
     for name in ("height", "width"):
-        if getattr(asked, name) is not None:
-            check_range(name, getattr(asked, name), low=1, high=LARGEST_SIDE)
-    return asked
+        if getattr(options, name) is not None:
+            check_range(name, getattr(options, name), low=1, high=LARGEST_SIDE)
+    return options
 
 
 class Server:
@@ -227,7 +227,7 @@ class Server:
         """Draw until there are no more requests."""
         while (item := self._jobs.get()) is not None:
             job, request = item
-            self._do(job, partial(self._engine.draw, request, partial(self._tell, job)))
+            self._do(job, partial(self._engine.draw, request, partial(self._notify, job)))
             self._cancelled.discard(job)
 
     def _list(self, job):
@@ -236,7 +236,7 @@ class Server:
     def _examples(self, job):
         self._answer({"job": job, "examples": self._engine.examples()})
 
-    def _tell(self, job, **news):
+    def _notify(self, job, **news):
         if job in self._cancelled:
             raise CancelledError
         if news:

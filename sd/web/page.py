@@ -26,7 +26,7 @@ os.environ |= {
 import gradio as gr  # noqa: E402
 
 from sd.errors import InputError, run_script  # noqa: E402
-from sd.web.client import Drawer, Visitors, caption, details, follow_each, status  # noqa: E402
+from sd.web.client import EngineProcess, PageSessions, caption, details, follow_each, status  # noqa: E402
 
 _FONTS = ["system-ui", "sans-serif"]
 _INK, _HINT, _ACCENT = "#1f2937", "#4b5563", "#1d4ed8"  # on white at least 4.5 : 1, the contrast of WCAG 2.1 AA
@@ -92,79 +92,79 @@ def _gallery(label: str, columns: int, **names: str) -> gr.Gallery:
     )  # fmt: skip
 
 
-def _shown(pictures: list[dict]) -> list[tuple[str, str]]:
+def _gallery_items(pictures: list[dict]) -> list[tuple[str, str]]:
     return [(picture["path"], caption(picture)) for picture in pictures]
 
 
-def build(drawer: Drawer, title: str) -> gr.Blocks:
+def build(engine: EngineProcess, title: str) -> gr.Blocks:
     """The page. title: a line that says what is served."""
-    visitors = Visitors(drawer)
+    sessions = PageSessions(engine)
 
-    def ask(what):
-        return list(drawer.ask(drawer.new_job(), {"do": what}))
+    def query(what):
+        return list(engine.submit(engine.new_job(), {"do": what}))
 
     def list_models(*chosen):
         """Fill the three choices of a checkpoint: the newest; for the comparison the oldest beside the newest."""
-        answers = ask("list")
-        known = next((answer["choices"] for answer in answers if "choices" in answer), {})
-        names = list(known)
+        answers = query("list")
+        models_state = next((answer["choices"] for answer in answers if "choices" in answer), {})
+        names = list(models_state)
         usual = (names[:1], names[-1:], names[:1])
-        picked = [old if old in known else next(iter(new), None) for old, new in zip(chosen, usual, strict=True)]
+        picked = [old if old in models_state else next(iter(new), None) for old, new in zip(chosen, usual, strict=True)]
         if message := answers[-1].get("message"):
             line = status(message, "error")
         else:
             line = status(f"{len(names)} to choose from" if names else "no checkpoint yet; training saves one soon")
-        return known, *(gr.Dropdown(choices=names, value=name) for name in picked), line
+        return models_state, *(gr.Dropdown(choices=names, value=name) for name in picked), line
 
     def list_examples():
-        captions = next((answer["examples"] for answer in ask("examples") if "examples" in answer), [])
+        captions = next((answer["examples"] for answer in query("examples") if "examples" in answer), [])
         return gr.Dataset(samples=[[text] for text in captions], visible=bool(captions))
 
-    def offer_weights(known, model, weights):
+    def offer_weights(models_state, model, weights):
         """The weights that a checkpoint has; what it has not cannot be chosen."""
-        has = known.get(model, {}).get("weights", ["raw"])
+        has = models_state.get(model, {}).get("weights", ["raw"])
         return gr.Radio(choices=has, value=weights if weights in has else has[0])
 
-    def trained_size(known, model):
-        side = known.get(model, {}).get("side")
+    def trained_size(models_state, model):
+        side = models_state.get(model, {}).get("side")
         return (side, side) if side else (gr.skip(), gr.skip())
 
     def begin(request: gr.Request):
-        visitors.expect(request.session_hash)
+        sessions.expect(request.session_hash)
         return status("waiting for its turn"), gr.Button(interactive=False), gr.Button(interactive=True)
 
     def requests_of(tab, models, values):
-        asked = dict(zip(_SETTINGS, values, strict=True))
-        asked |= {name: asked[name] or None for name in ("width", "height")}
-        asked["scheduler"] = None if asked["scheduler"] == _SAMPLERS[0] else asked["scheduler"]
+        inputs = dict(zip(_SETTINGS, values, strict=True))
+        inputs |= {name: inputs[name] or None for name in ("width", "height")}
+        inputs["scheduler"] = None if inputs["scheduler"] == _SAMPLERS[0] else inputs["scheduler"]
         chosen = [models[:2]] if tab == "one" else [models[2:4], models[4:6]]
-        return [asked | {"model": model, "weights": weights} for model, weights in chosen]
+        return [inputs | {"model": model, "weights": weights} for model, weights in chosen]
 
-    def draw(request: gr.Request, tab, shown, *values):
+    def draw(request: gr.Request, tab, pictures_state, *values):
         requests = requests_of(tab, values[:6], values[6:])
-        earlier, heads = (shown, [""]) if tab == "one" else ([], [f"{side}: " for side in _SIDES])
+        earlier, heads = (pictures_state, [""]) if tab == "one" else ([], [f"{side}: " for side in _SIDES])
         drawn = [[], []]
-        answers = visitors.draw_each(request.session_hash, requests)
+        answers = sessions.draw_each(request.session_hash, requests)
         for number, pictures, line in follow_each(answers, earlier, requests[0]["prompt"], heads):
             if pictures is None:
                 yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip(), line
             elif tab == "one":
-                yield pictures, _shown(pictures), details(pictures[0]), gr.skip(), gr.skip(), line
+                yield pictures, _gallery_items(pictures), details(pictures[0]), gr.skip(), gr.skip(), line
             else:
                 drawn[number] = pictures
-                yield gr.skip(), gr.skip(), gr.skip(), *(_shown(side[::-1]) for side in drawn), line
+                yield gr.skip(), gr.skip(), gr.skip(), *(_gallery_items(side[::-1]) for side in drawn), line
 
-    def choose(shown, chosen: gr.SelectData):
-        return details(shown[chosen.index])
+    def choose(pictures_state, chosen: gr.SelectData):
+        return details(pictures_state[chosen.index])
 
     def end():
         return gr.Button(interactive=True), gr.Button(interactive=False)
 
-    def give_up(request: gr.Request):
-        visitors.give_up(request.session_hash)
+    def cancel_drawing(request: gr.Request):
+        sessions.cancel(request.session_hash)
 
     with gr.Blocks(title="Stable Diffusion", analytics_enabled=False) as page:
-        shown, known, tab = gr.State([]), gr.State({}), gr.State("one")
+        pictures_state, models_state, tab = gr.State([]), gr.State({}), gr.State("one")
         with gr.Row(equal_height=False):
             prompt = gr.Textbox(
                 label="Prompt", lines=1, max_lines=4, placeholder="what to draw", elem_id="prompt", scale=5,
@@ -208,49 +208,49 @@ def build(drawer: Drawer, title: str) -> gr.Blocks:
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
         pickers = [(model, weights), *((side[0], side[1]) for side in sides)]
         dropdowns = [picker[0] for picker in pickers]
-        listed = [known, *dropdowns, line]
+        listed = [models_state, *dropdowns, line]
         page.load(list_models, dropdowns, listed, concurrency_id="list", **quiet).then(
             list_examples, None, examples, concurrency_id="list", **quiet
         )
         refresh.click(list_models, dropdowns, listed, concurrency_id="list", **quiet)
         for dropdown, radio in pickers:
-            dropdown.change(offer_weights, [known, dropdown, radio], radio, queue=False, **quiet)
-        model.change(trained_size, [known, model], [width, height], queue=False, **quiet)
+            dropdown.change(offer_weights, [models_state, dropdown, radio], radio, queue=False, **quiet)
+        model.change(trained_size, [models_state, model], [width, height], queue=False, **quiet)
         one.select(lambda: "one", None, tab, queue=False, **quiet)
         two.select(lambda: "two", None, tab, queue=False, **quiet)
         examples.click(lambda sample: sample[0], examples, prompt, queue=False, **quiet)
-        asked = [tab, shown, *(part for picker in pickers for part in picker)]
-        asked += [prompt, negative, guidance, steps, seed, count, width, height, sampler]
-        outputs = [shown, gallery, facts, sides[0][2], sides[1][2], line]
+        inputs = [tab, pictures_state, *(part for picker in pickers for part in picker)]
+        inputs += [prompt, negative, guidance, steps, seed, count, width, height, sampler]
+        outputs = [pictures_state, gallery, facts, sides[0][2], sides[1][2], line]
         gr.on([go.click, prompt.submit], begin, None, [line, go, cancel], queue=False, **quiet).then(
-            draw, asked, outputs, concurrency_id="draw", concurrency_limit=1, **quiet
+            draw, inputs, outputs, concurrency_id="draw", concurrency_limit=1, **quiet
         ).then(end, None, [go, cancel], queue=False, **quiet)
-        gallery.select(choose, shown, facts, queue=False, **quiet)
-        cancel.click(give_up, queue=False, **quiet)
-        page.unload(give_up)
+        gallery.select(choose, pictures_state, facts, queue=False, **quiet)
+        cancel.click(cancel_drawing, queue=False, **quiet)
+        page.unload(cancel_drawing)
     return page
 
 
 def main() -> None:
-    """Serve the page until Ctrl-C or SIGTERM. sys.argv[1]: JSON of what app.py was told."""
-    told = json.loads(sys.argv[1])
+    """Serve the page until Ctrl-C or SIGTERM. sys.argv[1]: the configuration from app.py, JSON."""
+    config = json.loads(sys.argv[1])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    drawer = Drawer(told["engine"])
-    drawer.start()
+    engine = EngineProcess(config["engine"])
+    engine.start()
     try:
-        page = build(drawer, told["title"]).queue(max_size=32)
+        page = build(engine, config["title"]).queue(max_size=32)
         try:
             page.launch(
-                server_name=told["host"], server_port=told["port"], share=False, ssr_mode=False, mcp_server=False,
-                quiet=True, show_error=True, footer_links=[], allowed_paths=[told["output"]], prevent_thread_lock=True,
-                theme=_THEME, css=_CSS, enable_monitoring=False, run_history=False,
+                server_name=config["host"], server_port=config["port"], share=False, ssr_mode=False, mcp_server=False,
+                quiet=True, show_error=True, footer_links=[], allowed_paths=[config["output"]],
+                prevent_thread_lock=True, theme=_THEME, css=_CSS, enable_monitoring=False, run_history=False,
             )  # fmt: skip
         except (OSError, ValueError):  # its messages name settings of Gradio's that are not ours
-            raise InputError(f"--port {told['port']} at {told['host']} cannot be used; choose another") from None
+            raise InputError(f"--port {config['port']} at {config['host']} cannot be used; choose another") from None
         print(f"web page: {page.local_url} (Ctrl-C ends it)", flush=True)
         page.block_thread()
     finally:
-        drawer.stop()
+        engine.stop()
         shutil.rmtree(_HERE, ignore_errors=True)
 
 

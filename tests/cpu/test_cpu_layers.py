@@ -99,17 +99,17 @@ def test_results_and_gradients_are_paddles(make, shape):
     names, weight = list(layer.state_dict()), paddle.randn(call(layer, x).shape)
     reference = result_and_gradients(in_float64(make, layer), x.astype("float64"), weight)
     speed_up(layer)
-    found = result_and_gradients(layer, x, weight)
-    assert found.keys() == reference.keys()
-    for name, wanted in reference.items():
-        assert_close(found[name], wanted, x.size, name)
+    actual = result_and_gradients(layer, x, weight)
+    assert actual.keys() == reference.keys()
+    for name, expected in reference.items():
+        assert_close(actual[name], expected, x.size, name)
     assert list(layer.state_dict()) == names
 
 
 def test_a_unet_computes_by_the_faster_operations_alone(monkeypatch):
     """Every convolution, norm, attention and gate, each linear layer with a bias; Paddle's own would be slow."""
     unet = random_unet("demo/unet_config.json")
-    wanted = [
+    expected = [
         layer
         for layer in unet.sublayers()
         if isinstance(layer, nn.Conv2D | nn.LayerNorm | nn.GroupNorm | Attention | GEGLU)
@@ -130,7 +130,7 @@ def test_a_unet_computes_by_the_faster_operations_alone(monkeypatch):
     blocks = [layer for layer in unet.sublayers() if isinstance(layer, ResnetBlock2D)]
     hook = blocks[0].nonlinearity.register_forward_post_hook(lambda layer, x, y: own_silu.append(y.ndim))
     unet(paddle.randn([2, 4, 4, 4]), paddle.to_tensor([1, 2]), paddle.randn([2, 16, 64]))
-    assert len(calls) == len(wanted)
+    assert len(calls) == len(expected)
     hook.remove()
     assert own_silu.count(4) == 1  # at the UNet's end; those of the blocks go with their norms
 

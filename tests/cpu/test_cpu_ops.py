@@ -18,10 +18,10 @@ def run(operation, tensors, weight):
     """The result and the gradient of each tensor (None where it takes none), for a loss that weighs every number."""
     y = operation(*tensors)
     (y * weight).sum().backward()
-    found = [y.numpy(), *(None if tensor.grad is None else tensor.grad.numpy() for tensor in tensors)]
+    actual = [y.numpy(), *(None if tensor.grad is None else tensor.grad.numpy() for tensor in tensors)]
     for tensor in tensors:
         tensor.clear_gradient(False)
-    return found
+    return actual
 
 
 def check(ours, theirs, shapes, terms, frozen=(), scale=1.0):
@@ -37,11 +37,11 @@ def check(ours, theirs, shapes, terms, frozen=(), scale=1.0):
     weight = paddle.randn(theirs(*exact).shape)
     reference = run(theirs, exact, weight.astype("float64"))
     tensors = [paddle.to_tensor(array, stop_gradient=number in frozen) for number, array in enumerate(arrays)]
-    for number, (found, wanted) in enumerate(zip(run(ours, tensors, weight), reference, strict=True)):
+    for number, (actual, expected) in enumerate(zip(run(ours, tensors, weight), reference, strict=True)):
         if number - 1 in frozen:
-            assert found is None
+            assert actual is None
         else:
-            assert_close(found, wanted, terms, f"gradient {number - 1}" if number else "the result")
+            assert_close(actual, expected, terms, f"gradient {number - 1}" if number else "the result")
 
 
 CONVOLUTIONS = [
@@ -67,25 +67,23 @@ def paddles_convolution(stride, dilation, padding):
 
 
 @needs_onednn
-@pytest.mark.parametrize("frozen", [(), (0,), (1,), (1, 2), (2,)])
+@pytest.mark.parametrize(
+    ("has_bias", "frozen"), [(True, ()), (True, (0,)), (True, (1,)), (True, (1, 2)), (True, (2,)), (False, ())]
+)
 @pytest.mark.parametrize(("x", "weight", "stride", "dilation", "padding"), CONVOLUTIONS)
-def test_convolution(x, weight, stride, dilation, padding, frozen):
+def test_convolution_equals_paddles_in_float64(x, weight, stride, dilation, padding, has_bias, frozen):
     theirs = paddles_convolution(stride, dilation, padding)
-    ours = lambda *t: convolution.convolution(*t, stride, dilation, padding)  # noqa: E731
-    check(ours, theirs, [x, weight, weight[:1]], convolution_terms(x, weight), frozen)
 
+    def ours(x, weight, bias=None):
+        return convolution.convolution(x, weight, bias, stride, dilation, padding)
 
-@needs_onednn
-@pytest.mark.parametrize(("x", "weight", "stride", "dilation", "padding"), CONVOLUTIONS)
-def test_convolution_without_bias(x, weight, stride, dilation, padding):
-    theirs = paddles_convolution(stride, dilation, padding)
-    ours = lambda *t: convolution.convolution(*t, None, stride, dilation, padding)  # noqa: E731
-    check(ours, theirs, [x, weight], convolution_terms(x, weight))
+    shapes = [x, weight, weight[:1]] if has_bias else [x, weight]
+    check(ours, theirs, shapes, convolution_terms(x, weight), frozen)
 
 
 @pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,)])
 @pytest.mark.parametrize("shape", [[4, 7, 6], [3, 6], [2, 2, 3, 6]])
-def test_linear(shape, frozen):
+def test_linear_equals_paddles_in_float64(shape, frozen):
     check(products.linear, F.linear, [shape, [6, 5], [5]], max(6, math.prod(shape[:-1])), frozen)
 
 
@@ -95,7 +93,7 @@ SMALL = 1e-3  # numbers whose variance is below the epsilon of a norm, so that t
 @needs_onednn
 @pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,)])
 @pytest.mark.parametrize(("shape", "scale"), [([4, 7, 20], 1.0), ([3, 20], 1.0), ([3, 20], SMALL)])
-def test_layer_norm(shape, scale, frozen):
+def test_layer_norm_equals_paddles_in_float64(shape, scale, frozen):
     theirs = lambda x, weight, bias: F.layer_norm(x, [20], weight, bias, 1e-5)  # noqa: E731
     terms = 20 + 20 + math.prod(shape[:-1])  # mean and variance; a gradient of scale and shift, over the rows
     check(lambda *t: norms.layer_norm(*t, 1e-5), theirs, [shape, [20], [20]], terms, frozen, scale)
@@ -107,7 +105,8 @@ def group_norm_terms(shape, groups):
 
 
 @needs_onednn
-@pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,)])
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,), (1, 2)])
 @pytest.mark.parametrize(
     ("shape", "groups", "scale"),
     [
@@ -118,21 +117,13 @@ def group_norm_terms(shape, groups):
         ([2, 12, 5, 3], 4, SMALL),
     ],
 )
-def test_group_norm(shape, groups, scale, frozen):
-    theirs = lambda x, weight, bias: F.group_norm(x, groups, 1e-6, weight, bias)  # noqa: E731
-    shapes, terms = [shape, shape[1:2], shape[1:2]], group_norm_terms(shape, groups)
-    check(lambda *t: norms.group_norm(*t, groups, 1e-6), theirs, shapes, terms, frozen, scale)
+def test_group_norm_and_silu_equal_paddles_in_float64(shape, groups, scale, frozen, silu):
+    def theirs(x, weight, bias):
+        y = F.group_norm(x, groups, 1e-6, weight, bias)
+        return F.silu(y) if silu else y
 
-
-@needs_onednn
-@pytest.mark.parametrize("frozen", [(), (0,), (1, 2)])
-@pytest.mark.parametrize(
-    ("shape", "groups", "scale"), [([2, 12, 5, 3], 4, 1.0), ([3, 8, 4, 4], 8, 1.0), ([2, 12, 5, 3], 4, SMALL)]
-)
-def test_group_norm_and_silu(shape, groups, scale, frozen):
-    theirs = lambda x, weight, bias: F.silu(F.group_norm(x, groups, 1e-6, weight, bias))  # noqa: E731
     shapes, terms = [shape, shape[1:2], shape[1:2]], group_norm_terms(shape, groups)
-    check(lambda *t: norms.group_norm(*t, groups, 1e-6, True), theirs, shapes, terms, frozen, scale)
+    check(lambda *t: norms.group_norm(*t, groups, 1e-6, silu), theirs, shapes, terms, frozen, scale)
 
 
 def paddles_attention(heads, scale):
@@ -154,7 +145,7 @@ def paddles_attention(heads, scale):
     ("batch", "queries", "keys", "heads", "width", "scale"),
     [(3, 5, 7, 2, 6, 0.4), (2, 16, 16, 4, 8, 8**-0.5), (1, 1, 3, 1, 5, 0.6), (1, 40, 77, 8, 40, 40**-0.5)],
 )
-def test_attention(batch, queries, keys, heads, width, scale, frozen):
+def test_attention_equals_paddles_in_float64(batch, queries, keys, heads, width, scale, frozen):
     shapes = [[batch, queries, heads * width], *([batch, keys, heads * width],) * 2]
     # Scores, the softmax, its share of the values; back through the values, the softmax and the other side of scores.
     terms = 2 * (width + 2 * max(queries, keys))
@@ -176,7 +167,7 @@ def paddles_gated_gelu(x):
 
 @needs_onednn
 @pytest.mark.parametrize("shape", [[2, 5, 12], [7, 2], [1, 3, 4, 64]])
-def test_gated_gelu(shape):
+def test_gated_gelu_equals_paddles_in_float64(shape):
     check(gates.gated_gelu, paddles_gated_gelu, [shape], 16)  # no sums: two products and an error function
 
 
@@ -225,7 +216,7 @@ def test_what_the_library_refuses_is_named():
 
 
 @needs_onednn
-def test_the_backward_pass_gives_up_what_the_forward_kept():
+def test_the_backward_pass_releases_saved_tensors():
     """Else all activations of a step would stay until its end."""
     x = paddle.randn([2, 4, 16])
     x.stop_gradient = False

@@ -1,4 +1,4 @@
-"""`python -m sd.data.columns`: scores joined by a key, rows without a match counted, a stopped run goes on."""
+"""`python -m sd.data.columns`: scores joined by a key, rows without a match counted, a stopped run resumes."""
 
 import csv
 import json
@@ -70,7 +70,7 @@ def test_scores_are_found_by_their_key(data, tmp_path, capsys, suffix):
     assert "7 of parts that were done already" in capsys.readouterr().out
 
 
-def test_numbers_and_places_are_keys_too(data, tmp_path):
+def test_numbers_and_positions_are_keys_too(data, tmp_path):
     parts, file_list = data
     by_id = table_of(tmp_path / "ids.parquet", [{"id": 11, "n": 1}, {"id": 2, "n": 2}, {"id": 2, "n": 2}])
     command.main(["add", by_id, file_list, "--key", "id"])
@@ -131,7 +131,7 @@ def test_a_wrong_key_changes_nothing(data, tmp_path):
     assert [Path(f"{part}{SUFFIX}").read_bytes() for part in parts] == before
 
 
-def test_columns_that_are_there_are_replaced_only_if_asked(data, tmp_path):
+def test_existing_columns_are_replaced_only_with_overwrite(data, tmp_path):
     parts, file_list = data
     command.main(["add", table_of(tmp_path / "scores.parquet"), file_list, "--key", "url"])
     other = table_of(tmp_path / "other.parquet", [{"url": "a", "score": 7}])
@@ -153,19 +153,19 @@ KILLED = """
 import os, signal, sys
 from sd.data import columns
 from sd.data.parts import storage
-publish, count = storage.NewFile._publish, []
+publish, count = storage.AtomicFile._publish, []
 def stop(self):
     count.append(self)
     if len(count) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     publish(self)
-storage.NewFile._publish = stop
+storage.AtomicFile._publish = stop
 columns._THREADS = 1
 columns.main(sys.argv[1:])
 """
 
 
-def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_bytes(tmp_path):
+def test_a_killed_run_resumes_and_ends_with_the_same_bytes(tmp_path):
     """Before each fourth file gets its name; every part's file is the old one or the new one."""
     parts = [tmp_path / f"part-{number:06d}.gz" for number in range(10)]
     for number, part in enumerate(parts):

@@ -98,7 +98,7 @@ def test_a_filter_is_counted_by_clause_and_has_a_sheet_of_what_goes(scored, tmp_
     assert Image.open(tmp_path / "sheet_left_out.png").size == (8 * 160, 7 * 190)  # all 50
 
 
-def test_damaged_columns_are_told(scored, tmp_path, capsys):
+def test_damaged_columns_are_reported(scored, tmp_path, capsys):
     (tmp_path / "part-000001.gz.columns").write_bytes(b"?")
     inspect.main([scored, "--resolution", "32", "--samples", "0"])
     assert "columns that cannot be read: part-000001.gz.columns: damaged" in capsys.readouterr().out
@@ -116,7 +116,7 @@ def test_the_sheet_shows_the_crops_with_their_captions(file_list, tmp_path):
     assert tile.std() > 20 and (label == 255).mean() > 0.5 and label.min() < 100
 
 
-def test_of_a_cache_it_says_what_made_it_and_how_the_latents_are_distributed(tmp_path, capsys):
+def test_inspect_of_a_cache_prints_its_settings_and_the_distribution_of_latents(tmp_path, capsys):
     manifest = Manifest("a" * 64, 0.5, 32, (2, 4, 4), "random", num_crops=2, num_rows=51, num_bad=1)
     draw = np.random.default_rng(0)
     with PartWriter(tmp_path / "part-000001.gz", kind="moments") as part:
@@ -132,15 +132,15 @@ def test_of_a_cache_it_says_what_made_it_and_how_the_latents_are_distributed(tmp
     assert "usable at 32 px: 50 (98.0%)" in text and "rows read and decoded: 50, bad: 0" in text
     assert "a cache of latents, 2 x 4 x 4 of 32 px, no text states" in text
     assert "a row holds 2: --crop random --num_crops 2, lanczos, seed 23" in text
-    told = dict(re.findall(r"(mean|deviation|own) (-?[\d.]+)", re.search("latents as trained on.*", text)[0]))
-    assert float(told["mean"]) == pytest.approx(0.1, abs=0.03)
-    assert float(told["deviation"]) == pytest.approx(1.0, abs=0.03)  # half of the root of 1.2^2 + 1.6^2
-    assert float(told["own"]) == pytest.approx(0.8, abs=0.002)
+    reported = dict(re.findall(r"(mean|deviation|own) (-?[\d.]+)", re.search("latents as trained on.*", text)[0]))
+    assert float(reported["mean"]) == pytest.approx(0.1, abs=0.03)
+    assert float(reported["deviation"]) == pytest.approx(1.0, abs=0.03)  # half of the root of 1.2^2 + 1.6^2
+    assert float(reported["own"]) == pytest.approx(0.8, abs=0.002)
     assert "caption length: 0 to 49 characters" in text
     assert not (tmp_path / "sheet.png").exists()
 
 
-def test_what_is_there_is_shown_even_if_no_row_is_large_enough(file_list, tmp_path, capsys):
+def test_inspect_shows_rows_even_if_none_is_large_enough(file_list, tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
     inspect.main([file_list, "--samples", "4", "--output", str(sheet)])
     text = capsys.readouterr().out
@@ -182,13 +182,13 @@ def test_buckets_are_counted_and_shown_at_their_shapes(tmp_path, capsys):
     name = make_pictures(tmp_path / "pictures", [[*SIZES] * 4 + [SIZES[0]] * 3])
     sheet = tmp_path / "sheet.png"
     inspect.main([name, "--resolution", "32", "--aspect_buckets", "3", "--side_multiple", "8", "--output", str(sheet)])
-    told = capsys.readouterr().out
-    assert "usable at 32 px: 15 (100.0%)" in told and sheet.is_file()
-    assert "bucket 24x40: 7 rows (46.7%)" in told and "bucket 40x24: 4 rows (26.7%)" in told
+    reported = capsys.readouterr().out
+    assert "usable at 32 px: 15 (100.0%)" in reported and sheet.is_file()
+    assert "bucket 24x40: 7 rows (46.7%)" in reported and "bucket 40x24: 4 rows (26.7%)" in reported
     inspect.main(
         [name, "--resolution", "32", "--aspect_buckets", "24x40,32x32", "--aspect_group_size", "5", "--samples", "0"]
     )
-    told = capsys.readouterr().out
-    assert "bucket 32x32 has 4 rows, fewer than a group of 5 samples: they go to 24x40" in told
+    reported = capsys.readouterr().out
+    assert "bucket 32x32 has 4 rows, fewer than a group of 5 samples: they go to 24x40" in reported
     with pytest.raises(InputError, match="side_multiple=0; expected at least 1"):
         inspect.main([name, "--aspect_buckets", "3", "--side_multiple", "0"])

@@ -44,7 +44,7 @@ def test_a_bar_is_none_of_the_shapes():
     assert classify(picture) == ("red", None, "black")
 
 
-def test_the_shares_count_what_they_say():
+def test_the_shares_equal_a_count():
     pictures = [example(index, 3, 32)[0] for index in range(36)]
     captions = [caption_of(*labels) for labels in ALL_LABELS]
     assert score(pictures, captions)["all"] == 1
@@ -60,10 +60,10 @@ def test_the_shares_count_what_they_say():
 
 def test_a_background_that_is_left_open_is_right():
     pictures = [example(index, 3, 64)[0] for index in range(4)]
-    found = score(pictures, [short_caption_of(*ALL_LABELS[index][:2]) for index in range(4)])
-    assert found["all"] == found["background"] == 1.0
-    found = score(pictures, ["a red triangle"] * 4)
-    assert (found["colour"], found["shape"], found["background"], found["all"]) == (1.0, 0.0, 1.0, 0.0)
+    actual = score(pictures, [short_caption_of(*ALL_LABELS[index][:2]) for index in range(4)])
+    assert actual["all"] == actual["background"] == 1.0
+    actual = score(pictures, ["a red triangle"] * 4)
+    assert (actual["colour"], actual["shape"], actual["background"], actual["all"]) == (1.0, 0.0, 1.0, 0.0)
 
 
 def test_the_command_reads_captions_from_the_pngs(tmp_path):

@@ -90,7 +90,7 @@ def test_merges_end_in_the_words():
 
 @paddle.no_grad()
 @pytest.mark.parametrize("length", [16, 77])
-def test_the_text_encoder_tells_captions_apart(length):
+def test_the_text_encoder_separates_captions(length):
     """Each attribute can be read linearly after the last word: class means differ more than what is left."""
     tokenizer = CLIPTokenizer.from_pretrained(str(MODELS / "tokenizer"))
     encoder = CLIPTextModel.from_pretrained(str(MODELS / "text_encoder"))
@@ -99,7 +99,7 @@ def test_the_text_encoder_tells_captions_apart(length):
     hidden = encoder(paddle.to_tensor(ids, dtype="int64"))[0].numpy()[:, 8]
     for names in zip(*ALL_LABELS, strict=True):
         classes = sorted(set(names))
-        means = np.stack([hidden[[name == wanted for name in names]].mean(axis=0) for wanted in classes])
+        means = np.stack([hidden[[name == expected for name in names]].mean(axis=0) for expected in classes])
         nearest = [classes[int(np.square(row - means).sum(axis=1).argmin())] for row in hidden]
         assert nearest == list(names)
 

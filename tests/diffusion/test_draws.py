@@ -4,7 +4,7 @@ import pytest
 from sd.diffusion.draws import draw
 
 
-def test_shapes_types_and_moments():
+def test_draws_have_their_shapes_dtypes_and_moments():
     drawn = draw(np.random.default_rng(0), latent_shape=(4, 32, 32), noise_offset=0.1, input_perturbation=0.1)
     shapes = {name: (value.dtype.name, value.shape) for name, value in drawn.items() if name != "timestep"}
     assert shapes == {

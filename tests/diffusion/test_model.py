@@ -66,10 +66,10 @@ def reference_loss(args, latents, batch, prediction):
     if args.input_perturbation:
         input_noise = noise + args.input_perturbation * batch["perturbation_noise"]
     noisy = np.sqrt(alpha_bar) * x0 + np.sqrt(1 - alpha_bar) * input_noise
-    wanted = noise
+    expected = noise
     if args.prediction_type == "v_prediction":
-        wanted = np.sqrt(alpha_bar) * noise - np.sqrt(1 - alpha_bar) * x0
-    losses = ((prediction - wanted) ** 2).mean(axis=(1, 2, 3))
+        expected = np.sqrt(alpha_bar) * noise - np.sqrt(1 - alpha_bar) * x0
+    losses = ((prediction - expected) ** 2).mean(axis=(1, 2, 3))
     weights = np.ones(len(losses))
     if args.snr_gamma is not None:
         snr = (alpha_bar / (1 - alpha_bar)).reshape(-1)
@@ -134,9 +134,9 @@ def test_latents_are_drawn_from_the_posterior_and_scaled(make_model):
     images = paddle.to_tensor(batch["pixel_values"].numpy().astype(np.float32) / 127.5 - 1)
     posterior = model.vae.encode(images).latent_dist
     mean, log_variance = posterior.mean.numpy().astype(np.float64), posterior.logvar.numpy().astype(np.float64)
-    wanted = (mean + np.exp(log_variance / 2) * batch["posterior_noise"].numpy()) * 0.18215
+    expected = (mean + np.exp(log_variance / 2) * batch["posterior_noise"].numpy()) * 0.18215
     latents = model.encode_images(batch["pixel_values"], batch["posterior_noise"])
-    assert_close(latents.numpy(), wanted, 20 * 72)  # the pixels are scaled by other operators: 20 sums of 72 see them
+    assert_close(latents.numpy(), expected, 20 * 72)  # the pixels are scaled by other operators: 20 sums of 72 see them
     assert tuple(latents.shape[1:]) == model.latent_shape(RESOLUTION) == (4, 8, 8)
     assert latents.stop_gradient
 
@@ -160,8 +160,8 @@ def test_only_what_is_trained_gets_gradients_and_training_mode(make_model):
     model = make_model(train_text_encoder=True)
     model.train()
     assert model.text_encoder.training and not model.vae.training
-    found = gradients(model, make_batch(model))
-    assert {name for name in found if not name.startswith("unet.")} == {
+    actual = gradients(model, make_batch(model))
+    assert {name for name in actual if not name.startswith("unet.")} == {
         f"text_encoder.{name}" for name, _ in model.text_encoder.named_parameters()
     }
 
@@ -170,12 +170,12 @@ def test_only_what_is_trained_gets_gradients_and_training_mode(make_model):
 def test_recompute_gives_identical_gradients(make_model, train_text_encoder):
     model = make_model(train_text_encoder=train_text_encoder)
     batch = make_batch(model)
-    kept = gradients(model, batch)
+    stored = gradients(model, batch)
     model.set_recompute(True)
     assert model.unet.is_gradient_checkpointing
     recomputed = gradients(model, batch)
-    assert set(kept) == set(recomputed)
-    for name, gradient in kept.items():
+    assert set(stored) == set(recomputed)
+    for name, gradient in stored.items():
         np.testing.assert_array_equal(gradient, recomputed[name], err_msg=name)
 
 
@@ -242,7 +242,7 @@ def test_pictures_of_the_log_see_the_text_states_of_training(make_model):
 def test_extra_keys_of_a_batch_do_no_harm(make_model):
     model = make_model()
     batch = make_batch(model)
-    extra = {"place": paddle.zeros([4, 2], "int64"), "sample": paddle.arange(4)}
+    extra = {"position": paddle.zeros([4, 2], "int64"), "sample": paddle.arange(4)}
     assert float(model(**batch, **extra)["loss"]) == float(model(**batch)["loss"])
 
 
@@ -304,14 +304,14 @@ def test_the_error_of_a_half_precision_prediction_is_summed_in_float32(dtype):
     rng = np.random.default_rng(0)
     prediction = paddle.to_tensor(rng.normal(size=(2, 4, 8, 8)) * 300, dtype="float32").astype(dtype)
     target = paddle.to_tensor(rng.normal(size=(2, 4, 8, 8)), dtype="float32").astype(dtype)
-    found = objective.squared_error(prediction, target)
+    actual = objective.squared_error(prediction, target)
     wide = np.subtract(*(tensor.astype("float32").numpy().astype(np.float64) for tensor in (prediction, target)))
-    assert found.dtype == paddle.float32
-    assert_close(found.numpy(), (wide**2).mean(axis=(1, 2, 3)), 4 * 8 * 8)  # one sum
+    assert actual.dtype == paddle.float32
+    assert_close(actual.numpy(), (wide**2).mean(axis=(1, 2, 3)), 4 * 8 * 8)  # one sum
 
 
 @pytest.mark.parametrize("source", ["pixels", "moments"])
-def test_latents_are_drawn_in_float32_whatever_training_computes_in(make_model, source, monkeypatch):
+def test_latents_are_drawn_in_float32_under_every_precision(make_model, source, monkeypatch):
     """Paddle casts for cards alone, so it is asked at each operator whether it would."""
     model = make_model()
     batch = make_batch(model)

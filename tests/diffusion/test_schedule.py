@@ -4,7 +4,7 @@ import pytest
 from sd.diffusion import schedule
 
 
-def test_alpha_bar_at_both_ends():
+def test_alpha_bar_has_its_published_ends():
     alpha_bar = schedule.alpha_bar_table()
     assert alpha_bar.dtype == np.float64 and alpha_bar.shape == (1000,)
     np.testing.assert_allclose(alpha_bar[[0, 999]], [0.99915, 0.0046600985], rtol=1e-8)
@@ -21,12 +21,12 @@ def test_snr_falls_to_5_at_timestep_147():
     assert snr[146] > 5 >= snr[147]
 
 
-def test_min_snr_weight_of_epsilon():
+def test_min_snr_weight_of_epsilon_is_the_formula():
     weight = schedule.min_snr_weight(np.array([0.5, 5.0, 10.0, 50.0]), 5.0, "epsilon")
     np.testing.assert_allclose(weight, [1, 1, 0.5, 0.1])
 
 
-def test_min_snr_weight_of_v_prediction():
+def test_min_snr_weight_of_v_prediction_is_the_formula():
     weight = schedule.min_snr_weight(np.array([0.0, 1.0, 4.0, 9.0]), 5.0, "v_prediction")
     np.testing.assert_allclose(weight, [0, 0.5, 0.8, 0.5])
 

@@ -10,7 +10,7 @@ import pytest
 from bench import torch_step
 from sd.diffusion.model import StableDiffusionModel
 from sd.flags.arguments import SDModelArguments
-from sd.models.loading import load_part
+from sd.models.loading import load_component
 from tests.numeric import EPS, assert_close, most_of_way
 from tests.tiny import make_tiny_repository
 
@@ -21,7 +21,7 @@ TERMS = 1000  # of the sums that a gradient goes through: of the two layers of e
 @pytest.fixture(scope="module")
 def frozen_parts(tmp_path_factory):
     folder = str(make_tiny_repository(tmp_path_factory.mktemp("tiny")))
-    return {part: load_part(part, folder, part) for part in ("vae", "text_encoder", "tokenizer")}
+    return {part: load_component(part, folder, part) for part in ("vae", "text_encoder", "tokenizer")}
 
 
 def make_model(frozen_parts, flags):

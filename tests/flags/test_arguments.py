@@ -150,7 +150,7 @@ def test_wrong_values_are_named_in_one_line(flags, message):
     assert "\n" not in str(caught.value)
 
 
-def test_every_flag_of_diffusers_is_answered_by_one_that_is_here():
+def test_every_flag_of_diffusers_names_its_counterpart():
     known = {f"--{name}" for name in parse()} | set(
         re.findall(r'"(--\w+)"', (ROOT / "sd/commands/pack.py").read_text())
     )
@@ -173,7 +173,7 @@ def test_image_logging_goes_up_to_a_multiple_of_logging_steps(caplog):
     assert parse("--image_logging_steps", -1, "--logging_steps", 10)["image_logging_steps"] == -1
 
 
-def test_switches_of_the_environment_are_said_and_lose_against_flags(caplog):
+def test_environment_switches_are_logged_and_lose_against_flags(caplog):
     caplog.set_level(logging.INFO, logger="sd")
     environ = {"FLAG_USE_EMA": "1", "FLAG_RECOMPUTE": "0", "FLAG_XFORMERS": "true", "FLAG_BENCHMARK": "1"}
     parsed = parse("--benchmark", "False", environ=environ)
@@ -239,7 +239,7 @@ def test_train_multi_sh_is_the_same_behind_the_launcher(tmp_path):
     assert run_script("train_multi.sh", tmp_path, "--device", "cpu")[0][3:5] == ["--nproc_per_node", "2"]
 
 
-def test_the_launcher_chooses_ports_that_the_kernel_gives_to_nobody_unless_told_otherwise(tmp_path):
+def test_the_launcher_chooses_free_ports_unless_the_user_names_one(tmp_path):
     """Linux gives those of ip_local_port_range, by default 32768 to 60999, to whoever connects."""
     for given, expected in (({}, "20000:32767"), ({"PORT_RANGE": "40000:40100"}, "40000:40100")):
         assert run_script("train_multi.sh", tmp_path, **given)[1]["PORT_RANGE"] == expected
@@ -264,7 +264,7 @@ def test_the_packed_data_is_taken_if_there_is_any(tmp_path):
     assert file_list() == "./processed_data/filelist/custom_dataset.filelist.list"
 
 
-def test_help_names_every_flag_and_is_there_at_once():
+def test_help_names_every_flag_without_importing_paddlenlp():
     """Importing Paddle takes ten times as long as all the rest."""
     run = subprocess.run(
         [sys.executable, "-X", "importtime", str(ROOT / "train_txt2img_laion400m_trainer.py"), "--help"],
@@ -274,8 +274,8 @@ def test_help_names_every_flag_and_is_there_at_once():
     )
     imported = set(re.findall(r"\| +([\w.]+)$", run.stderr, re.MULTILINE))
     assert "sd.errors" in imported and imported.isdisjoint({"paddle", "paddlenlp", "ppdiffusers"})
-    told = set(re.findall(r"^  --(\w+) \(", run.stdout, re.MULTILINE))
-    assert told >= set(DEFAULTS) | set(TRAIN_SH) - {"do_train"} | {"resume_from_checkpoint", "overwrite_output_dir"}
+    reported = set(re.findall(r"^  --(\w+) \(", run.stdout, re.MULTILINE))
+    assert reported >= set(DEFAULTS) | set(TRAIN_SH) - {"do_train"} | {"resume_from_checkpoint", "overwrite_output_dir"}
     assert "{', '" not in run.stdout
 
 
@@ -283,11 +283,11 @@ def test_help_shows_the_values_of_files_of_flags(tmp_path):
     (tmp_path / "my.args").write_text("--resolution 384  # comment\n--learning_rate 3e-5\n")
     arguments = {"SDDataArguments": {"resolution": 64, "num_workers": 3}, "SDTrainingArguments": {"snr_gamma": 5.0}}
     (tmp_path / "run.json").write_text(json.dumps({"arguments": arguments}))
-    told = training_help("train", [f"@{tmp_path}/my.args", "--seed", "7"])
-    assert "--resolution (384; default" in told and "--learning_rate (3e-05; default" in told
-    assert "--seed (7; default 42)" in told
-    told = training_help("train", [f"@{tmp_path}/run.json"])
-    assert "--resolution (64; default" in told and "--snr_gamma (5.0; default" in told
+    reported = training_help("train", [f"@{tmp_path}/my.args", "--seed", "7"])
+    assert "--resolution (384; default" in reported and "--learning_rate (3e-05; default" in reported
+    assert "--seed (7; default 42)" in reported
+    reported = training_help("train", [f"@{tmp_path}/run.json"])
+    assert "--resolution (64; default" in reported and "--snr_gamma (5.0; default" in reported
     with pytest.raises(InputError, match="cannot be read"):
         training_help("train", ["@nowhere.args"])
 

@@ -142,7 +142,7 @@ def test_the_doctor_and_the_help_need_one_process(tmp_path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipes_header_says_what_it_needs_and_what_it_gave(path):
+def test_a_recipes_header_states_its_needs_and_results(path):
     lines = [line[2:].partition(":") for line in path.read_text().splitlines() if line.startswith("# ")]
     headings = [name for name, colon, _ in lines if colon]
     assert [name for name in headings if name in ("Command", "Data", "Hardware", "Time", "Result")] == [
@@ -152,9 +152,9 @@ def test_a_recipes_header_says_what_it_needs_and_what_it_gave(path):
         "Time",
         "Result",
     ]
-    told = {name: text.strip() for name, _, text in lines}
-    assert f"@recipes/{path.name}" in told["Command"]
-    assert "not been run" in told["Result"] or "%" in told["Result"]
+    reported = {name: text.strip() for name, _, text in lines}
+    assert f"@recipes/{path.name}" in reported["Command"]
+    assert "not been run" in reported["Result"] or "%" in reported["Result"]
 
 
 def test_packing_and_caching_take_files_of_flags_too(tmp_path):

@@ -12,7 +12,7 @@ CACHE = ["--file_list", "a", "--output_path", "b"]
 
 
 @pytest.mark.parametrize(
-    ("program", "words", "told"),
+    ("program", "words", "message"),
     [
         (pack, [], "the following arguments are required: --input_path, --output_path; see --help"),
         (pack, [*PACK, "--capton_key", "text"], "unknown argument '--capton_key'; did you mean --caption_key?"),
@@ -47,9 +47,9 @@ CACHE = ["--file_list", "a", "--output_path", "b"]
         (duplicates, ["a", "--max_distanse", "2"], "unknown argument '--max_distanse'; did you mean --max_distance?"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(program, words, told):
+def test_a_wrong_command_line_is_one_line(program, words, message):
     parse = getattr(program, "parse_arguments", None) or program.main
     with pytest.raises(InputError) as raised:
         parse(words)
     assert "\n" not in str(raised.value)
-    assert str(raised.value).startswith(told)
+    assert str(raised.value).startswith(message)

@@ -62,14 +62,14 @@ def half_flags(device):
 
 def losses(text):
     """The losses that were logged, in order."""
-    return [float(found) for found in re.findall(r"step \d+/\d+ \| loss ([\d.naif]+)", text)]
+    return [float(actual) for actual in re.findall(r"step \d+/\d+ \| loss ([\d.naif]+)", text)]
 
 
 # Kernels against float64.
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_weights_move_by_the_fused_kernel_as_adamw_says(device, figures, dtype):
+def test_the_fused_kernel_equals_adamw(device, figures, dtype):
     """20 steps; each rounds the weight and its change: 8 x 2^-24 of the largest weight a step, and the cast at the end.
 
     Two tensors of sizes that fill no vector, one of a million numbers that fills many blocks.
@@ -95,7 +95,7 @@ def test_weights_move_by_the_fused_kernel_as_adamw_says(device, figures, dtype):
     assert worst <= 20 * 8 * 2**-24
 
 
-def test_the_average_moves_by_one_call_as_the_formula_says(device, figures):
+def test_the_average_moves_by_one_call_as_in_the_formula(device, figures):
     """Each update rounds two products and their sum: 3 x 2^-24 of the largest operand."""
     layer = paddle.nn.Sequential(paddle.nn.Linear(7, 5), paddle.nn.Linear(512, 515))
     average = ema.EMA(layer, decay=0.9, merged=True)
@@ -134,8 +134,8 @@ def test_the_chosen_attention_is_attention(device, figures, dtype, head_size):
     scores = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(head_size)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     expected = np.einsum("bhqk,bkhd->bqhd", scores / scores.sum(axis=-1, keepdims=True), value)
-    found = KERNELS[name](*tensors).astype("float32").numpy()
-    worst = np.abs(found - expected).max() / np.abs(expected).max()
+    actual = KERNELS[name](*tensors).astype("float32").numpy()
+    worst = np.abs(actual - expected).max() / np.abs(expected).max()
     figures["largest difference"] = float(worst)
     # TensorFloat-32 products are rounded as float16 is.
     assert worst <= 16 * max(EPSILON[dtype], EPSILON["float16"])
@@ -150,10 +150,10 @@ def test_the_loss_falls(device, workshop, caplog, figures, precision):
     steps, count = (60, 20) if device == "gpu" else (24, 8)
     flags = ["--device", device, *precision_flags(device, precision), "--max_steps", steps, "--logging_steps", 1]
     folder = workshop.train(f"falls_{device}_{precision}", *flags, "--learning_rate", 3e-3, "--use_ema")
-    found = losses(caplog.text)
-    assert len(found) == steps and np.isfinite(found).all()
-    figures["mean of the first and last steps"] = [float(np.mean(found[:count])), float(np.mean(found[-count:]))]
-    assert np.mean(found[-count:]) < np.mean(found[:count]) - 0.02
+    actual = losses(caplog.text)
+    assert len(actual) == steps and np.isfinite(actual).all()
+    figures["mean of the first and last steps"] = [float(np.mean(actual[:count])), float(np.mean(actual[-count:]))]
+    assert np.mean(actual[-count:]) < np.mean(actual[:count]) - 0.02
     tensors = load_file(folder / f"checkpoint-{steps}" / UNET)
     assert {array.dtype for array in tensors.values()} == {np.dtype("float32")}
     numbers = np.concatenate([array.ravel() for array in tensors.values()])
@@ -181,18 +181,18 @@ def test_a_resumed_run_is_the_uninterrupted_one(device, workshop, figures, preci
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16 O2", "fp16 O1"])
-def test_validation_and_previews(device, workshop, caplog, figures, precision):
+def test_validation_and_previews_are_written(device, workshop, caplog, figures, precision):
     caplog.set_level("INFO", logger="sd")
     flags = ["--device", device, *precision_flags(device, precision), "--max_steps", 2, "--report_to", "visualdl"]
     flags += ["--eval_file_list", workshop.file_list, "--eval_steps", 2, "--image_logging_steps", 2]
     folder = workshop.train(f"seen_{device}_{precision}", *flags, "--num_inference_steps", 2, "--use_ema")
-    found = [float(value) for value in re.findall(r"eval_loss\W+([\d.]+)", caplog.text)]
-    figures["validation loss"] = found
-    assert found and 0.2 < found[-1] < 5
+    actual = [float(value) for value in re.findall(r"eval_loss\W+([\d.]+)", caplog.text)]
+    figures["validation loss"] = actual
+    assert actual and 0.2 < actual[-1] < 5
     assert [path for path in folder.rglob("vdlrecords*") if path.stat().st_size > 10_000]
 
 
-def test_training_from_a_cache(device, workshop, figures):
+def test_training_from_a_cache_lowers_the_loss(device, workshop, figures):
     options = CacheOptions(
         file_list=str(workshop.file_list),
         output_path=str(workshop.folder / f"cache_{device}"),
@@ -222,7 +222,7 @@ def test_a_step_reads_one_value_back(device, workshop, monkeypatch, figures, tmp
     profiler = paddle.profiler.Profiler(
         on_trace_ready=paddle.profiler.export_chrome_tracing(str(tmp_path)), timer_only=False
     )
-    take, state = StepRunner.take, {"steps": 0}
+    take, state = StepRunner.run, {"steps": 0}
 
     def profiled(self, *arguments):
         state["steps"] += 1
@@ -233,7 +233,7 @@ def test_a_step_reads_one_value_back(device, workshop, monkeypatch, figures, tmp
             profiler.stop()
         return outcome
 
-    monkeypatch.setattr(StepRunner, "take", profiled)
+    monkeypatch.setattr(StepRunner, "run", profiled)
     flags = [
         "--device",
         device,
@@ -252,7 +252,7 @@ def test_a_step_reads_one_value_back(device, workshop, monkeypatch, figures, tmp
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
-def test_killed_and_started_again(device, workshop):
+def test_a_killed_run_resumes_to_the_undisturbed_end(device, workshop):
     name = f"killed_{device}"
     flags = ["--device", device, "--max_steps", 14, "--save_steps", 3, "--logging_steps", 1]
     run = workshop.start(name, *flags)
@@ -262,10 +262,10 @@ def test_killed_and_started_again(device, workshop):
         time.sleep(0.05)
     run.kill()
     run.wait()
-    newest = ck.checkpoint_step(ck.newest_whole_checkpoint(workshop.folder / name))
+    newest = ck.checkpoint_step(ck.newest_intact_checkpoint(workshop.folder / name))
     assert newest in (6, 9, 12)
     assert workshop.start(name, *flags).wait(300) == 0, workshop.log(name)[-2000:]
-    assert f"going on from {workshop.folder / name}/checkpoint-{newest}" in workshop.log(name)
+    assert f"resuming from {workshop.folder / name}/checkpoint-{newest}" in workshop.log(name)
     assert ck.find_problem(workshop.folder / name / "checkpoint-14") is None
 
 
@@ -326,8 +326,8 @@ def test_the_report_holds_machine_outcomes_and_figures(tmp_path):
     report.add("test_a[gpu]", "passed", 1.234)
     report.add("test_b[gpu]", "failed", 2.0, "Traceback")
     report.add("test_c[gpu]", "skipped", 0.0, "needs two cards")
-    kept = json.loads(report.write(tmp_path / "report.json", {"device": "gpu:0, NVIDIA H100"}).read_text())
-    assert kept["device"] == "gpu:0, NVIDIA H100"
-    assert (kept["passed"], kept["failed"], kept["skipped"]) == (1, 1, 1)
+    stored = json.loads(report.write(tmp_path / "report.json", {"device": "gpu:0, NVIDIA H100"}).read_text())
+    assert stored["device"] == "gpu:0, NVIDIA H100"
+    assert (stored["passed"], stored["failed"], stored["skipped"]) == (1, 1, 1)
     first = {"test": "test_a[gpu]", "outcome": "passed", "seconds": 1.23, "largest difference": 1e-7}
-    assert kept["results"][0] == first and kept["results"][2]["reason"] == "needs two cards"
+    assert stored["results"][0] == first and stored["results"][2]["reason"] == "needs two cards"

@@ -76,9 +76,9 @@ def _begin(what, count, folder, environ):
 
         _hold(files, "write_png", lambda path: True, count, folder)
     else:
-        from sd.data.parts.storage import NewFile
+        from sd.data.parts.storage import AtomicFile
 
-        _hold(NewFile, "_publish", lambda file: file._path.endswith(".gz"), count, folder)
+        _hold(AtomicFile, "_publish", lambda file: file._path.endswith(".gz"), count, folder)
 
 
 if "SD_TEST_HOLD" in os.environ:

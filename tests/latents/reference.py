@@ -32,7 +32,7 @@ class Reference:
     def __init__(self, folder, prediction_type):
         self.prediction_type = prediction_type
         self.vae, self.text_encoder, self.unet = (
-            exact.load_float64(part, folder) for part in ("vae", "text_encoder", "unet")
+            exact.load_float64(component, folder) for component in ("vae", "text_encoder", "unet")
         )
         self.scale = self.vae.config.scaling_factor
         self.alpha_bar = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
@@ -59,8 +59,8 @@ class Reference:
         signal_rate, noise_rate = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         noisy = signal_rate * latents + noise_rate * noise
         prediction = self.unet(noisy, paddle.to_tensor(batch["timestep"]), states).sample
-        wanted = noise if self.prediction_type == "epsilon" else signal_rate * noise - noise_rate * latents
-        return ((prediction - wanted) ** 2).mean([1, 2, 3])
+        expected = noise if self.prediction_type == "epsilon" else signal_rate * noise - noise_rate * latents
+        return ((prediction - expected) ** 2).mean([1, 2, 3])
 
     def check_loss(self, call, batch):
         """Fail unless a Call's losses are those of its weights and of `batch`, the one of pictures and tokens.
@@ -74,15 +74,15 @@ class Reference:
         with exact.counted_terms(self.unet) as counted:
             losses = self.losses(*variables, batch)
         gradients = paddle.grad(losses.sum(), variables)
-        wanted = losses.numpy()
-        allowed = np.full(len(wanted), EPS * np.abs(wanted).max() * (2 * (terms + counted.count) + latents[0].size))
+        expected = losses.numpy()
+        allowed = np.full(len(expected), EPS * np.abs(expected).max() * (2 * (terms + counted.count) + latents[0].size))
         for name, movement, gradient in zip(("moments", "text_states"), moved, gradients, strict=True):
             if name in call.batch:
                 of_sample = np.abs(gradient.numpy()) * movement
-                allowed += 2 * of_sample.reshape(len(wanted), -1).sum(axis=1)
-        over = np.abs(call.sample_loss - wanted) / allowed
+                allowed += 2 * of_sample.reshape(len(expected), -1).sum(axis=1)
+        over = np.abs(call.sample_loss - expected) / allowed
         assert over.max() <= 1, f"a loss is off by {over.max():.3g} times what rounding explains"
-        assert abs(call.loss - wanted.mean()) <= allowed.mean()
+        assert abs(call.loss - expected.mean()) <= allowed.mean()
 
     def train(self, calls):
         """(weights at the start, at the end, their average) as vectors, of AdamW in float64 on the batches of Calls of

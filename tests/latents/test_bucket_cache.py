@@ -62,12 +62,12 @@ def test_each_row_is_cached_at_its_bucket_and_checked(file_list, tmp_path, capsy
         ({"aspect_buckets": "3"}, "no sub-folder 'unet'|unet"),
     ],
 )
-def test_what_is_refused(file_list, tmp_path, flags, message):
+def test_wrong_bucket_flags_are_refused(file_list, tmp_path, flags, message):
     with pytest.raises(InputError, match=message):
         precompute(options(file_list, tmp_path, **flags))
 
 
-def test_a_number_of_buckets_asks_the_unets_configuration(file_list, tmp_path):
+def test_a_number_of_buckets_reads_the_unets_configuration(file_list, tmp_path):
     unet = "demo/unet_config.json"
     name, _ = precompute(options(file_list, tmp_path, aspect_buckets="3", unet_name_or_path=unet, aspect_group_size=5))
     manifest = find_manifest(name)

@@ -65,15 +65,15 @@ def peak_memory(workshop, name, *flags):
 
 
 @pytest.mark.ci
-def test_what_the_cache_holds_takes_no_memory(heavy):
+def test_cached_components_are_not_loaded(heavy):
     workshop, num_bytes = heavy
     assert num_bytes["vae"] > 60 * MIB and num_bytes["text_encoder"] > 120 * MIB
     images = peak_memory(workshop, "images")
     latents = peak_memory(workshop, "latents", "--file_list", workshop.caches[False])
     both = peak_memory(workshop, "both", "--file_list", workshop.caches[True])
-    told = f"{images / MIB:.0f}, {latents / MIB:.0f}, {both / MIB:.0f} MiB; parts {num_bytes}"
-    assert images - latents > 0.9 * num_bytes["vae"], told
-    assert latents - both > 0.9 * num_bytes["text_encoder"], told
+    reported = f"{images / MIB:.0f}, {latents / MIB:.0f}, {both / MIB:.0f} MiB; parts {num_bytes}"
+    assert images - latents > 0.9 * num_bytes["vae"], reported
+    assert latents - both > 0.9 * num_bytes["text_encoder"], reported
 
 
 FLAGS = ["--max_steps", 24, "--save_steps", 4, "--use_ema", "--logging_steps", 1, "--dataloader_num_workers", 1]
@@ -93,7 +93,7 @@ def test_killed_and_resumed_it_ends_as_undisturbed(workshop):
     assert checksums(workshop.folder / "killed/checkpoint-24") == whole
 
 
-def test_two_ranks_with_validation_pictures_and_a_whole_pipeline(workshop):
+def test_two_ranks_train_from_a_cache_with_validation_previews_and_a_whole_pipeline(workshop):
     """Rank 0 alone loads the VAE and the text encoder, for pictures and for the pipeline, and the ranks stay alike."""
     flags = ["--data_lanes", 1, "--max_steps", 20, "--logging_steps", 5, "--learning_rate", 1e-4, "--use_ema"]
     flags += ["--file_list", workshop.caches[True], "--eval_file_list", workshop.caches[True], "--eval_steps", 10]

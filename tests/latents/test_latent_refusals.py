@@ -27,7 +27,7 @@ def nothing_loads(monkeypatch):
     def refuse(part, *source):
         raise AssertionError(f"{part} was loaded")
 
-    monkeypatch.setattr(sd.diffusion.model, "load_part", refuse)
+    monkeypatch.setattr(sd.diffusion.model, "load_component", refuse)
 
 
 def copy_cache(workshop, folder, text=True):
@@ -40,7 +40,7 @@ def copy_cache(workshop, folder, text=True):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "reported"),
     [
         (["--resolution", 16], r"resolution was 32, is 16; latent_shape was \(4, 8, 8\), is \(4, 4, 4\)"),
         (["--model_max_length", 20], "model_max_length was 77, is 20"),
@@ -49,8 +49,8 @@ def copy_cache(workshop, folder, text=True):
         (["--enlarge", True], "--enlarge True, but the cache left out the images that are smaller"),
     ],
 )
-def test_flags_that_do_not_fit(workshop, nothing_loads, flags, told):
-    with pytest.raises(InputError, match=told):
+def test_flags_that_contradict_the_cache_are_refused(workshop, nothing_loads, flags, reported):
+    with pytest.raises(InputError, match=reported):
         workshop.from_cache("refused", *flags)
     assert not (workshop.folder / "refused").exists()
 
@@ -74,7 +74,7 @@ def test_other_weights_are_named_by_their_hashes(workshop, nothing_loads, tmp_pa
             workshop.from_cache("accepted", "--text_encoder_name_or_path", folder, text=False)
 
 
-def test_a_vae_that_scales_otherwise(workshop, nothing_loads, tmp_path):
+def test_a_vae_with_another_scaling_factor_is_refused(workshop, nothing_loads, tmp_path):
     folder = shutil.copytree(workshop.folder / "models" / "vae", tmp_path / "vae")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.13025}))
@@ -89,7 +89,7 @@ def test_a_cache_for_validation_is_held_to_the_same(workshop, nothing_loads, tmp
         workshop.train("refused", *flags)
 
 
-def test_images_and_cached_parts_in_one_list(workshop, tmp_path):
+def test_a_list_of_images_and_cached_parts_is_refused(workshop, tmp_path):
     cache = Path(workshop.caches[True].removesuffix(".list"))
     images = Path(workshop.file_list).parent / "source0.filelist"
     mixed = tmp_path / "mixed.filelist.list"
@@ -98,15 +98,15 @@ def test_images_and_cached_parts_in_one_list(workshop, tmp_path):
         workshop.train("refused", "--file_list", mixed)
 
 
-def test_parts_and_manifest_that_do_not_belong_together(workshop, tmp_path):
+def test_parts_without_their_manifest_or_of_images_are_refused(workshop, tmp_path):
     folder, file_list = copy_cache(workshop, tmp_path / "cache")
     manifest = folder / "filelist/custom_dataset.cache.json"
-    kept = manifest.read_bytes()
+    stored = manifest.read_bytes()
     manifest.unlink()
     with pytest.raises(InputError, match=r"part-000001\.gz is a part of cached latents, but there is no .*cache\.json"):
         Catalog(file_list, 32)
 
-    manifest.write_bytes(kept)
+    manifest.write_bytes(stored)
     images = Path(workshop.file_list).parent / "part-000000.gz"
     for suffix in ("", ".idx"):
         shutil.copy(f"{images}{suffix}", folder / f"latents/part-000001.gz{suffix}")
@@ -114,7 +114,7 @@ def test_parts_and_manifest_that_do_not_belong_together(workshop, tmp_path):
         Catalog(file_list, 32)
 
 
-def test_a_part_of_another_cache(workshop, tmp_path):
+def test_a_part_of_another_cache_ends_the_run(workshop, tmp_path):
     folder, file_list = copy_cache(workshop, tmp_path / "cache")
     manifest = find_manifest(file_list)
     other = dataclasses.replace(manifest, seed=99)
@@ -125,15 +125,16 @@ def test_a_part_of_another_cache(workshop, tmp_path):
         workshop.train("refused", "--file_list", file_list)
 
 
-def test_the_doctor_knows_caches(workshop, capsys):
+def test_the_doctor_checks_latent_caches(workshop, capsys):
     from sd.flags.command_line import parse_arguments
     from sd.training import doctor
 
     flags = workshop.flags("out", "--file_list", workshop.caches[True])
     assert not any(doctor.examine(*parse_arguments(flags, environ={})))
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     assert (
-        "custom_dataset.cache.json fits" in told and "not loaded for training from the cache: vae, text_encoder" in told
+        "custom_dataset.cache.json fits" in reported
+        and "not loaded for training from the cache: vae, text_encoder" in reported
     )
     assert list(doctor.examine(*parse_arguments([*flags, "--model_max_length", "20"], environ={})))[-1]
-    assert "PROBLEM models" in (told := capsys.readouterr().out) and "model_max_length was 77, is 20" in told
+    assert "PROBLEM models" in (reported := capsys.readouterr().out) and "model_max_length was 77, is 20" in reported

@@ -56,9 +56,9 @@ def watched(monkeypatch):
     def watch(self, **batch):
         arrays = {name: np.array(value) for name, value in batch.items()}
         weights = {name: weight.numpy().copy() for name, weight in self.unet.state_dict().items()}
-        found = forward(self, **batch)
-        calls.append(Call(self, arrays, weights, found["sample_loss"].numpy(), float(found["loss"]), self.training))
-        return found
+        outputs = forward(self, **batch)
+        calls.append(Call(self, arrays, weights, outputs["sample_loss"].numpy(), float(outputs["loss"]), self.training))
+        return outputs
 
     monkeypatch.setattr(StableDiffusionModel, "forward", watch)
     return calls
@@ -67,12 +67,12 @@ def watched(monkeypatch):
 @pytest.fixture
 def models(monkeypatch):
     """The models that are trained, by the trainer's steps and evaluations."""
-    found = []
+    trained = []
     log = StableDiffusionTrainer.log
     monkeypatch.setattr(
-        StableDiffusionTrainer, "log", lambda self, *a, **k: (found.append(self.model), log(self, *a, **k))[1]
+        StableDiffusionTrainer, "log", lambda self, *a, **k: (trained.append(self.model), log(self, *a, **k))[1]
     )
-    return found
+    return trained
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_steps_from_images_and_from_the_cache_are_float64s(workshop, watched, ce
     assert set(cache[0].model.deferred) == ({"vae", "text_encoder"} if text else {"vae"})
 
 
-def test_images_may_validate_a_run_from_the_cache_and_load_what_they_need(workshop, watched):
+def test_images_may_validate_a_run_from_the_cache_and_load_deferred_components(workshop, watched):
     flags = ["--max_steps", 2, "--eval_steps", 2, "--unet_name_or_path", workshop.folder / "models/unet"]
     reference, checked = Reference(workshop.folder / "models", "epsilon"), {}
     for name, file_list in (("images", workshop.file_list), ("latents", workshop.caches[False])):
@@ -134,7 +134,7 @@ def test_resume_is_exact(workshop):
     assert checksums(whole / "checkpoint-6") == checksums(resumed / "checkpoint-6")
 
 
-def test_the_frozen_parts_are_no_weights_of_the_model_until_they_are_asked_for(workshop):
+def test_deferred_components_are_no_sublayers_until_first_access(workshop):
     whole = StableDiffusionModel.from_arguments(workshop.model_args, RESOLUTION)
     model = StableDiffusionModel.from_arguments(workshop.model_args, RESOLUTION, ("vae", "text_encoder"))
     assert {name.partition(".")[0] for name, _ in model.named_parameters()} == {"unet"}
@@ -180,14 +180,14 @@ def test_records_and_cached_records_are_reconstructed_as_float64_does(workshop):
         mean, log_variance = exact.posterior(vae, pixels)
     assert_close_in_float16(moments, np.concatenate([mean, log_variance], axis=1), encoding.count, "the moments")
     with exact.counted_terms(vae) as decoding:
-        kept = exact.picture(vae, mean)
-    assert np.ptp(kept) > 1
-    assert_picture(reconstruct(model.vae, pixels), kept, encoding.count + decoding.count, "an image")
+        stored = exact.picture(vae, mean)
+    assert np.ptp(stored) > 1
+    assert_picture(reconstruct(model.vae, pixels), stored, encoding.count + decoding.count, "an image")
     of_moments = exact.picture(vae, moments[:, :4])
     assert_picture(reconstruct_cached(model.vae, moments), of_moments, decoding.count, "a cached record")
 
 
-def test_a_whole_pipeline_is_saved_with_the_parts_that_were_not_loaded(workshop):
+def test_a_whole_pipeline_is_saved_with_deferred_components(workshop):
     from ppdiffusers import AutoencoderKL
 
     saved = workshop.from_cache("pipeline", "--only_save_updated_model", False, "--max_steps", 1) / "checkpoint-1"

@@ -88,7 +88,7 @@ def test_what_is_cached_and_what_training_computes_are_float64s(mixed, tmp_path)
     flags = {"crop": "centre", "cache_text": True, "max_bad_fraction": 0.3}
     file_list, _ = precompute(options(mixed, tmp_path / "out", **flags))
     model = StableDiffusionModel.from_arguments(model_arguments(), 32)
-    vae, text_encoder = (exact.load_float64(part, MODEL) for part in ("vae", "text_encoder"))
+    vae, text_encoder = (exact.load_float64(component, MODEL) for component in ("vae", "text_encoder"))
     manifest = find_manifest(file_list)
     scale = json.loads(Path(MODEL, "vae/config.json").read_text())["scaling_factor"]
     assert manifest.scaling_factor == scale
@@ -100,35 +100,35 @@ def test_what_is_cached_and_what_training_computes_are_float64s(mixed, tmp_path)
         with exact.counted_terms(vae) as terms:
             mean, log_variance = exact.posterior(vae, pixels)
         assert moments.shape == (1, 8, 4, 4)
-        for name, cached, wanted in zip(
+        for name, cached, expected in zip(
             ("mean", "log-variance"), np.split(moments, 2, axis=1), (mean, log_variance), strict=True
         ):
-            assert_close_in_float16(cached, wanted, terms.count, name)
+            assert_close_in_float16(cached, expected, terms.count, name)
         deviation = np.exp(log_variance / 2)
         for sign in (0.0, 1.0, -1.0):
-            noise, wanted = paddle.full([1, 4, 4, 4], sign), (mean + sign * deviation) * scale
+            noise, expected = paddle.full([1, 4, 4, 4], sign), (mean + sign * deviation) * scale
             of_pictures = model.encode_images(paddle.to_tensor(pixels), noise).numpy()
-            assert_close(of_pictures, wanted, terms.count, "latents of pictures")
+            assert_close(of_pictures, expected, terms.count, "latents of pictures")
             of_cache = model.cached_latents(paddle.to_tensor(moments), noise).numpy()
             moved = float16_rounding(mean) + abs(sign) * deviation * float16_rounding(log_variance) / 2
-            over = np.abs(of_cache - wanted) - scale * moved * (1 + 2**-8)  # of exp the second order
-            assert over.max() <= terms.count * EPS * np.abs(wanted).max()
+            over = np.abs(of_cache - expected) - scale * moved * (1 + 2**-8)  # of exp the second order
+            assert over.max() <= terms.count * EPS * np.abs(expected).max()
         ids = np.stack([model.tokenize(caption) for caption in record.captions])
         with exact.counted_terms(text_encoder) as terms:
-            wanted = exact.text_states(text_encoder, ids)
+            expected = exact.text_states(text_encoder, ids)
         assert states.shape == (len(record.captions), 16, 64)
-        assert_close_in_float16(states, wanted, terms.count, "text states")
-        assert_close(model.encode_text(paddle.to_tensor(ids)).numpy(), wanted, terms.count, "text states")
+        assert_close_in_float16(states, expected, terms.count, "text states")
+        assert_close(model.encode_text(paddle.to_tensor(ids)).numpy(), expected, terms.count, "text states")
     empty = exact.text_states(text_encoder, model.tokenize("")[None])[0]
     assert_close_in_float16(manifest.empty_text_state(), empty, terms.count, "states of the empty caption")
 
 
-def test_captions_that_are_cut_are_told_when_their_states_are_cached(mixed, tmp_path, capsys):
+def test_caching_text_reports_truncated_captions(mixed, tmp_path, capsys):
     flags = {"max_bad_fraction": 0.3, "cache_text": True, "model_max_length": 4}
     precompute(options(mixed, tmp_path / "out", **flags))
-    told = "100% of {} captions read are longer than the 4 tokens of --model_max_length"
+    reported = "100% of {} captions read are longer than the 4 tokens of --model_max_length"
     lines = capsys.readouterr().err
-    assert f"caption: {told.format(8)}" in lines and f"tags: {told.format(1)}" in lines
+    assert f"caption: {reported.format(8)}" in lines and f"tags: {reported.format(1)}" in lines
     precompute(options(mixed, tmp_path / "plain", max_bad_fraction=0.3))
     assert "captions read" not in capsys.readouterr().err
 
@@ -215,7 +215,7 @@ def test_several_sources_keep_their_weights_and_repeats(tmp_path):
     ]
 
 
-def test_crops_do_not_depend_on_the_place_in_the_list(tmp_path):
+def test_crops_do_not_depend_on_the_position_in_the_list(tmp_path):
     """So a list may grow at either end, and a part that two lists share is cached alike."""
     make_shapes(tmp_path, [3, 4])
     parts = [tmp_path / f"part-{number:06d}.gz" for number in range(2)]
@@ -241,7 +241,7 @@ def test_a_vae_that_answers_nonsense_ends_the_run_early(tmp_path, monkeypatch):
         return answer
 
     monkeypatch.setattr(models.encoders, "encode_posterior", nonsense)
-    monkeypatch.setattr(run, "_HOPELESS_ROWS", 4)
+    monkeypatch.setattr(run, "_MAX_BAD_ROWS_AT_START", 4)
     source = make_shapes(tmp_path / "in", [4, 4])
     with pytest.raises(RunError, match=r"none of the first 4 rows .*part-000000\.gz the first was row 1: moments"):
         precompute(options(source, tmp_path / "out"))
@@ -251,21 +251,21 @@ def test_a_vae_that_answers_nonsense_ends_the_run_early(tmp_path, monkeypatch):
 def test_what_fails_on_the_way_ends_with_one_line(tmp_path, monkeypatch):
     source = make_shapes(tmp_path / "in", [2, 2])
 
-    def fails(error, says):
+    def fails(error, message):
         def write(task, *rest):
             raise error
 
-        with monkeypatch.context() as patch, pytest.raises(RunError, match=says):
+        with monkeypatch.context() as patch, pytest.raises(RunError, match=message):
             patch.setattr(run, "write_part", write)
             precompute(options(source, tmp_path / "out"))
 
     fails(MemoryError("\n\nOut of memory error on GPU 0\n"), "^Out of memory error on GPU 0; lower --batch_size")
-    fails(PartError("in/part-1.gz: no such part"), "^in/part-1.gz: no such part; the same command goes on")
-    fails(KeyboardInterrupt(), "^stopped by Ctrl-C; the same command goes on")
+    fails(PartError("in/part-1.gz: no such part"), "^in/part-1.gz: no such part; the same command resumes")
+    fails(KeyboardInterrupt(), "^stopped by Ctrl-C; the same command resumes")
     fails(OSError(28, "No space left", "out/x"), "^out/x: No space left; mend that")
 
 
-def test_a_part_that_is_gone_is_reported_and_the_others_keep_their_numbers(tmp_path):
+def test_a_missing_part_is_reported_and_the_others_keep_their_numbers(tmp_path):
     source = make_shapes(tmp_path / "in", [3] * 9)
     for suffix in (".gz", ".gz.idx"):
         (tmp_path / f"in/part-000001{suffix}").unlink()
@@ -277,7 +277,7 @@ def test_a_part_that_is_gone_is_reported_and_the_others_keep_their_numbers(tmp_p
 
 
 @pytest.mark.parametrize(
-    "flags, says",
+    "flags, message",
     [
         ({"resolution": 30}, "--resolution 30: the VAE divides it by 8"),
         ({"model_max_length": 78, "cache_text": True}, "--model_max_length 78: .* positions for"),
@@ -289,9 +289,9 @@ def test_a_part_that_is_gone_is_reported_and_the_others_keep_their_numbers(tmp_p
         ({"output_name": "a/b"}, "--output_name a/b"),
     ],
 )
-def test_wrong_flags_are_refused(tmp_path, flags, says):
+def test_wrong_flags_are_refused(tmp_path, flags, message):
     source = make_shapes(tmp_path / "in", [1])
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         precompute(options(source, tmp_path / "out", **flags))
 
 

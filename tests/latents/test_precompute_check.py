@@ -70,7 +70,7 @@ def standard_deviation_for_log_variance(vae, pixels):
 
 
 @pytest.mark.parametrize(
-    "mistake, says",
+    "mistake, message",
     [
         (scaled_twice, "the latents differs"),
         (never_normalised, "the picture differs"),
@@ -78,17 +78,17 @@ def standard_deviation_for_log_variance(vae, pixels):
         (standard_deviation_for_log_variance, "the log-variance differs"),
     ],
 )
-def test_a_wrong_encoder_fails(source, tmp_path, monkeypatch, mistake, says):
+def test_a_wrong_encoder_fails(source, tmp_path, monkeypatch, mistake, message):
     monkeypatch.setattr(models.encoders, "encode_posterior", mistake)
     with pytest.raises(
-        RunError, match=rf"4 of 4 rows of the cache are not .* row 1 crop 1: .*{says}.* see .*check\.png"
+        RunError, match=rf"4 of 4 rows of the cache are not .* row 1 crop 1: .*{message}.* see .*check\.png"
     ):
         precompute(options(source, tmp_path / "out", check=4))
     assert (tmp_path / "out/check.png").exists()
 
 
 @pytest.mark.parametrize(
-    "change, count, says",
+    "change, count, message",
     [
         (lambda rows: [rows[at - 1] for at in range(len(rows))], 14, "the caption is"),
         (lambda rows: [(row[0], *other[1:]) for row, other in zip(rows, rows[::-1], strict=True)], 12, "the picture"),
@@ -101,10 +101,10 @@ def test_a_wrong_encoder_fails(source, tmp_path, monkeypatch, mistake, says):
     ],
     ids=["rows moved", "another row's picture", "another row's text", "mirrored"],
 )
-def test_what_belongs_to_another_row_fails(source, tmp_path, change, count, says):
+def test_what_belongs_to_another_row_fails(source, tmp_path, change, count, message):
     file_list, _ = precompute(options(source, tmp_path / "out", cache_text=True))
     change_rows(file_list, change)
-    with pytest.raises(RunError, match=rf"{count} of 14 rows .*{says}"):
+    with pytest.raises(RunError, match=rf"{count} of 14 rows .*{message}"):
         precompute(options(source, tmp_path / "out", cache_text=True, check=14))
 
 
@@ -116,7 +116,7 @@ def test_a_vae_that_shows_nothing_fails_although_the_cache_is_its_own(source, tm
         precompute(options(source, tmp_path / "out", check=4))
 
 
-def test_images_that_are_gone_are_said(tmp_path):
+def test_missing_source_images_are_reported(tmp_path):
     source = make_shapes(tmp_path / "in", [2])
     precompute(options(source, tmp_path / "out"))
     part = tmp_path / "in/part-000000.gz"

@@ -63,7 +63,7 @@ def test_a_run_from_the_cache_reads_what_one_from_the_images_reads(images, cache
 
     def places(file_list, data_filter):
         data = TextImagePair(file_list, tokenize, resolution=32, data_filter=data_filter)
-        return [tuple(sample["place"]) for sample, _ in zip(data, range(12), strict=False)]
+        return [tuple(sample["position"]) for sample, _ in zip(data, range(12), strict=False)]
 
     expected = places(images, FILTER)
     assert places(cache[1], None) == places(cache[1], FILTER) == expected
@@ -78,7 +78,7 @@ def test_a_whole_cache_is_filtered_in_training(images, tmp_path):
         Catalog(file_list, 32, data_filter="width > 40")
 
 
-def test_another_filter_is_refused_and_the_same_one_goes_on(images, cache):
+def test_another_filter_is_refused_and_the_same_one_resumes(images, cache):
     output = cache[0]
     before = {path: path.stat().st_mtime_ns for path in (output / "latents").iterdir()}
     assert precompute(options(images, output, data_filter="(score>2) AND width>=40.0"))[1] == cache[2]

@@ -60,12 +60,12 @@ def test_kill_9_loses_no_finished_part_and_the_same_command_ends_with_the_same_b
     process.kill()
     process.wait()
     wait_until_ended(children)
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("latents/part-*.gz")}
-    assert len(kept) == 3
+    stored = {path: path.stat().st_mtime_ns for path in out.glob("latents/part-*.gz")}
+    assert len(stored) == 3
     assert list(out.glob("filelist/*.filelist*")) == []
     output = finish(command)
-    assert f"{len(kept)} of {len(PARTS)} parts are there already" in output
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert f"{len(stored)} of {len(PARTS)} parts are there already" in output
+    assert {path: path.stat().st_mtime_ns for path in stored} == stored
     assert whole(out) == whole(alone)
 
 
@@ -79,7 +79,7 @@ def test_sigterm_ends_with_one_line(data, tmp_path):
     hold.release()
     output, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
-    assert output.strip().splitlines()[-1] == "stopped by SIGTERM; the same command goes on from the finished parts"
+    assert output.strip().splitlines()[-1] == "stopped by SIGTERM; the same command resumes from the finished parts"
     assert [name for name in contents(tmp_path / "out") if name.endswith(".tmp")] == []
 
 
@@ -122,10 +122,10 @@ def test_a_rank_killed_under_the_launcher_loses_no_finished_part(data, tmp_path)
     launcher.communicate()
     assert launcher.returncode != 0
     wait_until_ended(ranks)
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("latents/part-*.gz")}
-    assert len(kept) == 6 and list(out.glob("filelist/*.filelist*")) == []
+    stored = {path: path.stat().st_mtime_ns for path in out.glob("latents/part-*.gz")}
+    assert len(stored) == 6 and list(out.glob("filelist/*.filelist*")) == []
     finish(command)
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert {path: path.stat().st_mtime_ns for path in stored} == stored
     assert whole(out) == whole(alone)
 
 
@@ -143,7 +143,7 @@ def test_a_full_disk_ends_with_one_line_and_no_partial_part(data, tmp_path):
         output, _ = process.communicate()
         assert process.returncode == 1
         last = output.strip().splitlines()[-1]
-        assert "No space left on device; mend that, and the same command goes on" in last
+        assert "No space left on device; mend that, and the same command resumes" in last
         names = list(contents(disk / "out"))
         assert 1 <= len([name for name in names if name.endswith(".gz")]) < len(PARTS)
         assert [name for name in names if name.endswith(".tmp")] == []

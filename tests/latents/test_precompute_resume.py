@@ -34,30 +34,32 @@ def test_a_second_run_makes_only_what_is_missing_or_cut_to_the_same_bytes(tmp_pa
     assert made == [0, 2]
 
 
-def test_a_cache_of_before_its_resizer_was_named_goes_on_and_is_read_beside_a_new_one(tmp_path):
+def test_a_cache_without_a_resizer_name_resumes_and_is_read_beside_a_new_one(tmp_path):
     source, out, new = make_shapes(tmp_path / "in", [5, 3]), tmp_path / "out", tmp_path / "new"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "RESIZER", None)
         before, _ = precompute(options(source, out))
-    kept = contents(out)
+    stored = contents(out)
     (out / "latents/part-000001.gz").unlink()
     precompute(options(source, out))
-    assert contents(out) == kept
+    assert contents(out) == stored
     after, _ = precompute(options(source, new))
     manifests = [find_manifest(file_list) for file_list in (before, after)]
     assert [manifest.resizer for manifest in manifests] == [None, RESIZER]
     both = tmp_path / "both.filelist.list"
     both.write_text("".join(f"{source.name}\n" for path in (before, after) for source in read_file_list(path)))
     data = iter(TextImagePair(str(both), lambda caption: [0], resolution=manifests[0].resolution, batch_size=2))
-    places = {tuple(next(data)["place"].tolist()) for _ in range(16)}
+    places = {tuple(next(data)["position"].tolist()) for _ in range(16)}
     assert {part for part, _ in places} == {0, 1, 2, 3}
 
 
 def test_another_cache_or_source_in_the_folder_is_refused_with_the_difference(tmp_path):
     source, out = make_shapes(tmp_path / "in", [3, 2]), tmp_path / "out"
     precompute(options(source, out))
-    says = r"part-000001\.gz was made otherwise: crop was random, is centre; seed was 23, is 24; .*--overwrite"
-    with pytest.raises(InputError, match=says):
+    message = (
+        r"part-000001\.gz was made with other settings: crop was random, is centre; seed was 23, is 24; .*--overwrite"
+    )
+    with pytest.raises(InputError, match=message):
         precompute(options(source, out, crop="centre", seed=24))
     make_shapes(tmp_path / "in", [3, 4])
     with pytest.raises(
@@ -74,16 +76,16 @@ def test_another_cache_or_source_in_the_folder_is_refused_with_the_difference(tm
         precompute(options(source, out, crop="centre"))
 
 
-def test_parts_in_other_hands_are_left_and_nobody_writes_lists_before_their_time(tmp_path, monkeypatch):
+def test_claimed_parts_are_skipped_and_lists_are_written_after_the_last_part(tmp_path, monkeypatch):
     source, out = make_shapes(tmp_path / "in", [2] * 4), tmp_path / "out"
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
     monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
-    monkeypatch.setattr(Claims, "take", lambda self, number: number % 2 == 1)  # the other rank is at work on its own
+    monkeypatch.setattr(Claims, "acquire", lambda self, number: number % 2 == 1)  # the other rank is at work on its own
     assert precompute(options(source, out)) is None
     assert sorted(path.name for path in (out / "latents").glob("*.gz")) == ["part-000002.gz", "part-000004.gz"]
     assert list((out / "filelist").iterdir()) == []
     monkeypatch.setenv("PADDLE_TRAINER_ID", "0")
-    monkeypatch.setattr(Claims, "take", lambda self, number: True)
+    monkeypatch.setattr(Claims, "acquire", lambda self, number: True)
     file_list, _ = precompute(options(source, out))
     monkeypatch.delenv("PADDLE_TRAINERS_NUM")
     precompute(options(source, tmp_path / "alone"))

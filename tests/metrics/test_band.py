@@ -46,8 +46,8 @@ def test_the_band_is_made_and_read_and_judges(tmp_path):
     assert (golden.name, golden.variant, golden.guidance_scale) == ("sound", "ema", 2.0)
     for seed in range(100, 120):
         ema = [line for line in lines_of(seed) if line["variant"] == "ema"]
-        assert all(set(golden.judge(line).values()) <= {"inside"} for line in ema)
-        assert golden.judge(ema[0] | {"fid": ema[0]["fid"] + 5})["fid"] == "above"
+        assert all(set(golden.classify(line).values()) <= {"inside"} for line in ema)
+        assert golden.classify(ema[0] | {"fid": ema[0]["fid"] + 5})["fid"] == "above"
 
 
 def test_runs_that_make_no_band_are_refused():
@@ -63,7 +63,7 @@ def test_runs_that_make_no_band_are_refused():
 
 
 def test_a_wrong_command_line_is_one_line(tmp_path):
-    def told(*words):
+    def error_of(*words):
         with pytest.raises(InputError) as raised:
             main([*map(str, words)])
         return str(raised.value)
@@ -73,8 +73,8 @@ def test_a_wrong_command_line_is_one_line(tmp_path):
         (run / "scores").mkdir(parents=True)
         for line in lines_of(number):
             append_line(run / "scores/scores.jsonl", line)
-    assert told(*runs, tmp_path / "run-9", "--guidance_scale", 2).startswith(f"{tmp_path}/run-9: no scores in ")
-    assert "expected one of ('raw', 'ema')" in told(*runs, "--guidance_scale", 2, "--variant", "both")
-    assert "expected above 0" in told(*runs, "--guidance_scale", 2, "--deviations", 0)
+    assert error_of(*runs, tmp_path / "run-9", "--guidance_scale", 2).startswith(f"{tmp_path}/run-9: no scores in ")
+    assert "expected one of ('raw', 'ema')" in error_of(*runs, "--guidance_scale", 2, "--variant", "both")
+    assert "expected above 0" in error_of(*runs, "--guidance_scale", 2, "--deviations", 0)
     gone = tmp_path / "gone/band.json"
-    assert f"{gone}' cannot be written: No such file" in told(*runs, "--guidance_scale", 2, "--output", gone)
+    assert f"{gone}' cannot be written: No such file" in error_of(*runs, "--guidance_scale", 2, "--output", gone)

@@ -108,7 +108,7 @@ def layer_terms(width, tokens):
     return 2 * width + 2 * width + width // 2 + tokens + width + 4 * width + 20
 
 
-def test_a_published_clip_computes_what_its_paper_says(published):
+def test_a_published_clip_agrees_with_its_paper(published):
     folder, weights = published
     clip = load_clip(str(folder))
     weights = {name: value.astype(np.float64) for name, value in weights.items()}
@@ -119,13 +119,13 @@ def test_a_published_clip_computes_what_its_paper_says(published):
     x = np.concatenate([weights["vision_model.embeddings.class_embedding"][None], tokens])
     x = normed(x + weights["vision_model.embeddings.position_embedding.weight"], weights, "vision_model.pre_layrnorm")
     x = transform(x, weights, "vision_model", 3, 0)
-    wanted = normed(x[0], weights, "vision_model.post_layernorm") @ weights["visual_projection.weight"].T
-    assert_close(clip.embed_images([image])[0], wanted, 3 * PATCH**2 + 3 * layer_terms(VISION, 5) + VISION)
+    expected = normed(x[0], weights, "vision_model.post_layernorm") @ weights["visual_projection.weight"].T
+    assert_close(clip.embed_images([image])[0], expected, 3 * PATCH**2 + 3 * layer_terms(VISION, 5) + VISION)
 
     ids = np.array(clip._tokenizer(["a red circle"], padding="max_length", max_length=LENGTH)["input_ids"][0])
     end = int(np.argmax(ids))  # the end mark has the highest number
     x = weights["text_model.embeddings.token_embedding.weight"][ids]
     x = x + weights["text_model.embeddings.position_embedding.weight"]
     x = transform(x, weights, "text_model", 2, np.triu(np.full([LENGTH, LENGTH], -1e9), 1))
-    wanted = normed(x[end], weights, "text_model.final_layer_norm") @ weights["text_projection.weight"].T
-    assert_close(clip.embed_texts(["a red circle"])[0], wanted, 2 * layer_terms(TEXT, LENGTH) + TEXT)
+    expected = normed(x[end], weights, "text_model.final_layer_norm") @ weights["text_projection.weight"].T
+    assert_close(clip.embed_texts(["a red circle"])[0], expected, 2 * layer_terms(TEXT, LENGTH) + TEXT)

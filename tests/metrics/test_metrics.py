@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +17,14 @@ from sd.data.parts.part import PartWriter
 from sd.data.parts.record import encode_row
 from sd.errors import InputError, RunError
 from sd.metrics.extractors import load_clip, load_fid_extractor
-from sd.metrics.measure import apply_preset, describe_few, measure
+from sd.metrics.measure import apply_preset, fid_warning, measure
 from sd.metrics.reference import reference_statistics
 from sd.metrics.report import table, verdict, write_report
 from sd.metrics.scores import clip_scores, frechet_distance
 from sd.processes.pool import run_local
 from sd.sampling.files import read_pixels, read_png_text
 from tests.data_maker import write_lists
+from tests.metrics.flags import scoring_flags
 from tests.tiny import make_tiny_repository
 
 CLIP = str(Path(__file__).resolve().parents[2] / "demo" / "tiny_clip")
@@ -45,14 +45,10 @@ def workshop(tmp_path_factory):
 
 
 def flags(workshop, output, **given):
-    defaults = {
-        "prompts_file": str(workshop / "coco.tsv"), "prompts_column": None, "num_prompts": None, "preset": None,
-        "guidance_scales": [1.0, 3.0], "guidance_scale": 7.5, "height": None, "width": None, "scheduler": None,
-        "batch_size": None, "num_inference_steps": 2, "negative_prompt": "", "dtype": "fp32", "device": "cpu",
-        "seed": 42, "processes": 1, "fid_model": CLIP, "fid_reference": str(workshop / "real"), "clip_model": CLIP,
-        "cmmd_reference": str(workshop / "real"), "data_filter": None, "output": str(output),
-    }  # fmt: skip
-    return SimpleNamespace(**(defaults | given))
+    real = workshop / "real"
+    return scoring_flags(
+        CLIP, workshop / "coco.tsv", real, **{"guidance_scales": [1.0, 3.0], "output": str(output)} | given
+    )
 
 
 def run(workshop, output, **given):
@@ -68,22 +64,22 @@ def test_scores_are_those_of_the_pictures_on_disk(workshop, measured):
     output, report = measured
     clip = load_clip(CLIP)
     real = np.stack([read_pixels(path) for path in sorted((workshop / "real").iterdir())])
-    kept = np.load(output / "fid_reference.npz")
-    assert kept["count"] == COUNT and real.shape == (COUNT, 70, 70, 3)
+    stored = np.load(output / "fid_reference.npz")
+    assert stored["count"] == COUNT and real.shape == (COUNT, 70, 70, 3)
     for result in report["results"]:
         folder = output / f"guidance-{result['guidance_scale']:g}"
         pictures = [read_pixels(path) for path in sorted(folder.iterdir())]
         features = clip.embed_images(pictures).astype(np.float64)
         moments = features.mean(0), np.cov(features, rowvar=False)
-        assert result["fid"] == pytest.approx(frechet_distance(*moments, kept["mu"], kept["sigma"]), rel=1e-6)
-        wanted = clip_scores(features, clip.embed_texts(CAPTIONS[:COUNT])).mean()
-        assert result["clip_score"] == pytest.approx(wanted, rel=1e-5)
+        assert result["fid"] == pytest.approx(frechet_distance(*moments, stored["mu"], stored["sigma"]), rel=1e-6)
+        expected = clip_scores(features, clip.embed_texts(CAPTIONS[:COUNT])).mean()
+        assert result["clip_score"] == pytest.approx(expected, rel=1e-5)
         texts = [read_png_text(path) for path in sorted(folder.iterdir())]
         assert [prompt for prompt, _ in texts] == CAPTIONS[:COUNT]
         assert [settings["seed"] for _, settings in texts] == list(range(42, 42 + COUNT))
 
 
-def test_report_files(measured):
+def test_the_report_is_json_curve_and_visualdl(measured):
     output, report = measured
     assert json.loads((output / "metrics.json").read_text()) == report
     assert report["pictures"] == COUNT and [r["guidance_scale"] for r in report["results"]] == [1.0, 3.0]
@@ -100,10 +96,10 @@ def test_a_full_disk_leaves_the_table(measured, tmp_path, monkeypatch, capsys):
     assert "guidance scale" in capsys.readouterr().out and list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_run_goes_on_to_the_same_scores(workshop, measured, tmp_path, capsys):
+def test_an_interrupted_run_resumes_to_the_same_scores(workshop, measured, tmp_path, capsys):
     _, report = measured
     run(workshop, tmp_path / "o", num_prompts=7, guidance_scales=[1.0])
-    assert describe_few(7, load_fid_extractor(CLIP).width) in capsys.readouterr().out
+    assert fid_warning(7, load_fid_extractor(CLIP).width) in capsys.readouterr().out
     pictures = sorted((tmp_path / "o" / "guidance-1").iterdir())
     times = {path.name: path.stat().st_mtime_ns for path in pictures}
     pictures[3].unlink()
@@ -113,9 +109,9 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(workshop, measured, tmp_p
     assert len(now) == COUNT and {name for name in times if now[name] != times[name]} == {pictures[3].name}
 
 
-def test_an_fid_of_no_more_pictures_than_features_is_told_of():
-    assert re.match("FID of 2048 pictures by 2048 features: .* far too high", describe_few(2048, 2048))
-    assert describe_few(2049, 2048) == ""
+def test_an_fid_of_no_more_pictures_than_features_is_warned_of():
+    assert re.match("FID of 2048 pictures by 2048 features: .* far too high", fid_warning(2048, 2048))
+    assert fid_warning(2049, 2048) == ""
 
 
 def test_several_processes_give_the_same_pictures_and_scores(workshop, measured, tmp_path, monkeypatch):
@@ -134,7 +130,7 @@ def test_several_processes_give_the_same_pictures_and_scores(workshop, measured,
         assert path.read_bytes() == (output / "guidance-3" / path.name).read_bytes()
 
 
-def test_the_demos_clip_tells_right_from_wrong_captions():
+def test_the_demos_clip_separates_right_from_wrong_captions():
     clip = load_clip(CLIP)
     drawings = [example(2_000_000 + number, 7, 64)[0] for number in range(108)]
     captions = [CAPTIONS[(2_000_000 + number) % 36] for number in range(108)]
@@ -165,7 +161,7 @@ def test_fid_grows_with_damage():
     assert fids == sorted(fids) and scores == sorted(scores, reverse=True)
 
 
-def test_reference_statistics_are_kept_and_fit(workshop, tmp_path):
+def test_reference_statistics_are_cached_and_fit(workshop, tmp_path):
     clip = load_fid_extractor(CLIP)
     mean, covariance = reference_statistics(workshop / "real", clip, 32, tmp_path / "kept.npz")
     assert mean.shape == (clip.width,) and covariance.shape == (clip.width, clip.width)
@@ -220,15 +216,15 @@ def test_a_filter_chooses_the_pictures_of_a_reference(workshop, tmp_path):
     file_list = write_lists(tmp_path, (1.0, [tmp_path / "part-000001.gz"]))
     expected = reference_statistics(tmp_path / "chosen", clip, 32, tmp_path / "folder.npz")
     for keep in ("kept.npz", "kept.npz"):
-        found = reference_statistics(file_list, clip, 32, tmp_path / keep, "odd")
-        np.testing.assert_array_equal(found[0], expected[0])
-        np.testing.assert_array_equal(found[1], expected[1])
+        actual = reference_statistics(file_list, clip, 32, tmp_path / keep, "odd")
+        np.testing.assert_array_equal(actual[0], expected[0])
+        np.testing.assert_array_equal(actual[1], expected[1])
     everything = reference_statistics(file_list, clip, 32, tmp_path / "kept.npz")
     assert not np.array_equal(everything[0], expected[0])
 
 
 @pytest.mark.parametrize("what", ["a picture of the same size", "the extractor's weights", "a cut file"])
-def test_kept_statistics_of_other_content_are_not_taken(workshop, tmp_path, what):
+def test_cached_statistics_of_other_content_are_not_used(workshop, tmp_path, what):
     shutil.copytree(workshop / "real", tmp_path / "real")
     shutil.copytree(CLIP, tmp_path / "clip")
     paths = sorted((tmp_path / "real").iterdir())
@@ -291,7 +287,7 @@ def test_presets_fill_in_what_is_left_open(workshop):
     assert given.guidance_scales == [7.5]
 
 
-def test_table_and_verdict():
+def test_the_table_and_the_verdict_show_the_scores():
     results = [
         {"guidance_scale": 3.0, "fid": 95.1234, "clip_score": 0.16},
         {"guidance_scale": 8.0, "fid": 89.5, "clip_score": 0.151},

@@ -32,7 +32,7 @@ def test_scores_follow_training(tmp_path):
         f"--logging_steps 50 --image_logging_steps -1 --save_steps {STEPS[0]} --disable_tqdm True"
     )
     command(sys.executable, "train_txt2img_laion400m_trainer.py", *flags.split(), cwd=ROOT)
-    found = []
+    actual = []
     for steps in STEPS:
         output = tmp_path / f"scores-{steps}"
         flags = (
@@ -41,8 +41,8 @@ def test_scores_follow_training(tmp_path):
             f"--fid_reference {file_list} --device cpu --output {output}"
         )
         command(sys.executable, "eval.py", *flags.split(), cwd=ROOT)
-        found.append(json.loads((output / "metrics.json").read_text())["results"][0])
-    print(found)
-    assert [result["fid"] for result in found] == sorted((result["fid"] for result in found), reverse=True)
-    assert [result["clip_score"] for result in found] == sorted(result["clip_score"] for result in found)
-    assert found[-1]["clip_score"] > found[0]["clip_score"] + 0.1
+        actual.append(json.loads((output / "metrics.json").read_text())["results"][0])
+    print(actual)
+    assert [result["fid"] for result in actual] == sorted((result["fid"] for result in actual), reverse=True)
+    assert [result["clip_score"] for result in actual] == sorted(result["clip_score"] for result in actual)
+    assert actual[-1]["clip_score"] > actual[0]["clip_score"] + 0.1

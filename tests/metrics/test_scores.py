@@ -49,8 +49,8 @@ def test_fid_agrees_with_scipy(count):
     """With 20 features of 32 numbers both covariances are singular."""
     (mean_a, a), (mean_b, b) = (moments(make_features(seed, count, 32)) for seed in (3, 4))
     root = linalg.sqrtm(a @ b).real
-    wanted = np.sum((mean_a - mean_b) ** 2) + np.trace(a) + np.trace(b) - 2 * np.trace(root)
-    assert frechet_distance(mean_a, a, mean_b, b) == pytest.approx(wanted, rel=1e-6)
+    expected = np.sum((mean_a - mean_b) ** 2) + np.trace(a) + np.trace(b) - 2 * np.trace(root)
+    assert frechet_distance(mean_a, a, mean_b, b) == pytest.approx(expected, rel=1e-6)
 
 
 def test_fid_of_known_gaussians():
@@ -103,11 +103,11 @@ def test_the_published_file_is_read_as_it_is(inception_weights, tmp_path, monkey
     Saver(monkeypatch).archive(
         path, inception_weights | {n: v for n, v in counters.items() if n.endswith("num_batches_tracked")}
     )
-    found = load_inception(path).state_dict()
-    assert len(found) == len(trunk) == 94 * 5
+    actual = load_inception(path).state_dict()
+    assert len(actual) == len(trunk) == 94 * 5
     last = "Mixed_7c.branch3x3dbl_3b"
-    assert np.array_equal(found[f"{last}.conv.weight"], trunk[f"{last}.conv.weight"])
-    assert np.array_equal(found[f"{last}.bn._variance"], trunk[f"{last}.bn.running_var"])
+    assert np.array_equal(actual[f"{last}.conv.weight"], trunk[f"{last}.conv.weight"])
+    assert np.array_equal(actual[f"{last}.bn._variance"], trunk[f"{last}.bn.running_var"])
 
 
 def test_other_weights_are_no_inception(inception_weights, tmp_path):

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from sd.metrics.golden import load_golden
 from sd.metrics.scores import cmmd
 from sd.sampling.files import read_pixels
 from tests.holding import Hold
+from tests.metrics.flags import scoring_flags
 from tests.metrics.test_metrics import CAPTIONS, CLIP
 from tests.training_harness import EMA, ROOT, Workshop, weights
 
@@ -64,15 +64,8 @@ def run(workshop):
 
 
 def flags(workshop, output_dir, **given):
-    defaults = {
-        "watch": str(output_dir), "every": 1, "golden": None, "poll_seconds": 0.01, "output": None,
-        "prompts_file": str(workshop.folder / "prompts.txt"), "prompts_column": None, "num_prompts": None,
-        "preset": None, "guidance_scales": [2.0], "guidance_scale": 7.5, "height": None, "width": None,
-        "scheduler": None, "batch_size": None, "num_inference_steps": 2, "negative_prompt": "", "dtype": "fp32",
-        "device": "cpu", "seed": 42, "processes": 1, "fid_model": CLIP, "fid_reference": str(workshop.folder / "real"),
-        "clip_model": CLIP, "cmmd_reference": str(workshop.folder / "real"), "data_filter": None,
-    }  # fmt: skip
-    return SimpleNamespace(**(defaults | given))
+    watching = {"watch": str(output_dir), "every": 1, "golden": None, "poll_seconds": 0.01}
+    return scoring_flags(CLIP, workshop.folder / "prompts.txt", workshop.folder / "real", **watching | given)
 
 
 def files(folder):
@@ -167,9 +160,9 @@ def test_the_published_band_and_its_sentence():
     published |= {4.1: (62, 0.19), 5.1: (55, 0.207)}
     for millions, (fid, clip_score) in published.items():
         line = {"images_seen": int(millions * 1e6), "fid": fid, "clip_score": clip_score}
-        assert golden.judge(line) == {"fid": "inside", "clip_score": "inside"}
-        assert golden.judge(line | {"fid": fid * 1.2})["fid"] == "above"
-        assert golden.judge(line | {"clip_score": clip_score - 0.02})["clip_score"] == "below"
+        assert golden.classify(line) == {"fid": "inside", "clip_score": "inside"}
+        assert golden.classify(line | {"fid": fid * 1.2})["fid"] == "above"
+        assert golden.classify(line | {"clip_score": clip_score - 0.02})["clip_score"] == "below"
     between = {"images_seen": 1_250_000, "fid": (160 + 112) / 2, "clip_score": 0.14}
     assert golden.sentence(between) == (
         "golden mlperf_sd2 at 1,250,000 images: FID 136 is inside 115.6 to 156.4; CLIP score 0.14 is above 0.1 to 0.13"

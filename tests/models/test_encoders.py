@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sd.models.encoders import tokenize
-from sd.models.loading import load_part
+from sd.models.loading import load_component
 
 
 class CountingTokenizer:
@@ -29,6 +29,6 @@ def test_of_a_hundred_thousand_letters_the_tokenizer_sees_what_the_model_may(tex
     "text", ["a red circle on a black background, " * 300, "a \t red\n" + " " * 9000 + "circle", "short"]
 )
 def test_the_ids_are_those_of_the_whole_text(text):
-    tokenizer = load_part("tokenizer", "demo/tiny_sd", "tokenizer")
+    tokenizer = load_component("tokenizer", "demo/tiny_sd", "tokenizer")
     whole = tokenizer(text, padding="max_length", truncation=True, max_length=20)["input_ids"]
     np.testing.assert_array_equal(tokenize(tokenizer, text, 20), whole)

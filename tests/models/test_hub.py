@@ -21,14 +21,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """
 import sys
 import numpy as np
-from sd.models.loading import DeferredPart, load_part
+from sd.models.loading import DeferredComponent, load_component
 name, target = sys.argv[1:]
 weights = {}
 for component in ("vae", "text_encoder", "unet"):
-    layer = load_part(component, name, component)
+    layer = load_component(component, name, component)
     weights |= {f"{component}/{key}": value.numpy() for key, value in layer.state_dict().items()}
-assert len(load_part("tokenizer", name, "tokenizer")) > 100
-assert DeferredPart("vae", name, "vae").num_parameters > 0
+assert len(load_component("tokenizer", name, "tokenizer")) > 100
+assert DeferredComponent("vae", name, "vae").num_parameters > 0
 np.savez(target, **weights)
 """
 
@@ -150,7 +150,7 @@ def test_pickles_are_fetched_only_where_there_are_no_safetensors(published, tmp_
     assert not {path for path in fetched if path.endswith(".bin") or ".fp16." in path}
 
 
-def test_a_name_that_nobody_has_lists_both_ways(published, tmp_path):
+def test_a_name_found_in_no_store_lists_both_errors(published, tmp_path):
     with Hub(published.parent.parent) as hub:
         done = fetch(hub, tmp_path, "SomeOwner/nothing")
         hub.shutdown()

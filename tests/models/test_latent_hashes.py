@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from sd.errors import InputError
 from sd.models import hashes
 from sd.models.hashes import weights_hash
-from sd.models.loading import load_part
+from sd.models.loading import load_component
 from tests.latent_maker import MODEL
 
 RNG = np.random.default_rng(0)
@@ -36,13 +36,13 @@ def test_the_hash_is_of_names_types_shapes_and_bytes_alone(tmp_path, monkeypatch
         WEIGHTS | {"a": WEIGHTS["a"].view(np.int32)},
         {name + "x": value for name, value in WEIGHTS.items()},
     ]
-    found = {stored(tmp_path / f"other{number}", other) for number, other in enumerate(others)}
-    assert len(found | {first}) == 5
+    actual = {stored(tmp_path / f"other{number}", other) for number, other in enumerate(others)}
+    assert len(actual | {first}) == 5
 
 
 def test_the_hash_does_not_depend_on_where_the_tensors_lie_in_the_file(tmp_path):
     """The library writes them by name; other programs, such as PyTorch's exporters, as they come."""
-    found = []
+    actual = []
     for number, names in enumerate(("abc", "cab")):
         header, data = {}, b""
         for name in names:
@@ -55,12 +55,12 @@ def test_the_hash_does_not_depend_on_where_the_tensors_lie_in_the_file(tmp_path)
         path = tmp_path / str(number) / "model.safetensors"
         path.write_bytes(len(text).to_bytes(8, "little") + text + data)
         assert np.array_equal(load_file(path)["c"], WEIGHTS["c"])
-        found.append(weights_hash("vae", str(path.parent)))
-    assert found[0] == found[1]
+        actual.append(weights_hash("vae", str(path.parent)))
+    assert actual[0] == actual[1]
 
 
 def test_a_published_model_is_hashed_from_its_loaded_weights_to_the_name_of_paddle_s_file(monkeypatch):
-    monkeypatch.setattr(hashes, "load_part", lambda part, name, subfolder: load_part(part, MODEL, subfolder))
+    monkeypatch.setattr(hashes, "load_component", lambda part, name, subfolder: load_component(part, MODEL, subfolder))
     assert weights_hash("vae", "someone/published", "vae") == weights_hash("vae", MODEL, "vae")
 
 

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from sd.diffusion.model import StableDiffusionModel
 from sd.errors import InputError
 from sd.flags.arguments import SDModelArguments
-from sd.models.loading import load_part, part_source, random_unet
+from sd.models.loading import component_source, load_component, random_unet
 from tests.numeric import assert_close
 from tests.tiny import RESOLUTION, make_tiny_repository
 
@@ -39,13 +39,13 @@ def edit_json(path, **changes):
 
 def test_weights_are_those_of_the_file(pristine):
     stored = load_file(pristine / "unet" / UNET_FILE)
-    loaded = load_part("unet", str(pristine), "unet").state_dict()
+    loaded = load_component("unet", str(pristine), "unet").state_dict()
     assert set(stored) == set(loaded)
     for name, value in stored.items():
         np.testing.assert_array_equal(loaded[name].numpy(), value)
 
 
-def test_one_log_line_says_of_each_component_where_it_comes_from_and_how_many_weights(repository, caplog):
+def test_one_log_line_names_origin_and_size_of_each_component(repository, caplog):
     caplog.set_level(logging.INFO, logger="sd")
     config = repository / "unet_config.json"
     load(repository)
@@ -64,7 +64,7 @@ def test_one_log_line_says_of_each_component_where_it_comes_from_and_how_many_we
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_agrees_with_the_libraries_own_loader(pristine, part):
-    ours = load_part(part, str(pristine), part)
+    ours = load_component(part, str(pristine), part)
     theirs = type(ours).from_pretrained(str(pristine / part))
     for name, value in theirs.state_dict().items():
         np.testing.assert_array_equal(ours.state_dict()[name].numpy(), value.numpy())
@@ -74,23 +74,23 @@ def test_loading_draws_no_random_numbers(pristine):
     """What is loaded needs no initial weights, and does not change the random state of the run."""
     paddle.seed(1)
     for part in ("unet", "vae", "text_encoder"):
-        load_part(part, str(pristine), part)
+        load_component(part, str(pristine), part)
     after_loading = paddle.rand([4]).numpy()
     paddle.seed(1)
     np.testing.assert_array_equal(after_loading, paddle.rand([4]).numpy())
 
 
-def test_a_parts_own_flag_wins(pristine):
+def test_a_components_own_flag_wins(pristine):
     args = SDModelArguments(pretrained_model_name_or_path="repo", vae_name_or_path=str(pristine / "vae"))
-    assert part_source(args, "vae") == (str(pristine / "vae"), None)
-    assert part_source(args, "unet") == ("repo", "unet")
-    assert load_part("vae", *part_source(args, "vae")).config.latent_channels == 4
+    assert component_source(args, "vae") == (str(pristine / "vae"), None)
+    assert component_source(args, "unet") == ("repo", "unet")
+    assert load_component("vae", *component_source(args, "vae")).config.latent_channels == 4
 
 
 def test_files_in_the_layout_of_pytorch_libraries_load(repository):
     """Linear weights transposed, format `pt`, and the old names of the VAE's attention."""
     for part, old_names in (("unet", {}), ("vae", {"to_q": "query", "to_k": "key", "to_v": "value"})):
-        before = load_part(part, str(repository), part)
+        before = load_component(part, str(repository), part)
         linear = {f"{n}.weight" for n, layer in before.named_sublayers() if isinstance(layer, paddle.nn.Linear)}
         assert linear
         stored = {}
@@ -103,7 +103,7 @@ def test_files_in_the_layout_of_pytorch_libraries_load(repository):
             stored[new_name] = np.ascontiguousarray(value.T if name in linear else value)
         (repository / part / UNET_FILE).unlink()
         save_file(stored, repository / part / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-        after = load_part(part, str(repository), part).state_dict()
+        after = load_component(part, str(repository), part).state_dict()
         for name, value in before.state_dict().items():
             np.testing.assert_array_equal(after[name].numpy(), value.numpy(), err_msg=name)
 
@@ -116,7 +116,7 @@ def test_paddlenlps_older_text_encoder_names_load(tmp_path):
     old.eval()
     old.save_pretrained(str(tmp_path), safe_serialization=True)
     ids = paddle.to_tensor(np.arange(20).reshape(2, 10))
-    new = load_part("text_encoder", str(tmp_path))
+    new = load_component("text_encoder", str(tmp_path))
     # The sums of a layer: a norm and four products of 8, scores and values of two heads, 8 to 16 and back, a norm.
     assert_close(new(ids)[0].numpy(), old(ids)[0].numpy().astype(np.float64), 2 * (8 + 4 * 8 + 4 + 10 + 8 + 8 + 16 + 8))
 
@@ -124,11 +124,11 @@ def test_paddlenlps_older_text_encoder_names_load(tmp_path):
 def test_text_encoders_of_transformers_5_load(repository):
     """Their names lack the prefix `text_model.`."""
     path = repository / "text_encoder/model.safetensors"
-    before = load_part("text_encoder", str(repository), "text_encoder").state_dict()
+    before = load_component("text_encoder", str(repository), "text_encoder").state_dict()
     stored = {name.removeprefix("text_model."): value for name, value in load_file(path).items()}
     assert set(stored).isdisjoint(before)
     save_file(stored, path, metadata={"format": "np"})
-    after = load_part("text_encoder", str(repository), "text_encoder").state_dict()
+    after = load_component("text_encoder", str(repository), "text_encoder").state_dict()
     for name, value in before.items():
         np.testing.assert_array_equal(after[name].numpy(), value.numpy())
 
@@ -137,7 +137,7 @@ def test_a_variant_is_another_file(repository):
     weights = load_file(repository / "unet" / UNET_FILE)
     weights = {name: value + 1 for name, value in weights.items()}
     save_file(weights, repository / "unet" / "diffusion_paddle_model.ema.safetensors", metadata={"format": "pd"})
-    plain, ema = (load_part("unet", str(repository / "unet"), variant=variant) for variant in (None, "ema"))
+    plain, ema = (load_component("unet", str(repository / "unet"), variant=variant) for variant in (None, "ema"))
     difference = ema.conv_in.weight.numpy() - plain.conv_in.weight.numpy()
     assert_close(difference, np.ones(difference.shape), 4)  # to numbers below 1 in float32, and back
 
@@ -201,17 +201,17 @@ def test_defect_16_a_failed_load_never_becomes_training_from_scratch(repository,
 
 
 @pytest.mark.parametrize("name", ["./no/such/folder", "/no/such/folder", "a/b/c/d"])
-def test_a_folder_that_does_not_exist(name, repository):
+def test_a_missing_folder_is_named_with_its_flag(name, repository):
     with pytest.raises(InputError, match=r"--unet_name_or_path .*: no such folder or file"):
         load(repository, unet_name_or_path=name)
 
 
 @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder", "tokenizer"])
-def test_a_published_name_that_cannot_be_fetched_says_how_to_go_on(part, monkeypatch):
+def test_a_published_name_that_cannot_be_fetched_names_the_remedy(part, monkeypatch):
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     with pytest.raises(InputError) as error:
-        load_part(part, "no-such-owner/no-such-model", part)
+        load_component(part, "no-such-owner/no-such-model", part)
     text = str(error.value)
     assert text.startswith(f"no-such-owner/no-such-model/{part} could not be loaded") and "\n" not in text
     assert "local folder" in text
@@ -228,7 +228,7 @@ def test_a_published_name_that_cannot_be_fetched_says_how_to_go_on(part, monkeyp
         ({"block_out_channels": [8]}, r"unet_config.json: makes no UNet2DConditionModel"),
     ],
 )
-def test_a_unet_configuration_that_does_not_fit(repository, changes, message):
+def test_a_mismatched_unet_configuration_is_refused(repository, changes, message):
     edit_json(repository / "unet_config.json", **changes)
     with pytest.raises(InputError, match=message) as error:
         load(repository, unet_name_or_path=str(repository / "unet_config.json"))
@@ -236,32 +236,32 @@ def test_a_unet_configuration_that_does_not_fit(repository, changes, message):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", '"words"'])
-def test_a_unet_configuration_that_is_none(repository, text):
+def test_a_file_that_is_no_unet_configuration_is_refused(repository, text):
     (repository / "unet_config.json").write_text(text)
     with pytest.raises(InputError, match=r"unet_config.json: not a (readable )?model configuration"):
         load(repository, unet_name_or_path=str(repository / "unet_config.json"))
 
 
-def test_a_file_is_no_folder(repository):
+def test_a_file_in_place_of_a_folder_is_refused(repository):
     with pytest.raises(InputError, match="is a file"):
         load(repository, vae_name_or_path=str(repository / "model_index.json"))
 
 
-def test_a_caption_longer_than_the_text_encoder_knows(repository):
+def test_a_caption_longer_than_the_text_encoders_positions_is_refused(repository):
     with pytest.raises(InputError, match=r"--model_max_length 100: .* 77"):
         load(repository, model_max_length=100)
 
 
-def test_a_tokenizer_of_another_model(repository):
+def test_a_tokenizer_of_another_model_is_refused(repository):
     vocabulary = json.loads((repository / "tokenizer/vocab.json").read_text())
     vocabulary["extra"] = len(vocabulary)
     (repository / "tokenizer/vocab.json").write_text(json.dumps(vocabulary))
-    with pytest.raises(InputError, match="the tokenizer has 515 tokens, the text encoder knows 514"):
+    with pytest.raises(InputError, match="the tokenizer has 515 tokens, the text encoder has 514"):
         load(repository)
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
-def test_a_tokenizer_without_its_files(repository, name):
+def test_a_tokenizer_without_its_files_is_refused(repository, name):
     (repository / "tokenizer" / name).unlink()
     with pytest.raises(InputError, match=f"no {name}"):
         load(repository)

@@ -18,7 +18,7 @@ from tests.tiny import RESOLUTION, make_tiny_repository
 PROGRAM = """
 import numpy as np
 from sd.flags.arguments import SDModelArguments
-from sd.models.loading import DeferredPart
+from sd.models.loading import DeferredComponent
 from sd.diffusion.model import StableDiffusionModel
 import sys
 local, resolution = sys.argv[1], int(sys.argv[2])
@@ -33,7 +33,7 @@ for key, value in by_name.state_dict().items():
     np.testing.assert_array_equal(value.numpy(), expected.pop(key).numpy(), err_msg=key)
 assert not expected
 for part in ("vae", "text_encoder"):
-    deferred = DeferredPart(part, name, part)
+    deferred = DeferredComponent(part, name, part)
     whole = getattr(by_folder, part)
     assert deferred.num_parameters == sum(parameter.size for parameter in whole.parameters()) > 0
     assert dict(whole.config.items()).items() <= deferred.config.items() if part == "vae" else (
@@ -54,7 +54,7 @@ def publisher(tmp_path):
     server.server_close()
 
 
-def test_each_part_loads_by_its_published_name(publisher, tmp_path):
+def test_each_component_loads_by_its_published_name(publisher, tmp_path):
     address, repository = publisher
     local = shutil.copytree(repository, tmp_path / "local")
     weights = repository / "vae/diffusion_paddle_model.safetensors"  # older models are published as Paddle's pickles

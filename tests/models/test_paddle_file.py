@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from sd.errors import InputError
-from sd.models.loading import load_part
+from sd.models.loading import load_component
 from sd.models.paddle_file import read_paddle_file
 from sd.sampling.models import load_models
 from tests.tiny import make_tiny_repository
@@ -85,7 +85,7 @@ def test_a_checkpoint_of_the_reference_is_sampled_and_trained_from(tmp_path):
     paddle.save(
         {name: paddle.to_tensor(value) * 2 for name, value in weights.items()}, str(unet / "model_state.pdparams")
     )
-    started = load_part("unet", str(unet))
+    started = load_component("unet", str(unet))
     drawn = load_models(str(unet.parent), pretrained_model=str(repository))
     for layer in (started, drawn.unet):
         for name, tensor in layer.state_dict().items():

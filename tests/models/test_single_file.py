@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from bench.full_size import TEXT_CONFIG, VAE_CONFIG
 from sd.errors import InputError
 from sd.models import compvis
-from sd.models.loading import _build_empty, load_part
+from sd.models.loading import _build_empty, load_component
 from sd.models.single_file import CONFIGS_KEY, SingleFile, stored_name
 from sd.models.weights import linear_weights
 from sd.sampling.export import export_single_file
@@ -56,15 +56,15 @@ def assert_same_weights(layer, other):
 
 
 def test_names_and_shapes_are_those_of_compvis_at_the_published_size():
-    found = {"cond_stage_model.transformer.text_model.embeddings.position_ids": (1, 77)}
+    actual = {"cond_stage_model.transformer.text_model.embeddings.position_ids": (1, 77)}
     for component, config in V1_CONFIGS.items():
         layer = _build_empty(component, config, component)
         linear = linear_weights(layer)
         for name, tensor in layer.state_dict().items():
             shape = tuple(tensor.shape[::-1] if name in linear else tensor.shape)
             shape = (*shape, 1, 1) if component == "vae" and name in linear else shape
-            found[stored_name(component, name, layer.config)] = shape
-    assert found == V1_SHAPES
+            actual[stored_name(component, name, layer.config)] = shape
+    assert actual == V1_SHAPES
 
 
 def test_the_configuration_of_a_published_file_is_read_off_its_shapes(monkeypatch):
@@ -200,7 +200,7 @@ def test_a_v2_text_encoder_computes_what_open_clip_does(file, tmp_path):
     save_file(rest | text, tmp_path / "v2.safetensors", metadata={"format": "pt"})
     read = SingleFile(tmp_path / "v2.safetensors")
     assert read.is_v2 and read.configs["text_encoder"]["num_hidden_layers"] == layers - 1
-    encoder = load_part("text_encoder", str(tmp_path / "v2.safetensors"))
+    encoder = load_component("text_encoder", str(tmp_path / "v2.safetensors"))
     tokens = [3, 41, 5, 49]
     states = encoder(paddle.to_tensor([tokens])).last_hidden_state[0].numpy()
     expected = open_clip_states(text, heads=2, layers=layers - 1, tokens=tokens)
@@ -219,10 +219,10 @@ def test_a_v2_text_encoder_computes_what_open_clip_does(file, tmp_path):
         (["something"], "looks like no model that is known here"),
     ],
 )
-def test_other_files_are_refused_by_what_they_look_like(tmp_path, names, message):
+def test_other_models_are_refused_by_their_kind(tmp_path, names, message):
     save_file({name: np.zeros([2, 2], np.float32) for name in names}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=message):
-        load_part("unet", str(tmp_path / "other.safetensors"))
+        load_component("unet", str(tmp_path / "other.safetensors"))
 
 
 def test_an_inpainting_model_and_a_lost_weight_are_named(file, tmp_path):
@@ -232,11 +232,11 @@ def test_an_inpainting_model_and_a_lost_weight_are_named(file, tmp_path):
         metadata = opened.metadata()
     save_file(tensors, tmp_path / "lost.safetensors", metadata)
     with pytest.raises(InputError, match=r"lacks 1 weights of the vae \(first: first_stage_model.quant_conv.bias\)"):
-        load_part("vae", str(tmp_path / "lost.safetensors"))
+        load_component("vae", str(tmp_path / "lost.safetensors"))
     tensors["model.diffusion_model.input_blocks.0.0.weight"] = np.zeros([8, 9, 3, 3], np.float32)
     save_file(tensors, tmp_path / "inpainting.safetensors", metadata)
     with pytest.raises(InputError, match="an inpainting model"):
-        load_part("unet", str(tmp_path / "inpainting.safetensors"))
+        load_component("unet", str(tmp_path / "inpainting.safetensors"))
 
 
 def test_an_export_is_refused_where_it_cannot_be_right(models, file, tmp_path):

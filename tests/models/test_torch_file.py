@@ -44,21 +44,21 @@ class Saver:
                 self.array = array
 
         class Pickler(pickle.Pickler):
-            def persistent_id(self, found):
-                if isinstance(found, Storage):
+            def persistent_id(self, actual):
+                if isinstance(actual, Storage):
                     key = str(len(saver._storages))
-                    saver._storages[key] = found.array
-                    kind = getattr(sys.modules["torch"], STORAGES[found.array.dtype])
-                    return ("storage", kind, key, "cpu", found.array.size, *extra)
+                    saver._storages[key] = actual.array
+                    kind = getattr(sys.modules["torch"], STORAGES[actual.array.dtype])
+                    return ("storage", kind, key, "cpu", actual.array.size, *extra)
                 return None
 
-            def reducer_override(self, found):
-                if isinstance(found, np.ndarray):
-                    base = found if found.base is None else found.base
-                    offset = (found.ctypes.data - base.ctypes.data) // found.itemsize
-                    strides = tuple(stride // found.itemsize for stride in found.strides)
+            def reducer_override(self, actual):
+                if isinstance(actual, np.ndarray):
+                    base = actual if actual.base is None else actual.base
+                    offset = (actual.ctypes.data - base.ctypes.data) // actual.itemsize
+                    strides = tuple(stride // actual.itemsize for stride in actual.strides)
                     rebuild = sys.modules["torch._utils"]._rebuild_tensor_v2
-                    shape = tuple(size + saver.added_to_shapes for size in found.shape)
+                    shape = tuple(size + saver.added_to_shapes for size in actual.shape)
                     return rebuild, (Storage(base.reshape(-1)), offset, shape, strides, False, OrderedDict())
                 return NotImplemented
 
@@ -100,19 +100,19 @@ def weights():
 @pytest.mark.parametrize("layout", ["archive", "legacy"])
 def test_every_tensor_comes_back(saver, tmp_path, layout):
     getattr(saver, layout)(tmp_path / "w.pth", weights())
-    found = read_torch_file(tmp_path / "w.pth")
-    assert list(found) == list(weights())
+    actual = read_torch_file(tmp_path / "w.pth")
+    assert list(actual) == list(weights())
     for name, value in weights().items():
-        assert found[name].dtype == value.dtype and np.array_equal(found[name], value)
+        assert actual[name].dtype == value.dtype and np.array_equal(actual[name], value)
 
 
 @pytest.mark.parametrize("name", ["torch_zip.pth", "torch_legacy.pth"])
-def test_files_of_torch_itself(name):
+def test_files_written_by_torch_are_read(name):
     """Made by PyTorch 2.13: {"a": arange(6).reshape(2, 3), "b": a.T, "n": tensor(5), "h": half of a}."""
-    found = read_torch_file(ROOT / "tests/fixtures" / name)
+    actual = read_torch_file(ROOT / "tests/fixtures" / name)
     a = np.arange(6, dtype=np.float32).reshape(2, 3)
-    assert found["n"] == 5 and found["n"].dtype == np.int64 and found["h"].dtype == np.float16
-    assert np.array_equal(found["a"], a) and np.array_equal(found["b"], a.T) and np.array_equal(found["h"], a / 2)
+    assert actual["n"] == 5 and actual["n"].dtype == np.int64 and actual["h"].dtype == np.float16
+    assert np.array_equal(actual["a"], a) and np.array_equal(actual["b"], a.T) and np.array_equal(actual["h"], a / 2)
 
 
 def test_code_is_never_run(tmp_path):
@@ -135,8 +135,8 @@ def test_damage_is_named(saver, tmp_path, layout):
     path = tmp_path / "w.pth"
     getattr(saver, layout)(path, weights())
     whole = path.read_bytes()
-    for kept in (0, 1, 40, len(whole) // 2, len(whole) - 3):
-        path.write_bytes(whole[:kept])
+    for stored in (0, 1, 40, len(whole) // 2, len(whole) - 3):
+        path.write_bytes(whole[:stored])
         with pytest.raises(InputError, match=r"w.pth: (no readable PyTorch file|is cut off)"):
             read_torch_file(path)
     getattr(saver, layout)(path, {"epoch": 3, "model": weights()})
@@ -151,11 +151,11 @@ def test_a_tensor_outside_its_storage_is_refused(saver, tmp_path):
         read_torch_file(tmp_path / "w.pth")
 
 
-def test_conversion_to_safetensors(saver, tmp_path):
+def test_a_torch_file_is_converted_to_equal_safetensors(saver, tmp_path):
     saver.archive(tmp_path / "w.bin", weights())
     command = [sys.executable, "-m", "sd.models.torch_file", str(tmp_path / "w.bin"), str(tmp_path / "w.safetensors")]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.startswith("5 weights: ")
-    found = load_file(tmp_path / "w.safetensors")
-    assert all(np.array_equal(found[name], value) for name, value in weights().items())
+    actual = load_file(tmp_path / "w.safetensors")
+    assert all(np.array_equal(actual[name], value) for name, value in weights().items())
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 2 and "is there already" in again.stderr

@@ -80,7 +80,7 @@ def test_the_limit_is_the_longer_of_timeout_and_twenty_medians(tmp_path, monkeyp
     assert watch.limit() == 20 * 50
 
 
-def test_no_watch_and_no_timer_is_left_behind(tmp_path):
+def test_no_watch_thread_and_no_timer_remains(tmp_path):
     import threading
 
     before = threading.active_count()
@@ -97,7 +97,7 @@ def test_an_error_within_passes_through(tmp_path, error):
         raise error
 
 
-def test_a_folder_that_takes_no_file_does_not_keep_a_run_from_starting(tmp_path, caplog):
+def test_a_run_starts_although_the_stacks_cannot_be_written(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     with HangWatch(tmp_path / "file", rank=0, timeout=100) as watch:
         watch.beat(1)

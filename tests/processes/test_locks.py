@@ -13,8 +13,8 @@ from sd.processes.locks import locked_folder
 def test_a_second_user_of_one_process_waits_for_the_end_of_the_first(tmp_path):
     with locked_folder(str(tmp_path)):
         assert "process" in (tmp_path / ".lock").read_text()
-        says = "another run is at work there; wait for it or take another"
-        with pytest.raises(InputError, match=says), locked_folder(str(tmp_path)):
+        message = "another run is at work there; wait for it or take another"
+        with pytest.raises(InputError, match=message), locked_folder(str(tmp_path)):
             pass
     with locked_folder(str(tmp_path)):
         pass
@@ -39,7 +39,7 @@ def test_a_file_system_without_locks_costs_a_warning(tmp_path, monkeypatch, capl
     assert len(caplog.messages) == warnings
 
 
-def test_a_lock_file_that_its_holder_removed_meanwhile_is_made_anew(tmp_path, monkeypatch):
+def test_a_lock_file_removed_by_its_holder_is_recreated(tmp_path, monkeypatch):
     """Between opening and locking it the holder ends and removes it: the lock of the old file is worth nothing."""
     real, removed = fcntl.lockf, []
 

@@ -58,7 +58,7 @@ def test_a_failure_is_passed_on_and_no_process_stays():
     assert num_children() == 0
 
 
-def test_a_killed_worker_is_said():
+def test_a_killed_worker_is_reported():
     with pytest.raises(RunError, match="a worker was killed"):
         list(run_local(die_at_three, range(10), 2))
     assert num_children() == 0

@@ -11,22 +11,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = """
 import subprocess, sys
-rank = [sys.executable, "-c", "from sd.processes.signals import tell_launcher; tell_launcher('saved')"]
+rank = [sys.executable, "-c", "from sd.processes.signals import write_to_launcher; write_to_launcher('saved')"]
 subprocess.run(rank, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
 """
 
 
-@pytest.mark.parametrize(("rank", "told"), [("0", "saved\n"), (None, "")])
-def test_a_rank_reaches_the_launchers_terminal_and_nobody_elses(rank, told):
+@pytest.mark.parametrize(("rank", "reported"), [("0", "saved\n"), (None, "")])
+def test_a_rank_writes_to_the_launchers_terminal_alone(rank, reported):
     environ = {name: value for name, value in os.environ.items() if name != "PADDLE_TRAINER_ID"}
     environ |= {"PADDLE_TRAINER_ID": rank} if rank else {}
     run = subprocess.run(
         [sys.executable, "-c", LAUNCHER], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True, check=True
     )
-    assert run.stderr == told
+    assert run.stderr == reported
 
 
-def test_a_file_is_left_alone(tmp_path):
+def test_a_launchers_log_file_is_not_written(tmp_path):
     with (tmp_path / "log").open("w") as file:
         environ = os.environ | {"PADDLE_TRAINER_ID": "0"}
         subprocess.run([sys.executable, "-c", LAUNCHER], cwd=ROOT, env=environ, stderr=file, check=True)
@@ -36,7 +36,7 @@ def test_a_file_is_left_alone(tmp_path):
 STOPPED = """
 import os, signal, subprocess, sys
 program = (
-    "import os, signal; from sd.processes.signals import say_if_stopped_early; say_if_stopped_early(); "
+    "import os, signal; from sd.processes.signals import report_early_stop; report_early_stop(); "
     "os.fork() or os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM); signal.pause()"
 )
 print(subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL).returncode, flush=True)

@@ -16,16 +16,16 @@ from tests.holding import wait_for, wait_until_ended
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = Progress(step=5)
 
-# Each life appends to `lives`, makes the steps listed for it, and ends as listed. RunError ends come with exit code 1.
+# Each attempt appends to `attempts`, makes its listed steps, and ends as listed. RunError ends come with exit code 1.
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
 from sd.errors import InputError, RunError
 from sd.processes.progress import report_end, report_step
 folder, *plan = sys.argv[1:]
-lives = Path(folder) / "lives"
-number = len(lives.read_text().splitlines()) if lives.exists() else 0
-with lives.open("a") as file:
+attempts = Path(folder) / "attempts"
+number = len(attempts.read_text().splitlines()) if attempts.exists() else 0
+with attempts.open("a") as file:
     file.write(os.environ.get("SD_RESTARTED", "0") + "\\n")
 step, end = plan[min(number, len(plan) - 1)].split(":")
 if step:
@@ -64,38 +64,38 @@ def ended(run):
     return run.returncode, text.strip().splitlines()
 
 
-def lives(tmp_path):
-    return (tmp_path / "lives").read_text().split()
+def attempts(tmp_path):
+    return (tmp_path / "attempts").read_text().split()
 
 
 def test_a_killed_run_is_started_until_it_succeeds(tmp_path):
     code, lines = ended(start(tmp_path, "3:kill", "7:kill", "9:done"))
-    assert code == 0 and lives(tmp_path) == ["0", "1", "1"]
+    assert code == 0 and attempts(tmp_path) == ["0", "1", "1"]
     assert len(lines) == 2 and "ended after step 3" in lines[0] and "(killed by SIGKILL)" in lines[0]
     assert "starting again in 0 s, 9 restarts left" in lines[0] and "8 restarts left" in lines[1]
 
 
-def test_a_life_before_the_first_step_may_begin_anew(tmp_path):
+def test_an_attempt_before_the_first_step_may_start_from_scratch(tmp_path):
     """Only once a step was made is --overwrite_output_dir done with."""
     code, _ = ended(start(tmp_path, ":kill", "2:kill", "4:done"))
-    assert code == 0 and lives(tmp_path) == ["0", "0", "1"]
+    assert code == 0 and attempts(tmp_path) == ["0", "0", "1"]
 
 
-def test_lives_without_a_step_use_up_two_restarts_each(tmp_path):
+def test_attempts_without_a_step_use_up_two_restarts_each(tmp_path):
     code, lines = ended(start(tmp_path, ":kill", restarts="4"))
-    assert code == 128 + signal.SIGKILL and len(lives(tmp_path)) == 3
+    assert code == 128 + signal.SIGKILL and len(attempts(tmp_path)) == 3
     assert lines[-1].endswith("not started again: no restart is left")
 
 
 def test_the_same_error_at_the_same_step_twice_ends_the_run_with_it(tmp_path):
     code, lines = ended(start(tmp_path, "3:RunError", "8:RunError", "8:RunError", "9:done"))
-    assert code == 1 and len(lives(tmp_path)) == 3
+    assert code == 1 and len(attempts(tmp_path)) == 3
     assert "(RunError: it broke); not started again: the same error came twice at the same step (8)" in lines[-1]
 
 
 def test_wrong_input_is_not_tried_again(tmp_path):
     code, lines = ended(start(tmp_path, ":InputError"))
-    assert code == 1 and len(lives(tmp_path)) == 1 and "InputError: it broke" in lines[-1]
+    assert code == 1 and len(attempts(tmp_path)) == 1 and "InputError: it broke" in lines[-1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -104,10 +104,10 @@ def test_a_signal_stops_the_run_once_and_for_all(tmp_path, number):
     wait_for((tmp_path / "ready").exists, "the script runs", run, run.stderr.read)
     run.send_signal(number)
     code, lines = ended(run)
-    assert code == 128 + number and lines == [] and len(lives(tmp_path)) == 1
+    assert code == 128 + number and lines == [] and len(attempts(tmp_path)) == 1
 
 
-def test_a_killed_supervisor_leaves_nobody_behind(tmp_path):
+def test_a_killed_supervisor_leaves_no_orphans(tmp_path):
     run = start(tmp_path, "3:wait")
     ready = tmp_path / "ready"
     child = int(wait_for(lambda: ready.exists() and ready.read_text(), "the script runs", run, run.stderr.read))
@@ -123,7 +123,7 @@ def test_pauses_double_while_no_step_is_made_and_have_a_limit():
         assert budget.reason_to_end(Progress(step), started_at=None) is None
         pauses.append(budget.pause(5))
     assert pauses == [10, 20, 40, 5]
-    budget.lives_without_step = 50
+    budget.attempts_without_step = 50
     assert budget.pause(5) == 300
 
 

@@ -18,7 +18,7 @@ from tests.holding import wait_for
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_watchdog_says_what_a_stalled_worker_is_busy_with(caplog, monkeypatch):
+def test_a_watchdog_names_the_step_of_a_stalled_worker(caplog, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(watchdog_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     watchdog = Watchdog(report_seconds=0.02)  # its thread looks every 5 ms
@@ -36,7 +36,7 @@ def test_a_watchdog_says_what_a_stalled_worker_is_busy_with(caplog, monkeypatch)
     assert caplog.text == ""
 
 
-def test_a_worker_that_never_moves_again_ends_and_says_where(tmp_path):
+def test_a_worker_that_never_moves_again_exits_and_names_its_step(tmp_path):
     program = (
         "import logging, time; logging.basicConfig(); from sd.processes.watchdog import Watchdog\n"
         "with Watchdog(may_exit=True, report_seconds=0.1, give_up_seconds=0.3).doing('reading part-000007.gz'):\n"

@@ -108,7 +108,7 @@ def test_the_replaced_checkpoint_goes_after_the_new_one_is_whole_on_the_disk(tmp
 
 
 @pytest.mark.parametrize("length", range(8))
-def test_numbers_lie_at_multiples_of_eight_bytes_whatever_the_names(tmp_path, length):
+def test_tensors_are_aligned_to_eight_bytes_for_all_names(tmp_path, length):
     """As the format asks for, so that programs that map the file read aligned numbers."""
     writer = ck.CheckpointWriter(tmp_path, 1)
     writer.write_tensors("x.safetensors", {"n" * (length + 1): np.arange(3.0)})
@@ -134,7 +134,7 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path, caplog, dam
         (bad / ck.MANIFEST).write_text('{"files": ')
     else:
         (bad / ck.MANIFEST).unlink()
-    assert ck.newest_whole_checkpoint(tmp_path) == good
+    assert ck.newest_intact_checkpoint(tmp_path) == good
     assert "checkpoint-10" in caplog.text
     assert ("manifest.json" if "manifest" in damage else "unet/w.safetensors") in caplog.text
 
@@ -144,7 +144,7 @@ def test_the_newest_is_the_highest_step_not_the_last_written(tmp_path):
         write(tmp_path, step)
     (tmp_path / "checkpoint-old").mkdir()
     assert [ck.checkpoint_step(folder) for folder in ck.list_checkpoints(tmp_path)] == [9, 20, 100]
-    assert ck.newest_whole_checkpoint(tmp_path).name == "checkpoint-100"
+    assert ck.newest_intact_checkpoint(tmp_path).name == "checkpoint-100"
     ck.keep_newest(tmp_path, 2)
     assert [folder.name for folder in ck.list_checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100"]
 
@@ -157,7 +157,7 @@ def test_a_second_write_of_a_step_replaces_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
-def test_too_little_space_says_how_much_is_needed(tmp_path, monkeypatch):
+def test_too_little_disk_space_is_reported_with_the_needed_bytes(tmp_path, monkeypatch):
     write(tmp_path, 1)
     writer = ck.CheckpointWriter(tmp_path, 2)
     monkeypatch.setattr(ck.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5_000_000})())

@@ -8,7 +8,7 @@ from sd.runs.settings import check_same_run, checkpoint_settings
 NOW = {"resolution": 256, "resizer": "cykooz-resizer 4"}
 
 
-def test_a_run_of_another_resizer_goes_on_only_if_told_and_says_what_changes(tmp_path):
+def test_a_run_of_another_resizer_resumes_only_with_allow_changed_resume(tmp_path):
     (tmp_path / "settings.json").write_text('{"resolution": 256}')  # from before the resizer had a name
     for before in (checkpoint_settings(tmp_path), NOW | {"resizer": "cykooz-resizer 3"}):
         with pytest.raises(InputError, match=r"\(resizer: .* -> 'cykooz-resizer 4'.*3 of 255.*--allow_changed_resume"):

@@ -32,10 +32,10 @@ def test_every_step_is_the_unets_own(unet):
             with computed_once(unet):
                 drawn = [unet(noise, paddle.to_tensor(t), texts).sample.numpy() for t in (980, 500, 1)]
             for timestep, ours in zip((980, 500, 1), drawn, strict=True):
-                wanted = exact(noise.astype("float64"), paddle.to_tensor(timestep), texts.astype("float64")).sample
+                expected = exact(noise.astype("float64"), paddle.to_tensor(timestep), texts.astype("float64")).sample
                 own = unet(noise, paddle.to_tensor(timestep), texts).sample
                 # As near to float64 as the UNet itself is, to a factor for another order of sums.
-                assert roundings(ours, wanted.numpy()) <= 4 * roundings(own.numpy(), wanted.numpy()) + 16
+                assert roundings(ours, expected.numpy()) <= 4 * roundings(own.numpy(), expected.numpy()) + 16
 
 
 def test_the_unet_is_itself_again_even_after_an_error(unet):

@@ -22,7 +22,7 @@ def test_no_arguments_draw_what_the_reference_draws(monkeypatch):
     assert seen[0].unet is seen[0].pretrained_model is seen[0].scheduler is seen[0].variant is None
 
 
-def test_flags_of_training_name_the_same_parts():
+def test_flags_of_training_name_the_same_components():
     short = ["--unet", "u", "--pretrained_model", "p", "--text_encoder", "t", "--vae", "v", "--tokenizer", "k"]
     long = [name + "_name_or_path" if name.startswith("--") else name for name in short[:-2]]
     assert script.parse_arguments(short) == script.parse_arguments([*long, "--tokenizer_name", "k"])

@@ -90,7 +90,7 @@ def test_a_folder_in_diffusers_layout_trains_here(tmp_path):
     workshop = Workshop(tmp_path)
     models = tmp_path / "models"
     folder = export_pipeline(load_models(pretrained_model=str(models)), tmp_path / "pytorch", "diffusers")
-    wanted = trained_from(workshop, "wanted", models)
-    assert not np.array_equal(wanted, weights(models, "unet/diffusion_paddle_model.safetensors"))
-    assert np.array_equal(trained_from(workshop, "whole", folder), wanted)
-    assert np.array_equal(trained_from(workshop, "unet", models, folder / "unet"), wanted)
+    expected = trained_from(workshop, "wanted", models)
+    assert not np.array_equal(expected, weights(models, "unet/diffusion_paddle_model.safetensors"))
+    assert np.array_equal(trained_from(workshop, "whole", folder), expected)
+    assert np.array_equal(trained_from(workshop, "unet", models, folder / "unet"), expected)

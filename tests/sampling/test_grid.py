@@ -25,14 +25,14 @@ def test_table_holds_each_picture_once_in_its_place():
         column_labels=["A", "B"],
         title="a title",
     )
-    found = [[places(sheet, colour) for colour in row] for row in colours]
+    actual = [[places(sheet, colour) for colour in row] for row in colours]
     # 48 pixels are enlarged three times, the first size at or above 144.
-    assert {place[2:] for row in found for place in row} == {(96, 144)}
-    assert found[0][0][0] == found[0][1][0] < found[1][0][0] == found[1][1][0]
-    assert found[0][1][1] - found[0][0][1] == 144 + _GAP
+    assert {place[2:] for row in actual for place in row} == {(96, 144)}
+    assert actual[0][0][0] == actual[0][1][0] < actual[1][0][0] == actual[1][1][0]
+    assert actual[0][1][1] - actual[0][0][1] == 144 + _GAP
     # Something is written above and to the left of the pictures.
     dark = (np.asarray(sheet) < 100).all(-1)
-    assert dark[: found[0][0][0]].any() and dark[:, : found[0][0][1]].any()
+    assert dark[: actual[0][0][0]].any() and dark[:, : actual[0][0][1]].any()
 
 
 def test_pixels_survive_the_enlargement():
@@ -45,9 +45,9 @@ def test_sheet_fills_rows_and_keeps_other_sizes():
     colours = [(10 * i + 30, 0, 250) for i in range(5)]
     sheet = labelled_sheet([flat(150, 150, c) for c in colours[:-1]] + [flat(75, 150, colours[-1])], list("abcde"))
     assert columns_for(5) == 3
-    found = [places(sheet, colour) for colour in colours]
-    assert len({place[0] for place in found[:3]}) == 1 and found[3][0] == found[4][0] > found[0][0]
-    assert found[4][2:] == (75, 150)
+    actual = [places(sheet, colour) for colour in colours]
+    assert len({place[0] for place in actual[:3]}) == 1 and actual[3][0] == actual[4][0] > actual[0][0]
+    assert actual[4][2:] == (75, 150)
 
 
 def test_large_sheets_stay_below_their_limit():

@@ -17,7 +17,6 @@ from sd.sampling.pipeline import (
     SCHEDULERS,
     batch_in_memory,
     check_size,
-    cut_text,
     default_batch_size,
     denoise,
     draw_images,
@@ -25,6 +24,7 @@ from sd.sampling.pipeline import (
     make_scheduler,
     reconstruct,
     stream_images,
+    truncated_text,
 )
 from tests import exact
 from tests.numeric import assert_close, assert_picture
@@ -61,7 +61,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(models, name):
 
 @pytest.fixture(scope="module")
 def exact_models(repository):
-    return {part: exact.load_float64(part, repository) for part in ("vae", "text_encoder", "unet")}
+    return {component: exact.load_float64(component, repository) for component in ("vae", "text_encoder", "unet")}
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -119,7 +119,7 @@ def test_ddim_follows_its_closed_form_for_both_predictions():
         scheduler = make_scheduler("ddim", **settings)
         scheduler.set_timesteps(10)
         steps = iter(range(100))
-        got = denoise(
+        result = denoise(
             Exact(scheduler), scheduler, paddle.to_tensor(noise), paddle.zeros([1, 1, 1]), None, 1.0, steps.__next__
         )
         assert next(steps) == 10
@@ -129,9 +129,9 @@ def test_ddim_follows_its_closed_form_for_both_predictions():
         first, last = alpha_bar[int(scheduler.timesteps[0])], alpha_bar[0]
         clean = image.astype(np.float64)
         epsilon = (noise - first**0.5 * clean) / (1 - first) ** 0.5
-        wanted = last**0.5 * clean + (1 - last) ** 0.5 * epsilon
+        expected = last**0.5 * clean + (1 - last) ** 0.5 * epsilon
         # A step rounds some 20 times; what it divides by a small noise rate it multiplies by the next, smaller one.
-        assert_close(got.numpy(), wanted, 10 * 20)
+        assert_close(result.numpy(), expected, 10 * 20)
     assert int(scheduler.timesteps[0]) == 999, "zero SNR must start at the step that has no signal"
 
 
@@ -152,8 +152,8 @@ def test_guidance_moves_along_the_difference(models):
 
     noise = paddle.zeros([2, 1, 2, 2])
     text, base = paddle.to_tensor([[[2.0]], [[3.0]]]), paddle.to_tensor([[[1.0]], [[1.0]]])
-    got = denoise(Answers(), OneStep, noise, text, base, 7.5)
-    assert got[:, 0, 0, 0].tolist() == [1 + 7.5 * 1, 1 + 7.5 * 2]
+    result = denoise(Answers(), OneStep, noise, text, base, 7.5)
+    assert result[:, 0, 0, 0].tolist() == [1 + 7.5 * 1, 1 + 7.5 * 2]
 
 
 def test_progress_adds_up_to_the_pictures(models):
@@ -175,12 +175,12 @@ def test_layers_come_back_in_their_mode(models):
 
 def test_reconstruct_is_encode_and_decode(models, exact_models):
     pixels = np.random.default_rng(0).integers(0, 256, [3, 3, 32, 32], dtype=np.uint8)
-    got, vae = reconstruct(models.vae, pixels), exact_models["vae"]
+    result, vae = reconstruct(models.vae, pixels), exact_models["vae"]
     with exact.counted_terms(vae) as terms:
-        wanted = exact.picture(vae, exact.posterior(vae, pixels)[0])
-    assert np.ptp(wanted) > 1
-    assert_picture(got, wanted, terms.count)
-    assert (reconstruct(models.vae, pixels[1:2]) == got[1:2]).all()  # one by one, so not by its neighbours
+        expected = exact.picture(vae, exact.posterior(vae, pixels)[0])
+    assert np.ptp(expected) > 1
+    assert_picture(result, expected, terms.count)
+    assert (reconstruct(models.vae, pixels[1:2]) == result[1:2]).all()  # one by one, so not by its neighbours
 
 
 def test_initial_noise_is_fixed_for_ever():
@@ -188,11 +188,11 @@ def test_initial_noise_is_fixed_for_ever():
     assert initial_noise(42, (3,)).tolist() == pytest.approx([0.14190717, -1.66850793, -1.33210802], abs=1e-7)
 
 
-def test_cut_text_is_what_the_model_does_not_see(models):
+def test_truncated_text_is_what_the_model_does_not_see(models):
     tokenizer = models.tokenizer
-    assert cut_text(tokenizer, "a red circle") == ""
+    assert truncated_text(tokenizer, "a red circle") == ""
     # One token a letter here: 75 letters fit between the two marks of begin and end.
-    assert cut_text(tokenizer, "a" * 75) == "" and cut_text(tokenizer, "a" * 75 + " bcd") == "bcd"
+    assert truncated_text(tokenizer, "a" * 75) == "" and truncated_text(tokenizer, "a" * 75 + " bcd") == "bcd"
 
 
 @pytest.mark.parametrize(

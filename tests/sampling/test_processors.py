@@ -32,9 +32,9 @@ def test_a_picture_of_another_instruction_set_is_close(tmp_path):
     """float32 sums of another order differ by some 1e-6 of the values; guidance of 7.5 and ten steps multiply that by
     a hundred at most, a fortieth of a level; so only what lies at the edge of rounding moves, by one level."""
     drawn = []
-    for number, told in enumerate(({}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}, {"ONEDNN_MAX_CPU_ISA": "SSE41"})):
+    for number, reported in enumerate(({}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}, {"ONEDNN_MAX_CPU_ISA": "SSE41"})):
         path = tmp_path / f"{number}.npy"
-        environment = {name: value for name, value in os.environ.items() if name != "ONEDNN_MAX_CPU_ISA"} | told
+        environment = {name: value for name, value in os.environ.items() if name != "ONEDNN_MAX_CPU_ISA"} | reported
         subprocess.run([sys.executable, "-c", DRAW, str(path)], cwd=ROOT, env=environment, check=True)
         drawn.append(np.load(path).astype(int))
     assert drawn[0].std() > 10

@@ -50,14 +50,14 @@ def flags(**given):
 
 
 def test_a_checkpoint_is_found_by_all_its_names(output_dir, tmp_path):
-    wanted = (str(output_dir / "checkpoint-10/unet"), output_dir / "checkpoint-10")
+    expected = (str(output_dir / "checkpoint-10/unet"), output_dir / "checkpoint-10")
     for name in (output_dir, output_dir / "checkpoint-10", output_dir / "checkpoint-10/unet"):
         place = find_unet(name)
-        assert (place.folder, place.checkpoint, place.label) == (*wanted, "checkpoint-10")
+        assert (place.folder, place.checkpoint, place.label) == (*expected, "checkpoint-10")
     assert find_unet("CompVis/stable-diffusion-v1-4/unet").folder == "CompVis/stable-diffusion-v1-4/unet"
 
 
-def test_the_newest_whole_checkpoint_is_taken(output_dir, tmp_path):
+def test_the_newest_intact_checkpoint_is_used(output_dir, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(output_dir, copy)
     weights = copy / "checkpoint-10/unet/diffusion_paddle_model.safetensors"
@@ -66,7 +66,7 @@ def test_the_newest_whole_checkpoint_is_taken(output_dir, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["checkpoint-7", "checkpoint-7/unet", "checkpoint-10/unett"])
-def test_a_missing_checkpoint_is_answered_with_those_that_exist(output_dir, name):
+def test_a_missing_checkpoint_lists_the_existing_ones(output_dir, name):
     with pytest.raises(InputError, match="checkpoint-5, checkpoint-10"):
         find_unet(output_dir / name)
 
@@ -89,7 +89,7 @@ def test_what_the_run_used_is_used(output_dir, repository):
     assert plain.weights_id() != models.weights_id()
 
 
-def test_variants_are_told_apart_and_never_replaced(output_dir):
+def test_variants_are_distinguished_and_have_no_fallback(output_dir):
     raw, ema = (load_models(str(output_dir / "checkpoint-10"), variant=variant) for variant in (None, "ema"))
     ratio = ema.unet.conv_in.weight.numpy() / raw.unet.conv_in.weight.numpy()
     assert np.allclose(ratio, 0.5 / 0.9)
@@ -97,14 +97,14 @@ def test_variants_are_told_apart_and_never_replaced(output_dir):
         load_models(str(output_dir / "checkpoint-5"), variant="ema")
 
 
-def test_models_that_share_parts_keep_their_own_longest_text(output_dir, repository):
+def test_models_that_share_components_keep_their_own_max_length(output_dir, repository):
     short = load_models(str(output_dir / "checkpoint-5"))
     whole = load_models(str(repository), shared=short)
     assert (short.tokenizer.model_max_length, whole.tokenizer.model_max_length) == (20, 77)
     assert load_models(str(output_dir), shared=short).vae is short.vae
 
 
-def test_the_parts_around_a_pipelines_unet_are_used(repository):
+def test_the_components_around_a_pipelines_unet_are_used(repository):
     for name in (repository, repository / "unet"):
         models = load_models(str(name))
         assert models.sources["vae"] == (str(repository), "vae", None)
@@ -135,7 +135,7 @@ def test_what_a_cpu_cannot_do_is_refused(repository):
         ("p.csv", "\ufeffid,words\n1,a “red” circle\n2,b\u2028c\n", "words"),
     ],
 )
-def test_prompts_of_every_kind_of_file(tmp_path, name, text, column):
+def test_every_kind_of_prompt_file_is_read(tmp_path, name, text, column):
     path = tmp_path / name
     path.write_bytes(text.encode())
     assert read_prompts(path, column) == ["a “red” circle", "b\u2028c"]
@@ -144,7 +144,7 @@ def test_prompts_of_every_kind_of_file(tmp_path, name, text, column):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
 @pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.tsv", "p.csv"])
-def test_prompt_files_of_every_system(tmp_path, name, encoding):
+def test_prompt_files_of_every_encoding_and_line_end_are_read(tmp_path, name, encoding):
     heads = {"p.txt": "", "p.jsonl": "", "p.tsv": "id\tcaption\r\n", "p.csv": "id,caption\r\n"}
     line = {"p.txt": "%s", "p.jsonl": '{"text": "%s"}', "p.tsv": "1\t%s", "p.csv": "1,%s"}[name]
     text = heads[name] + "".join(line % prompt + "\r\n" for prompt in ("红色的圆", "绿色的方块"))
@@ -152,7 +152,7 @@ def test_prompt_files_of_every_system(tmp_path, name, encoding):
     assert read_prompts(tmp_path / name) == ["红色的圆", "绿色的方块"]
 
 
-def test_quotation_marks_in_a_tsv(tmp_path):
+def test_a_tsv_field_in_quotes_loses_them_and_bare_ones_stay(tmp_path):
     path = tmp_path / "coco30k.tsv"
     path.write_text('image_id\tcaption_en\n1\t"Stop" says a sign\n2\t"a ""big"" dog"\n3\tbare " mark\n')
     assert read_prompts(path) == ['"Stop" says a sign', 'a "big" dog', 'bare " mark']
@@ -192,7 +192,7 @@ def test_prompts_that_cannot_be_read_are_named(tmp_path, name, text, message):
 # Pictures and files.
 
 
-def test_a_png_tells_how_it_was_made(tmp_path):
+def test_a_png_holds_its_prompt_and_settings(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, [8, 6, 3], dtype=np.uint8)
     write_png(tmp_path / "a.png", picture, "ein Kreis, 圆", {"seed": 3, "guidance_scale": 7.5})
     assert read_png_text(tmp_path / "a.png") == ("ein Kreis, 圆", {"seed": 3, "guidance_scale": 7.5})
@@ -214,7 +214,7 @@ def test_the_same_bytes_alone_in_a_batch_and_again(output_dir, tmp_path):
     assert len({job.path.read_bytes() for job in jobs}) == 10
 
 
-def test_drawing_goes_on_where_it_was_cut_off(output_dir, tmp_path, capsys):
+def test_drawing_resumes_where_it_was_cut_off(output_dir, tmp_path, capsys):
     models = load_models(str(output_dir))
     settings = settings_for(models, num_inference_steps=2)
     jobs = [Job("a", seed, tmp_path / f"{seed}.png") for seed in range(3)]
@@ -262,16 +262,16 @@ def test_an_output_that_cannot_be_a_folder_is_named(tmp_path):
 # The whole of eval.py's work.
 
 
-def test_pictures_and_grid(output_dir, tmp_path, capsys):
+def test_eval_writes_pictures_with_settings_and_a_grid(output_dir, tmp_path, capsys):
     long = "b" * 18 + " rest"
     run.run(flags(unet=str(output_dir), prompt=["a", long], num_images=3, output=str(tmp_path / "o")))
     names = sorted(path.name for path in (tmp_path / "o").iterdir())
     assert len(names) == 7 and names[:3] == ["0-a-42.png", "0-a-43.png", "0-a-44.png"] and "grid.png" in names
     prompt, settings = read_png_text(tmp_path / "o/0-a-43.png")
-    wanted = {"seed": 43, "guidance_scale": 2.0, "num_inference_steps": 2, "height": 24, "model": "checkpoint-10"}
-    assert prompt == "a" and settings | wanted == settings and settings["prediction_type"] == "v_prediction"
+    expected = {"seed": 43, "guidance_scale": 2.0, "num_inference_steps": 2, "height": 24, "model": "checkpoint-10"}
+    assert prompt == "a" and settings | expected == settings and settings["prediction_type"] == "v_prediction"
     assert read_pixels(tmp_path / "o/0-a-43.png").shape == (24, 24, 3)
-    assert "prompt 2 is longer than the model's 20 tokens; cut off: 'rest'" in capsys.readouterr().out
+    assert "prompt 2 is truncated to the model's 20 tokens; cut off: 'rest'" in capsys.readouterr().out
     run.run(flags(unet=str(output_dir), prompt=["a"], seed=43, output=str(tmp_path / "one.png")))
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "o/0-a-43.png").read_bytes()
 

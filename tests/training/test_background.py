@@ -1,4 +1,4 @@
-"""--save_in_background: the same bytes, written while training goes on; what fails there is heard."""
+"""--save_in_background: the same bytes, written while training continues; what fails there is heard."""
 
 import threading
 
@@ -11,15 +11,10 @@ from sd.runs.checkpoint import CheckpointWriter
 from sd.training import saving
 from sd.training.background import BackgroundSaver
 from sd.training.step import StepRunner
-from tests.training_harness import Workshop, checksums
+from tests.training_harness import checksums
 
 FLAGS = ["--max_steps", 5, "--save_steps", 2, "--use_ema"]
 BEHIND = [*FLAGS, "--save_in_background"]
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("background"))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +26,7 @@ def usual(workshop):
 def test_the_files_are_those_of_training_that_waits_though_the_weights_have_moved(workshop, usual, monkeypatch):
     """The writer is held until the next step was taken, so a copy that shares memory with a weight would show."""
     stepped, threads = threading.Event(), []
-    take, write = StepRunner.take, CheckpointWriter.write_tensors
+    take, write = StepRunner.run, CheckpointWriter.write_tensors
 
     def held(self, name, tensors, metadata=None):
         if self.step == 2:
@@ -46,7 +41,7 @@ def test_the_files_are_those_of_training_that_waits_though_the_weights_have_move
         return outcome
 
     monkeypatch.setattr(CheckpointWriter, "write_tensors", held)
-    monkeypatch.setattr(StepRunner, "take", taken)
+    monkeypatch.setattr(StepRunner, "run", taken)
     output_dir = workshop.train("behind", *BEHIND)
     assert set(threads) == {"save checkpoint"}
     assert {step: checksums(output_dir / f"checkpoint-{step}") for step in (2, 4, 5)} == usual
@@ -63,7 +58,7 @@ def test_a_full_disk_is_logged_and_any_other_failure_ends_the_run(workshop, usua
     monkeypatch.setattr(CheckpointWriter, "write_json", full)
     output_dir = workshop.train("full", *BEHIND)
     assert [ck.checkpoint_step(folder) for folder in ck.list_checkpoints(output_dir)] == [4, 5]
-    assert checksums(output_dir / "checkpoint-5") == usual[5] and "training goes on" in caplog.text
+    assert checksums(output_dir / "checkpoint-5") == usual[5] and "training continues" in caplog.text
     assert not list(output_dir.glob("*.tmp"))
 
     def broken(self, name, value):
@@ -75,7 +70,7 @@ def test_a_full_disk_is_logged_and_any_other_failure_ends_the_run(workshop, usua
 
 
 def test_without_memory_for_the_copy_training_waits(workshop, usual, monkeypatch, caplog):
-    monkeypatch.setattr(saving, "room_for_copy", lambda num_bytes: False)
+    monkeypatch.setattr(saving, "fits_in_host_memory", lambda num_bytes: False)
     started = []
     monkeypatch.setattr(BackgroundSaver, "start", lambda *given: started.append(given))
     output_dir = workshop.train("no_room", *BEHIND, "--max_steps", 2)

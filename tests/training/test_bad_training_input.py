@@ -10,12 +10,7 @@ import pytest
 
 from sd.errors import InputError, RunError
 from tests.data_maker import write_lists
-from tests.training_harness import SCRIPT, Workshop
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("bad"))
+from tests.training_harness import SCRIPT
 
 
 def refused(workshop, message, *flags, error=InputError):
@@ -40,7 +35,7 @@ def test_without_do_train_there_is_nothing_to_do(workshop):
         train(*parse_arguments(workshop.flags("nothing")[1:], environ={}))
 
 
-def test_file_lists(workshop, tmp_path):
+def test_missing_and_empty_file_lists_are_refused_by_name(workshop, tmp_path):
     refused(workshop, r"none\.filelist\.list", "--file_list", tmp_path / "none.filelist.list")
     (tmp_path / "empty.list").write_text("")
     refused(workshop, r"empty\.list", "--file_list", tmp_path / "empty.list")
@@ -48,15 +43,15 @@ def test_file_lists(workshop, tmp_path):
     refused(workshop, r"part-000001\.gz", "--file_list", missing)
 
 
-def test_images_smaller_than_the_resolution(workshop):
+def test_images_smaller_than_the_resolution_are_refused(workshop):
     refused(workshop, "64", "--resolution", 64)  # the images have 40 pixels
 
 
-def test_fewer_records_than_one_batch_for_each_lane(workshop):
+def test_fewer_records_than_one_batch_for_each_lane_are_refused(workshop):
     refused(workshop, "33", "--per_device_train_batch_size", 12, "--data_lanes", 3)
 
 
-def test_models_that_do_not_fit_each_other(workshop):
+def test_mismatched_models_are_refused(workshop):
     other = config(workshop, "text", cross_attention_dim=24)
     refused(workshop, "cross_attention_dim=24 .* 16 numbers", "--unet_name_or_path", other)
     other = config(workshop, "latents", in_channels=8)
@@ -64,21 +59,21 @@ def test_models_that_do_not_fit_each_other(workshop):
     refused(workshop, "--resolution 36: .*multiple of 8", "--resolution", 36)
 
 
-def test_models_that_cannot_be_had(workshop, tmp_path):
+def test_unloadable_models_are_named(workshop, tmp_path):
     refused(workshop, "no such folder", "--vae_name_or_path", tmp_path / "none")
     refused(workshop, "no weights", "--vae_name_or_path", workshop.folder / "models/scheduler")
     (tmp_path / "broken.json").write_text("{")
     refused(workshop, "not a readable model configuration", "--unet_name_or_path", tmp_path / "broken.json")
 
 
-def test_prompts_and_checkpoints_that_are_not_there(workshop, tmp_path):
+def test_missing_prompts_and_checkpoints_are_refused(workshop, tmp_path):
     refused(workshop, "cannot be read", "--validation_prompts", tmp_path / "none.txt")
     refused(workshop, "no such folder; .* none", "--resume_from_checkpoint", tmp_path / "checkpoint-3")
     (tmp_path / "checkpoint-3").mkdir()
     refused(workshop, "manifest.json is missing", "--resume_from_checkpoint", tmp_path / "checkpoint-3")
 
 
-def test_an_output_dir_that_cannot_be_written(workshop, tmp_path):
+def test_an_unwritable_output_dir_is_refused(workshop, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"--output_dir .*file/out cannot be written"):
         workshop.train(tmp_path / "file/out")
@@ -97,7 +92,7 @@ def test_parts_that_are_all_damaged_end_the_run(workshop, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "code"), [(["--prediction_type", "eps"], 2), (["--file_list", "none.list"], 2)])
-def test_the_script_says_one_line_and_gives_its_code(workshop, flags, code):
+def test_the_script_prints_one_line_and_its_exit_code(workshop, flags, code):
     run = subprocess.run(
         [sys.executable, str(SCRIPT), *workshop.flags("script", *flags)],
         capture_output=True,

@@ -1,7 +1,6 @@
 """Training with aspect-ratio buckets: shapes, exact resume, other ranks, caches, validation, previews, graphs."""
 
 import json
-import logging
 import re
 
 import numpy as np
@@ -31,12 +30,6 @@ class BucketWorkshop(Workshop):
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory):
     return BucketWorkshop(tmp_path_factory.mktemp("buckets"))
-
-
-@pytest.fixture
-def info(caplog):
-    caplog.set_level(logging.INFO, logger="sd")
-    return caplog
 
 
 @pytest.fixture
@@ -97,12 +90,12 @@ def one_step(workshop):
         (["--aspect_buckets", "32x32"], r"aspect_buckets: '24x40,32x32,40x24' -> '32x32'"),
     ],
 )
-def test_what_a_resume_refuses(workshop, one_step, flags, message):
+def test_a_resume_refuses_other_buckets_and_groups(workshop, one_step, flags, message):
     with pytest.raises(InputError, match=message):
         workshop.train(one_step, *FLAGS, *flags, "--max_steps", 2)
 
 
-def test_a_run_of_squares_does_not_go_on_with_buckets_nor_the_other_way(workshop, one_step):
+def test_a_run_of_squares_does_not_resume_with_buckets_nor_the_reverse(workshop, one_step):
     squares = workshop.train("squares", "--resolution", 24, "--max_steps", 1)
     with pytest.raises(InputError, match="aspect_buckets: None -> '24x24'"):
         workshop.train(squares, "--resolution", 24, "--aspect_buckets", "24x24", "--max_steps", 2)
@@ -126,7 +119,7 @@ def test_impossible_buckets_are_refused_before_a_step(workshop, flags, message):
         workshop.train("refused", *flags)
 
 
-def test_small_buckets_are_merged_and_a_line_says_so(workshop, info, shapes):
+def test_small_buckets_are_merged_and_reported(workshop, info, shapes):
     flags = ["--aspect_buckets", BUCKETS, "--aspect_group_size", 12, "--max_steps", 3]
     workshop.train("merged", *flags)
     line = next(message for message in info.messages if "they go to" in message)
@@ -141,7 +134,7 @@ def centre_crops(monkeypatch):
 
 
 def test_training_from_a_cache_is_training_from_images(workshop, centre_crops, shapes, monkeypatch):
-    losses, take = {}, StepRunner.take
+    losses, run_step = {}, StepRunner.run
     models = str(workshop.folder / "models")
     cache, report = precompute(
         CacheOptions(
@@ -162,11 +155,13 @@ def test_training_from_a_cache_is_training_from_images(workshop, centre_crops, s
     with pytest.raises(InputError, match=r"aspect_buckets was 24x40,32x32,40x24, is 32x32"):
         workshop.train("from_cache", "--file_list", cache, "--aspect_buckets", "32x32")
     for name, file_list in (("images", workshop.file_list), ("cache", cache)):
-        told = losses[name] = []
-        monkeypatch.setattr(StepRunner, "take", lambda *a, told=told: told.append(take(*a)) or told[-1])
+        reported = losses[name] = []
+        monkeypatch.setattr(
+            StepRunner, "run", lambda *a, reported=reported: reported.append(run_step(*a)) or reported[-1]
+        )
         flags = ["--file_list", file_list, "--eval_file_list", file_list, "--eval_steps", 4, "--max_steps", 8]
         workshop.train(f"from_{name}", *FLAGS, *flags)
-    difference = np.abs(np.subtract(*([outcome.loss for outcome in told] for told in losses.values())))
+    difference = np.abs(np.subtract(*([outcome.loss for outcome in reported] for reported in losses.values())))
     assert len(difference) == 8 and 0 < difference.max() < 1e-3  # the cache holds 16 bits
     half = len(shapes) // 2
     assert [(w * 4, h * 4) for w, h in shapes[half:]] == shapes[:half] and len(set(shapes[:half])) > 1
@@ -185,7 +180,7 @@ def test_a_cache_with_a_bucket_below_a_group_is_refused_with_the_remedy(workshop
     workshop.train("merged_cache", "--file_list", merged, *flags)
 
 
-def test_validation_is_told_by_bucket_over_each_record_once(workshop, info):
+def test_validation_loss_by_bucket_counts_each_record_once(workshop, info):
     flags = ["--eval_file_list", workshop.file_list, "--eval_steps", 2, "--max_steps", 2]
     workshop.train("validated", *FLAGS, *flags, "--per_device_eval_batch_size", 5)
     line = next(message for message in info.messages if "eval_loss" in message)

@@ -25,9 +25,9 @@ def test_memory_grows_by_what_each_image_cost():
 def test_too_large_a_batch_is_a_problem_with_a_remedy(capsys):
     assert doctor.report_memory(PEAKS, 24 * 2**30, 15) is False
     assert doctor.report_memory(PEAKS, 24 * 2**30, 16) is True
-    told = capsys.readouterr().out.splitlines()
-    assert told[1].startswith("PROBLEM memory")
-    assert "largest batch that fits: about 15; lower --per_device_train_batch_size" in told[1]
+    reported = capsys.readouterr().out.splitlines()
+    assert reported[1].startswith("PROBLEM memory")
+    assert "largest batch that fits: about 15; lower --per_device_train_batch_size" in reported[1]
 
 
 class Args:
@@ -35,7 +35,7 @@ class Args:
 
 
 class Model:
-    trained_parts = ("unet",)
+    trained_components = ("unet",)
 
 
 def test_disk_counts_moments_the_average_and_the_one_being_written(monkeypatch, capsys, tmp_path):
@@ -72,29 +72,32 @@ def examined(workshop, capsys, monkeypatch):
     """A function of flags: question -> (whether it is a problem, answer) of what the doctor says of the command."""
     monkeypatch.setattr(doctor, "READ_SECONDS", 0.05)
 
-    def told(*flags):
+    def answers(*flags):
         capsys.readouterr()
         problems = list(doctor.examine(*parse_arguments(workshop.flags(*flags), environ={})))
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("ok ", "PROBLEM "))]
         assert sum(problems) == sum(line.startswith("PROBLEM") for line in lines)
         return {line[8:18].strip(): (line.startswith("PROBLEM"), line[18:]) for line in lines}
 
-    return told
+    return answers
 
 
-def test_it_examines_the_resume_that_the_command_would_be(workshop, examined):
+def test_the_doctor_checks_the_resume_that_the_command_would_be(workshop, examined):
     trained = workshop.train("run", "--save_steps", 2)
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
-    told = examined("run", "--max_steps", 6)
-    assert told["start"] == (False, f"goes on from {trained}/checkpoint-4")
-    assert told["resume"] == (False, "the settings of the checkpoint")
+    answers = examined("run", "--max_steps", 6)
+    assert answers["start"] == (False, f"resumes from {trained}/checkpoint-4")
+    assert answers["resume"] == (False, "the settings of the checkpoint")
     bad, line = examined("run", "--max_steps", 6, "--seed", 24, "--gradient_accumulation_steps", 2)["resume"]
     assert bad and "global_batch_size: 4 -> 8" in line and "seed: 23 -> 24" in line
-    told = examined("run", "--max_steps", 6, "--seed", 24, "--allow_changed_resume")
-    assert told["resume"] == (False, "changed settings, accepted: seed: 23 -> 24")
+    answers = examined("run", "--max_steps", 6, "--seed", 24, "--allow_changed_resume")
+    assert answers["resume"] == (False, "changed settings, accepted: seed: 23 -> 24")
     assert examined("run")["start"] == (False, f"nothing to do after {trained}/checkpoint-4")
-    told = examined("run", "--overwrite_output_dir")
-    assert told["start"] == (False, f"begins anew, and removes the 2 checkpoints in {trained}") and "resume" not in told
+    answers = examined("run", "--overwrite_output_dir")
+    assert (
+        answers["start"] == (False, f"begins anew, and removes the 2 checkpoints in {trained}")
+        and "resume" not in answers
+    )
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
@@ -108,15 +111,15 @@ def test_it_examines_the_resume_that_the_command_would_be(workshop, examined):
         (["--data_filter", "score > 5"], "data", "score"),
     ],
 )
-def test_what_would_end_the_run_before_its_first_step_is_told(examined, monkeypatch, flags, question, says):
+def test_what_would_end_the_run_before_its_first_step_is_reported(examined, monkeypatch, flags, question, says):
     monkeypatch.chdir(ROOT)
-    told = examined("new", *flags)
-    assert [name for name, (bad, _) in told.items() if bad and name != "data"] == ["start"] * (question == "start")
-    assert told[question][0]
-    assert re.search(says, told[question][1])
+    answers = examined("new", *flags)
+    assert [name for name, (bad, _) in answers.items() if bad and name != "data"] == ["start"] * (question == "start")
+    assert answers[question][0]
+    assert re.search(says, answers[question][1])
 
 
-def test_models_that_do_not_fit_are_told_before_any_step(tmp_path):
+def test_the_doctor_reports_mismatched_models_before_any_step(tmp_path):
     command = [sys.executable, "-m", "sd.doctor", "--do_train", "--device", "cpu", "--output_dir", str(tmp_path)]
     command += ["--pretrained_model_name_or_path", "demo/tiny_sd", "--unet_name_or_path", "demo/unet_config.json"]
     result = subprocess.run([*command, "--resolution", "33"], cwd=ROOT, capture_output=True, text=True)
@@ -125,15 +128,15 @@ def test_models_that_do_not_fit_are_told_before_any_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("measured", "said"),
+    ("measured", "output"),
     [
         ((PEAKS, 0.5, None), "2 images/s instead of 1.5 without it, and batch 8 fits too; use --recompute False"),
         (({1: 1, 2: 40 * 2**30}, 0.5, None), "and batch 8 does not fit; keep it"),
         (({1: 1}, 0.5, 2), "and batch 8 does not fit; keep it"),
-        (({}, 0.5, 1), "needed: without it memory runs out at a single image"),
+        (({}, 0.5, 1), "needed: without it a single image runs out of memory"),
     ],
 )
-def test_it_says_what_keeping_activations_gives(monkeypatch, capsys, measured, said):
+def test_the_doctor_reports_the_speed_without_recompute(monkeypatch, capsys, measured, output):
     class Training:
         device, recompute, output_dir, per_device_train_batch_size = "cpu", True, "out", 8
 
@@ -143,4 +146,4 @@ def test_it_says_what_keeping_activations_gives(monkeypatch, capsys, measured, s
 
     monkeypatch.setattr(doctor, "measure_steps", measure)
     doctor.report_without_recompute(None, None, Training, 24 * 2**30, 1.5)
-    assert said in capsys.readouterr().out and Training.recompute is True
+    assert output in capsys.readouterr().out and Training.recompute is True

@@ -120,7 +120,7 @@ def test_half_precision_weights_do_not_round_the_average(layer):
     assert np.array_equal(layer.weight.astype("float32").numpy(), weights)
 
 
-def test_a_kept_average_is_taken_up_again(layer):
+def test_a_saved_average_resumes(layer):
     ema, other = EMA(layer, decay=0.9), EMA(paddle.nn.Linear(3, 2), decay=0.9)
     for step in range(1, 6):
         set_weights(layer, float(step))

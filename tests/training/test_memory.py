@@ -9,12 +9,6 @@ from sd.diffusion.model import StableDiffusionModel
 from sd.flags.command_line import parse_arguments
 from sd.training import memory
 from sd.training.trainer import StableDiffusionTrainer
-from tests.training_harness import Workshop
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("memory"))
 
 
 @pytest.fixture
@@ -49,7 +43,7 @@ def test_recompute_is_off_while_the_step_fits(workshop, card):
     assert all(parameter.grad is None for parameter in trainer.trained_parameters)
 
 
-def test_full_memory_turns_recompute_on(workshop, card, monkeypatch):
+def test_out_of_memory_turns_recompute_on(workshop, card, monkeypatch):
     trainer = make_trainer(workshop)
     card(1, 10**15)
 
@@ -60,7 +54,7 @@ def test_full_memory_turns_recompute_on(workshop, card, monkeypatch):
     assert memory.choose_recompute(trainer, (32, 32)) is True
 
 
-def test_another_error_is_not_taken_for_full_memory(workshop, card, monkeypatch):
+def test_another_error_is_not_taken_for_out_of_memory(workshop, card, monkeypatch):
     trainer = make_trainer(workshop)
 
     def forward(self, **batch):
@@ -84,10 +78,10 @@ def test_another_error_is_not_taken_for_full_memory(workshop, card, monkeypatch)
 def test_what_the_first_step_adds_is_counted(options, bytes_each):
     args = {"precision": "fp32", "fp16_opt_level": "O1", "world_size": 1, "sharding": []} | options
     trainer = SimpleNamespace(args=SimpleNamespace(**args), trained_parameters=[SimpleNamespace(size=1000)] * 3)
-    assert memory.bytes_to_come(trainer) == 3000 * bytes_each
+    assert memory.optimizer_bytes(trainer) == 3000 * bytes_each
 
 
-def test_training_asks_before_the_model_is_wrapped(workshop, card, monkeypatch):
+def test_recompute_is_chosen_before_the_model_is_wrapped(workshop, card, monkeypatch):
     """As on a GPU, where the flag stays open. The run goes on with what was chosen."""
     card(10, 11)
     select = StableDiffusionTrainer.__init__

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import sd.training.optimizer as optimizer_module
-from sd.training.optimizer import FusedAdamW, held_parameters, named_state, paddle_state
+from sd.training.optimizer import FusedAdamW, local_parameters, named_state, paddle_state
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
@@ -48,15 +48,15 @@ def batches():
 @pytest.fixture
 def calls(monkeypatch):
     """Names of the operators that the optimizer calls, with their positional arguments."""
-    found = []
+    actual = []
 
     class Recorded:
         def __getattr__(self, name):
             operator = getattr(paddle._C_ops, name)
-            return lambda *arguments: (found.append((name, arguments)), operator(*arguments))[1]
+            return lambda *arguments: (actual.append((name, arguments)), operator(*arguments))[1]
 
     monkeypatch.setattr(optimizer_module, "_C_ops", Recorded())
-    return found
+    return actual
 
 
 @pytest.mark.parametrize("clip", [None, 0.01])
@@ -83,7 +83,7 @@ def test_a_step_is_one_call_for_each_learning_rate_and_reads_nothing_back(batche
     assert all(power.place.is_cpu_place() for arguments in fused for power in (*arguments[6], *arguments[7]))
 
 
-def test_a_part_that_is_trained_later_is_a_call_of_its_own(batches, calls):
+def test_a_component_trained_later_is_a_call_of_its_own(batches, calls):
     """The GPU's kernel corrects the bias of all weights of a call by the powers of beta of its first weight."""
     pairs = []
     for optimizer_class in (FusedAdamW, paddle.optimizer.AdamW):
@@ -138,7 +138,7 @@ def test_state_goes_to_another_process_names(batches):
     state = {key: tensor.numpy() for key, tensor in named_state(optimizer, names(layer)).items()}
     assert len(state) == 4 * 6 and state["0.weight/moment1"].shape == (4, 5)
     other, other_optimizer = make(FusedAdamW)
-    assert {p.name for p in held_parameters(other_optimizer)}.isdisjoint(names(layer))
+    assert {p.name for p in local_parameters(other_optimizer)}.isdisjoint(names(layer))
     other.set_state_dict(layer.state_dict())
     tensors = {key: paddle.to_tensor(array) for key, array in state.items()}
     other_optimizer.set_state_dict(paddle_state(other_optimizer, names(other), tensors))
@@ -147,22 +147,22 @@ def test_state_goes_to_another_process_names(batches):
     assert np.array_equal(weights(layer), weights(other))
 
 
-def test_a_state_kept_before_the_calls_were_fused_goes_on_as_it_would_have():
+def test_an_optimizer_state_of_before_fusing_resumes_bit_for_bit():
     """fixtures/adamw_state.safetensors: weights and named state after three steps of one `adamw_` call a weight, and
     the weights after three more."""
-    kept = load_file(FIXTURES / "adamw_state.safetensors")
+    stored = load_file(FIXTURES / "adamw_state.safetensors")
     layer = make_layer()
     for number, (name, parameter) in enumerate(layer.named_parameters()):
-        parameter.set_value(kept[f"weight/{name}"])
+        parameter.set_value(stored[f"weight/{name}"])
         parameter.optimize_attr["learning_rate"] = 0.3 if number < 3 else 1.0
     optimizer = FusedAdamW(learning_rate=1e-2, parameters=layer.parameters(), weight_decay=0.1)
-    state = {key.partition("/")[2]: paddle.to_tensor(kept[key]) for key in kept if key.startswith("state/")}
+    state = {key.partition("/")[2]: paddle.to_tensor(stored[key]) for key in stored if key.startswith("state/")}
     optimizer.set_state_dict(paddle_state(optimizer, names(layer), state))
-    take_steps(layer, optimizer, kept["batches"][3:])
+    take_steps(layer, optimizer, stored["batches"][3:])
     for name, parameter in layer.named_parameters():
         # The fixture's processor may have multiplied matrices in another order; the moved weights show a wrong state
         # in the first digit.
-        np.testing.assert_allclose(parameter.numpy(), kept[f"after/{name}"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(parameter.numpy(), stored[f"after/{name}"], rtol=1e-5, atol=1e-6)
     assert set(named_state(optimizer, names(layer))) == set(state)
 
 
@@ -176,12 +176,12 @@ def follow(optimizer_class, schedule, batches):
     """Weights after each step under a schedule that changes with every step."""
     layer = make_layer()
     optimizer = optimizer_class(schedule(), parameters=layer.parameters(), weight_decay=0.1)
-    found = []
+    actual = []
     for batch in batches:
         take_steps(layer, optimizer, [batch])
         optimizer._learning_rate.step()
-        found.append(weights(layer))
-    return found
+        actual.append(weights(layer))
+    return actual
 
 
 @pytest.mark.parametrize(
@@ -194,8 +194,8 @@ def follow(optimizer_class, schedule, batches):
 )
 def test_each_step_has_the_learning_rate_that_paddles_adamw_would_give_it(batches, schedule):
     ours, theirs = follow(FusedAdamW, schedule, batches), follow(paddle.optimizer.AdamW, schedule, batches)
-    for mine, wanted in zip(ours, theirs, strict=True):
-        assert np.array_equal(mine, wanted)
+    for mine, expected in zip(ours, theirs, strict=True):
+        assert np.array_equal(mine, expected)
     assert not np.array_equal(
         ours[-1], follow(FusedAdamW, lambda: paddle.optimizer.lr.StepDecay(1e-2, 99), batches)[-1]
     )
@@ -218,11 +218,11 @@ def test_a_second_state_loaded_in_one_process_takes_the_place_of_the_first(batch
 
     ends = []
     for optimizer_class in (FusedAdamW, paddle.optimizer.AdamW):
-        kept = [trained(optimizer_class, late) for late in (False, True)]
+        stored = [trained(optimizer_class, late) for late in (False, True)]
         layer = make_layer()
         optimizer = optimizer_class(1e-2, parameters=layer.parameters())
         take_steps(layer, optimizer, batches[:1])
-        for state_dict, state in kept:
+        for state_dict, state in stored:
             calls.clear()
             layer.set_state_dict({name: paddle.to_tensor(value) for name, value in state_dict.items()})
             tensors = {key: paddle.to_tensor(array) for key, array in state.items()}

@@ -23,12 +23,7 @@ from sd.training.optimizer import FusedAdamW, named_state, paddle_state
 from sd.training.step import StepRunner
 from sd.training.trainer import StableDiffusionTrainer
 from tests.training.gpu_only import SCALE, turn_on
-from tests.training_harness import EMA, ROOT, UNET, Workshop, checksums, weights
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("precision"))
+from tests.training_harness import EMA, ROOT, UNET, checksums, weights
 
 
 def tiny_model(workshop, **options):
@@ -76,32 +71,32 @@ def test_validation_computes_in_the_precision_of_training(workshop, monkeypatch)
     assert {training for training, _ in seen} == {True, False} and all(casts for _, casts in seen)
 
 
-def test_frozen_parts_keep_their_float32_weights_under_o2(workshop):
+def test_frozen_components_keep_their_float32_weights_under_o2(workshop):
     for trains_text in (False, True):
         model = tiny_model(workshop, train_text_encoder=trains_text)
-        kept = {name: tensor.numpy() for name, tensor in model.vae.state_dict().items()}
-        kept |= {name: tensor.numpy() for name, tensor in model.text_encoder.state_dict().items()}
+        stored = {name: tensor.numpy() for name, tensor in model.vae.state_dict().items()}
+        stored |= {name: tensor.numpy() for name, tensor in model.text_encoder.state_dict().items()}
         amp_initialize(models=[model], dtype="bfloat16", excluded_layers=[])  # what paddle.amp.decorate does on a GPU
         assert {weight.dtype for weight in model.unet.parameters()} == {paddle.bfloat16}
         assert {weight.dtype for weight in model.vae.parameters()} == {paddle.float32}
-        wanted = paddle.bfloat16 if trains_text else paddle.float32
-        assert {weight.dtype for weight in model.text_encoder.parameters()} == {wanted}
+        expected = paddle.bfloat16 if trains_text else paddle.float32
+        assert {weight.dtype for weight in model.text_encoder.parameters()} == {expected}
         frozen = [model.vae] if trains_text else [model.vae, model.text_encoder]
         for layer in frozen:
             for name, array in saving._float32_weights(layer, {}).items():
-                assert np.array_equal(array.numpy(), kept[name]), name
+                assert np.array_equal(array.numpy(), stored[name]), name
 
 
 # Gradients in float32.
 
 
-@pytest.mark.parametrize(("level", "wanted"), [("O1", False), ("O2", True)])
-def test_o2_sums_gradients_in_float32(monkeypatch, tmp_path, level, wanted):
+@pytest.mark.parametrize(("level", "expected"), [("O1", False), ("O2", True)])
+def test_o2_sums_gradients_in_float32(monkeypatch, tmp_path, level, expected):
     monkeypatch.setattr("sd.devices.check_precision", lambda device, precision: None)
     for more in ([], ["--amp_master_grad", "True"]):
         flags = ["--do_train", "--output_dir", str(tmp_path), "--device", "cpu", "--bf16", "True"]
         arguments = parse_arguments([*flags, "--fp16_opt_level", level, *more], environ={})
-        assert arguments[2].amp_master_grad is wanted
+        assert arguments[2].amp_master_grad is expected
 
 
 @pytest.mark.parametrize("flags", [[], ["--gradient_accumulation_steps", 2, "--max_grad_norm", 0.5]])
@@ -220,8 +215,8 @@ def test_gradients_are_cleared_as_the_wrappers_take_it():
         args = SimpleNamespace(sharding=sharding, world_size=ranks, amp_master_grad=master)
         runner = StepRunner(SimpleNamespace(optimizer=optimizer, args=args), None)
         runner._clear_gradients()
-        found = inner.cleared if optimizer is inner else optimizer.cleared
-        assert found == cleared, sharding
+        actual = inner.cleared if optimizer is inner else optimizer.cleared
+        assert actual == cleared, sharding
 
 
 # Another precision on resume.
@@ -247,7 +242,7 @@ def move(layer, optimizer, steps):
 @pytest.mark.parametrize(
     ("before", "after"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")]
 )
-def test_a_checkpoint_goes_on_in_any_precision(tmp_path, before, after):
+def test_a_checkpoint_resumes_in_any_precision(tmp_path, before, after):
     """The float32 numbers go on to the last bit: as masters, or as the weights themselves."""
     first = half_layer(before)
     names = {weight.name: f"unet.{name}" for name, weight in first.named_parameters()}
@@ -257,8 +252,8 @@ def test_a_checkpoint_goes_on_in_any_precision(tmp_path, before, after):
     masters = optimizer._master_weights
     path = tmp_path / saving.UNET_WEIGHTS
     path.parent.mkdir()
-    kept = {name: masters.get(weight.name, weight).numpy() for name, weight in first.named_parameters()}
-    save_file(kept, path)
+    stored = {name: masters.get(weight.name, weight).numpy() for name, weight in first.named_parameters()}
+    save_file(stored, path)
 
     second = half_layer(after)
     for name, weight in second.named_parameters():

@@ -13,7 +13,7 @@ import pytest
 
 from sd.runs import checkpoint as ck
 from tests.holding import Gate, Hold, wait_for
-from tests.training_harness import ROOT, Workshop, checksums, wait_until_gone
+from tests.training_harness import ROOT, checksums, wait_until_gone
 
 pytestmark = pytest.mark.slow
 
@@ -21,11 +21,6 @@ STEPS, SAVE_STEPS = 30, 4
 FLAGS = ["--max_steps", STEPS, "--save_steps", SAVE_STEPS, "--save_total_limit", 3, "--use_ema", "--logging_steps", 1]
 HELD_COMMIT = 2 * SAVE_STEPS
 FULL_DISK_BYTES = 100_000  # more than a rank logs in a life, less than the weights
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("restarts"))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +46,7 @@ def start(workshop, name, *flags, hold):
 
 
 @pytest.mark.ci
-def test_a_rank_that_stands_still_is_found_and_the_run_ends_as_if_undisturbed(workshop, undisturbed):
+def test_a_hanging_rank_is_detected_and_the_restarted_run_ends_as_undisturbed(workshop, undisturbed):
     hold = workshop.hold("still", step=6, PADDLE_TRAINER_ID="1")
     run = start(workshop, "still", *FLAGS, "--hang_timeout", 10, hold=hold)
     [rank] = hold.wait(run, lambda: workshop.log("still"))
@@ -75,14 +70,14 @@ def test_a_kill_while_a_checkpoint_is_written_beside_the_steps_costs_that_checkp
     step = f"step {HELD_COMMIT + 3}/{STEPS}"
     wait_for(lambda: step in workshop.log(name), "training goes on meanwhile", run, lambda: workshop.log(name))
     output_dir = workshop.folder / name
-    assert ck.checkpoint_step(ck.newest_whole_checkpoint(output_dir)) == HELD_COMMIT - SAVE_STEPS
+    assert ck.checkpoint_step(ck.newest_intact_checkpoint(output_dir)) == HELD_COMMIT - SAVE_STEPS
     assert (output_dir / f"checkpoint-{HELD_COMMIT}.tmp").is_dir()
     os.kill(rank, signal.SIGKILL)
     hold.release()  # of the lives to come
     assert run.wait() == 0, workshop.log(name)[-3000:]
-    told = workshop.log(name)
-    assert told.count("supervisor: training ended after step") == 1
-    assert f"going on from {output_dir}/checkpoint-{HELD_COMMIT - SAVE_STEPS}" in told
+    log = workshop.log(name)
+    assert log.count("supervisor: training ended after step") == 1
+    assert f"resuming from {output_dir}/checkpoint-{HELD_COMMIT - SAVE_STEPS}" in log
     wait_until_gone(workshop, name)
     for last in (f"checkpoint-{STEPS - STEPS % SAVE_STEPS}", f"checkpoint-{STEPS}"):
         assert checksums(output_dir / last) == checksums(undisturbed / last)
@@ -112,8 +107,8 @@ def test_fifty_disturbances_change_nothing(workshop):
     run = start(workshop, name, *flags, "--hang_timeout", 3, hold=gate)
 
     def not_saved():  # by rank 0 of this life
-        told = (workshop.folder / f"{name}.ranks/workerlog.0").read_text()
-        return told.count("earlier checkpoints are kept, training goes on")
+        log = (workshop.folder / f"{name}.ranks/workerlog.0").read_text()
+        return log.count("earlier checkpoints are kept, training continues")
 
     step, gone = 1, set()
     for way, steps in plan:

@@ -1,7 +1,6 @@
 """What a resume refuses, what it goes on with, and what it passes over."""
 
 import json
-import logging
 import shutil
 
 import numpy as np
@@ -13,12 +12,7 @@ from sd.runs import checkpoint as ck
 from sd.training.setup import keep_global_batch
 from tests.data_maker import make_data
 from tests.tiny import make_tiny_repository, make_tokenizer_files
-from tests.training_harness import EMA, UNET, Workshop, checksums, weights
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("resume"))
+from tests.training_harness import EMA, UNET, checksums, weights
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +24,6 @@ def others(workshop):
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (folder / "tokenizer/vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     return folder
-
-
-@pytest.fixture
-def info(caplog):
-    caplog.set_level(logging.INFO, logger="sd")
-    return caplog
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +77,12 @@ def test_changed_data_is_named_by_its_lists(workshop, run, tmp_path):
 
 
 @pytest.mark.parametrize("word", ["latest", "Latest"])
-def test_latest_is_answered_by_what_is_the_default_here(workshop, run, word):
+def test_latest_is_refused_with_the_default_behaviour(workshop, run, word):
     with pytest.raises(InputError, match="leave it out: the newest whole one is the default"):
         workshop.train(run, "--use_ema", "--resume_from_checkpoint", word, "--max_steps", 4)
 
 
-def test_allowed_changes_go_on_and_are_logged(workshop, run, others, info):
+def test_allowed_changes_resume_and_are_logged(workshop, run, others, info):
     flags = ["--vae_name_or_path", others / "vae", "--allow_changed_resume", "--max_steps", 3]
     workshop.train(run, *flags, "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2)
     line = next(message for message in info.messages if "changed settings" in message)
@@ -124,7 +112,7 @@ def as_written_before(checkpoint, *keys):
 NEW_KEYS = ["vae", "text_encoder", "tokenizer", "use_ema", "global_batch_size"]
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on(workshop, run):
+def test_a_checkpoint_of_an_earlier_version_resumes(workshop, run):
     as_written_before(run / "checkpoint-2", *NEW_KEYS)
     workshop.train(run, "--use_ema", "--max_steps", 3)
     assert json.loads((run / "checkpoint-3/ema_state.json").read_text()) == {"updates": 3}
@@ -136,7 +124,7 @@ def test_the_average_of_an_earlier_version_is_not_lost_in_silence(workshop, run)
         workshop.train(run, "--max_steps", 3)
 
 
-def test_the_order_of_the_first_start_goes_on(workshop):
+def test_the_order_of_the_first_start_is_resumed(workshop):
     """An earlier version dealt a lane to each worker and shuffled 100 rows; its checkpoints say so."""
     output_dir = workshop.train("window", "--max_steps", 2, "--buffer_size", 7, "--data_lanes", 2)
     before = json.loads((output_dir / "checkpoint-2/data_state.json").read_text())
@@ -161,19 +149,19 @@ def poison(checkpoint, name):
 
 
 @pytest.mark.parametrize("name", [UNET, EMA, "optimizer.safetensors"])
-def test_a_checkpoint_with_nan_is_passed_over_by_name_and_does_not_count(workshop, name, caplog):
+def test_a_checkpoint_with_nan_is_skipped_by_name_and_does_not_count(workshop, name, caplog):
     folder = f"nan_{name.replace('/', '_')}"
     flags = ["--use_ema", "--save_steps", 1, "--save_total_limit", 2]
     output_dir = workshop.train(folder, *flags, "--max_steps", 3)
     assert [path.name for path in ck.list_checkpoints(output_dir)] == ["checkpoint-2", "checkpoint-3"]
     key = poison(output_dir / "checkpoint-3", name)
     workshop.train(folder, *flags, "--save_steps", 2, "--max_steps", 4)
-    assert f"checkpoint-3 is damaged: {key} of {name} has NaN or infinite numbers" in caplog.text
+    assert f"checkpoint-3 is damaged: {key} of {name} has NaN or infinite values" in caplog.text
     # The damaged one does not push the good one out: two whole ones are left.
     assert [path.name for path in ck.list_checkpoints(output_dir)] == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
     assert "NaN or infinite" in (output_dir / "checkpoint-3/damaged.txt").read_text()
     caplog.clear()
-    assert ck.newest_whole_checkpoint(output_dir).name == "checkpoint-4"
+    assert ck.newest_intact_checkpoint(output_dir).name == "checkpoint-4"
     workshop.train(folder, *flags, "--max_steps", 6)
     assert [path.name for path in ck.list_checkpoints(output_dir)] == ["checkpoint-5", "checkpoint-6"]
 

@@ -13,12 +13,7 @@ import pytest
 
 from sd.errors import InputError
 from sd.runs import checkpoint as ck
-from tests.training_harness import UNET, Workshop, checksums, weights
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("saving"))
+from tests.training_harness import UNET, checksums, weights
 
 
 def test_a_disk_that_is_full_at_any_file_of_a_checkpoint_keeps_training(workshop, monkeypatch, caplog):
@@ -92,7 +87,7 @@ def test_too_few_inodes_at_any_file_keep_training(workshop, tmp_path, caplog, mo
 
 
 @pytest.mark.parametrize("where", ["weights", "average", "moments"])
-def test_numbers_that_are_not_finite_are_never_saved(workshop, monkeypatch, where):
+def test_nan_and_infinite_values_are_never_saved(workshop, monkeypatch, where):
     from sd.training.trainer import StableDiffusionTrainer
 
     save = StableDiffusionTrainer._save_checkpoint
@@ -108,7 +103,7 @@ def test_numbers_that_are_not_finite_are_never_saved(workshop, monkeypatch, wher
         return save(self, model, metrics)
 
     monkeypatch.setattr(StableDiffusionTrainer, "_save_checkpoint", poisoned)
-    with pytest.raises(ck.NonFiniteError, match=r"checkpoint-2 not saved: .* has NaN or infinite numbers"):
+    with pytest.raises(ck.NonFiniteError, match=r"checkpoint-2 not saved: .* has NaN or infinite values"):
         workshop.train(f"poisoned_{where}", "--save_steps", 1, "--use_ema")
     output_dir = workshop.folder / f"poisoned_{where}"
     assert [path.name for path in output_dir.iterdir() if "checkpoint" in path.name] == ["checkpoint-1"]
@@ -120,7 +115,7 @@ def test_save_total_limit_holds(workshop):
     assert [folder.name for folder in ck.list_checkpoints(output_dir)] == ["checkpoint-4", "checkpoint-5"]
 
 
-def test_a_full_disk_keeps_what_is_there_and_trains_on(workshop, caplog, monkeypatch):
+def test_a_full_disk_keeps_earlier_checkpoints_and_training_continues(workshop, caplog, monkeypatch):
     usage = ck.shutil.disk_usage
     calls = []
 
@@ -133,10 +128,10 @@ def test_a_full_disk_keeps_what_is_there_and_trains_on(workshop, caplog, monkeyp
     output_dir = workshop.train("full", "--save_steps", 1, "--max_steps", 3)
     assert [folder.name for folder in ck.list_checkpoints(output_dir)] == ["checkpoint-1", "checkpoint-3"]
     assert not list(output_dir.glob("*.tmp")) and "checkpoint-2.tmp" in calls
-    assert "checkpoint-2 not saved: it needs" in caplog.text and "training goes on" in caplog.text
+    assert "checkpoint-2 not saved: it needs" in caplog.text and "training continues" in caplog.text
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(workshop, caplog):
+def test_a_damaged_newest_checkpoint_is_skipped(workshop, caplog):
     output_dir = workshop.train("damaged", "--save_steps", 1, "--max_steps", 3)
     whole = checksums(output_dir / "checkpoint-3")
     path = output_dir / "checkpoint-3" / "optimizer.safetensors"
@@ -150,7 +145,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(workshop, caplog):
         workshop.train("damaged", "--resume_from_checkpoint", output_dir / "checkpoint-9")
 
 
-def test_a_really_full_disk_keeps_what_is_there_and_trains_on(workshop, tmp_path, caplog):
+def test_a_really_full_disk_keeps_earlier_checkpoints_and_training_continues(workshop, tmp_path, caplog):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True)
@@ -166,6 +161,6 @@ def test_a_really_full_disk_keeps_what_is_there_and_trains_on(workshop, tmp_path
         assert ck.find_problem(disk / "out/checkpoint-1") is None
         (disk / "ballast").unlink()
         workshop.train(disk / "out", "--max_steps", 3)
-        assert ck.newest_whole_checkpoint(disk / "out").name == "checkpoint-3"
+        assert ck.newest_intact_checkpoint(disk / "out").name == "checkpoint-3"
     finally:
         subprocess.run(["umount", "-l", disk], check=True)

@@ -7,19 +7,14 @@ from safetensors.numpy import load_file
 
 from sd.training.step import StepRunner
 from tests.numeric import assert_same_training
-from tests.training_harness import EMA, UNET, Workshop, weights
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("step_cost"))
+from tests.training_harness import EMA, UNET, weights
 
 
 @pytest.fixture
 def in_step(monkeypatch):
     """A list that is not empty while a step is taken."""
     inside = []
-    take = StepRunner.take
+    take = StepRunner.run
 
     def watched(self, *arguments):
         inside.append(True)
@@ -28,7 +23,7 @@ def in_step(monkeypatch):
         finally:
             inside.clear()
 
-    monkeypatch.setattr(StepRunner, "take", watched)
+    monkeypatch.setattr(StepRunner, "run", watched)
     return inside
 
 

@@ -1,7 +1,6 @@
 """Training in one process: resume to the bit, moving average, accumulation, bad losses, signals."""
 
 import json
-import logging
 import os
 import signal
 from types import SimpleNamespace
@@ -15,18 +14,7 @@ from sd.diffusion.model import StableDiffusionModel
 from sd.errors import RunError
 from sd.runs import checkpoint as ck
 from tests.numeric import assert_close, assert_same_training
-from tests.training_harness import EMA, UNET, Workshop, checksums, weights
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("training"))
-
-
-@pytest.fixture
-def info(caplog):
-    caplog.set_level(logging.INFO, logger="sd")
-    return caplog
+from tests.training_harness import EMA, UNET, checksums, weights
 
 
 @pytest.mark.defect(2)
@@ -113,7 +101,7 @@ def test_a_whole_pipeline_is_saved_on_request(workshop):
 
 
 @pytest.mark.defect(15)
-def test_defect_15_the_average_moves_at_every_step_without_visualdl_and_is_kept(workshop, start):
+def test_defect_15_the_average_moves_at_every_step_without_visualdl_and_is_saved(workshop, start):
     flags = ["--use_ema", "--ema_decay", 0.3, "--save_steps", 1, "--gradient_accumulation_steps", 2]
     workshop.train("average", *flags, "--max_steps", 2)
     output_dir = workshop.train("average", *flags, "--max_steps", 5)
@@ -139,7 +127,7 @@ def test_recompute_changes_no_bit(workshop, plain):
     assert np.array_equal(weights(plain / "checkpoint-2"), weights(recomputed / "checkpoint-2"))
 
 
-def test_the_learning_rates_reach_their_parts(workshop):
+def test_the_learning_rates_reach_their_components(workshop):
     flags = ["--train_text_encoder", "--weight_decay", 0, "--max_steps", 1]
     flags += ["--unet_name_or_path", workshop.folder / "models/unet"]  # a new one hands no gradient on
     text = "text_encoder/model.safetensors"
@@ -153,7 +141,7 @@ def test_the_learning_rates_reach_their_parts(workshop):
     assert np.abs(weights(both) - weights(start)).max() == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_gradients_are_clipped_only_if_asked(workshop):
+def test_gradients_are_clipped_only_with_max_grad_norm(workshop):
     one, two = ["--max_steps", 1, "--adam_epsilon", 1.0], ["--max_grad_norm", 1e-4]
     start = weights(workshop.train("clip_0", *one, "--learning_rate", 0, "--weight_decay", 0) / "checkpoint-1")
     free = weights(workshop.train("clip_no", *one, "--weight_decay", 0) / "checkpoint-1")
@@ -176,7 +164,7 @@ def bad_samples(monkeypatch):
     return bad
 
 
-def test_a_loss_that_is_no_number_moves_nothing_and_is_named(workshop, info, bad_samples):
+def test_a_nan_loss_skips_the_step_and_its_rows_are_named(workshop, info, bad_samples):
     bad_samples.add(9)  # the second sample of step 3
     output_dir = workshop.train("bad", "--save_steps", 1, "--use_ema")
     second, third, fourth = (output_dir / f"checkpoint-{step}" for step in (2, 3, 4))
@@ -189,7 +177,7 @@ def test_a_loss_that_is_no_number_moves_nothing_and_is_named(workshop, info, bad
 
 def test_too_many_bad_steps_end_the_run(workshop, bad_samples):
     bad_samples.update(range(8, 400))
-    with pytest.raises(RunError, match=r"step 6: 4 steps in a row .*--max_bad_steps 3.*checkpoint-4"):
+    with pytest.raises(RunError, match=r"step 6: 4 consecutive steps .*--max_bad_steps 3.*checkpoint-4"):
         workshop.train("too_bad", "--max_bad_steps", 3, "--max_steps", 50, "--save_steps", 2)
 
 
@@ -230,8 +218,8 @@ def test_epochs_count_the_records(workshop):
     assert [folder.name for folder in ck.list_checkpoints(output_dir)] == ["checkpoint-4"]
 
 
-@pytest.mark.parametrize(("save", "kept"), [(True, ["checkpoint-2"]), (False, [])])
-def test_a_signal_ends_training_after_its_step(workshop, monkeypatch, save, kept):
+@pytest.mark.parametrize(("save", "stored"), [(True, ["checkpoint-2"]), (False, [])])
+def test_a_signal_ends_training_after_its_step(workshop, monkeypatch, save, stored):
     from sd.training.step_record import StepRecords
 
     add = StepRecords.add
@@ -245,14 +233,14 @@ def test_a_signal_ends_training_after_its_step(workshop, monkeypatch, save, kept
     monkeypatch.setattr(StepRecords, "add", add_and_signal)
     handler = signal.getsignal(signal.SIGTERM)
     output_dir = workshop.train(f"signal_{save}", "--max_steps", 50, "--save_on_exit", save)
-    assert [folder.name for folder in ck.list_checkpoints(output_dir)] == kept
+    assert [folder.name for folder in ck.list_checkpoints(output_dir)] == stored
     assert workshop.stopped_by == signal.SIGTERM and signal.getsignal(signal.SIGTERM) == handler
 
 
-def test_full_memory_is_told_plainly(workshop, monkeypatch):
+def test_out_of_memory_is_one_line_with_a_remedy(workshop, monkeypatch):
     def forward(self, **batch):
         raise MemoryError("ResourceExhaustedError: Out of memory error on GPU 0")
 
     monkeypatch.setattr(StableDiffusionModel, "forward", forward)
-    with pytest.raises(RunError, match="memory ran out; a smaller --per_device_train_batch_size"):
+    with pytest.raises(RunError, match="out of memory; a smaller --per_device_train_batch_size"):
         workshop.train("memory")

@@ -16,7 +16,7 @@ from sd.errors import InputError
 from sd.runs import checkpoint as ck
 from tests.holding import free_port, wait_for
 from tests.numeric import assert_same_training, most_of_way, share_of_way
-from tests.training_harness import EMA, ROOT, UNET, Workshop, checksums, processes_of, wait_until_gone, weights
+from tests.training_harness import EMA, ROOT, UNET, checksums, processes_of, wait_until_gone, weights
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="reads /proc")
 
@@ -25,17 +25,12 @@ FLAGS = ["--max_steps", STEPS, "--save_steps", 4, "--save_total_limit", 3, "--us
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("processes"))
-
-
-@pytest.fixture(scope="module")
 def undisturbed(workshop):
     return checksums(workshop.train("undisturbed", *FLAGS) / f"checkpoint-{STEPS}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_stopped_run_saves_and_goes_on_to_the_same_end(workshop, undisturbed, number):
+def test_a_stopped_run_saves_and_resumes_to_the_same_end(workshop, undisturbed, number):
     name = f"stopped_{number.name}"
     hold = workshop.hold(name, step=6)
     run = workshop.start(name, *FLAGS, "--dataloader_num_workers", 1, hold=hold)
@@ -43,21 +38,21 @@ def test_a_stopped_run_saves_and_goes_on_to_the_same_end(workshop, undisturbed, 
     os.killpg(run.pid, number)  # as a terminal does
     hold.release()
     assert run.wait() == 128 + number
-    newest = ck.newest_whole_checkpoint(workshop.folder / name)
+    newest = ck.newest_intact_checkpoint(workshop.folder / name)
     assert 6 <= ck.checkpoint_step(newest) < STEPS
     assert "Traceback" not in workshop.log(name)
     wait_until_gone(workshop, name)
     assert checksums(workshop.train(name, *FLAGS) / f"checkpoint-{STEPS}") == undisturbed
 
 
-def test_a_killed_run_goes_on_to_the_same_end(workshop, undisturbed):
+def test_a_killed_run_resumes_to_the_same_end(workshop, undisturbed):
     hold = workshop.hold("killed", step=11)  # two checkpoints are there
     run = workshop.start("killed", *FLAGS, "--dataloader_num_workers", 1, hold=hold)
     hold.wait(run, lambda: workshop.log("killed"))
     run.kill()
     run.wait()
     wait_until_gone(workshop, "killed")
-    assert ck.checkpoint_step(ck.newest_whole_checkpoint(workshop.folder / "killed")) == 8
+    assert ck.checkpoint_step(ck.newest_intact_checkpoint(workshop.folder / "killed")) == 8
     assert checksums(workshop.train("killed", *FLAGS) / f"checkpoint-{STEPS}") == undisturbed
     assert len(ck.list_checkpoints(workshop.folder / "killed")) <= 3
     assert not list((workshop.folder / "killed").glob("checkpoint-*.*"))
@@ -144,7 +139,7 @@ def test_two_ranks_are_one_process_with_twice_the_batch(workshop, assert_as_one_
 
 
 @pytest.mark.slow
-def test_sharded_state_goes_on_on_one_rank_and_back(workshop, assert_as_one_process):
+def test_sharded_state_resumes_on_one_rank_and_back(workshop, assert_as_one_process):
     steps = ["--save_steps", 2]
     flags = ["--per_device_train_batch_size", 2, "--sharding", "stage1", *steps]
     assert workshop.start("reshard", *TWO, *flags, "--max_steps", 2, ranks=2).wait(180) == 0
@@ -163,21 +158,21 @@ def test_two_machines_of_two_ranks_are_one_process(workshop, assert_as_one_proce
     assert_as_one_process(workshop.folder / f"machines/checkpoint-{END}")
 
 
-def test_a_killed_rank_ends_the_others_and_the_next_start_goes_on(workshop, caplog):
+def test_a_killed_rank_ends_the_others_and_the_next_start_resumes(workshop, caplog):
     flags = ["--per_device_train_batch_size", 2, "--dataloader_num_workers", 1, "--save_steps", 2, "--logging_steps", 1]
     hold = workshop.hold("rank_killed", step=3, PADDLE_TRAINER_ID="1")
     run = workshop.start("rank_killed", *TWO, *flags, ranks=2, hold=hold)
     [rank] = hold.wait(run, lambda: workshop.log("rank_killed"))
     os.kill(rank, signal.SIGKILL)
     assert run.wait() != 0
-    told = workshop.log("rank_killed")
+    reported = workshop.log("rank_killed")
     # The killed one, or the other, whose gloo aborts if the launcher looks only after its connection broke.
-    assert "Container failed" in told and re.search(r"status failed.*code -(9|6)\b", told), told[-3000:]
+    assert "Container failed" in reported and re.search(r"status failed.*code -(9|6)\b", reported), reported[-3000:]
     wait_until_gone(workshop, "rank_killed")
-    done = ck.checkpoint_step(ck.newest_whole_checkpoint(workshop.folder / "rank_killed"))
+    done = ck.checkpoint_step(ck.newest_intact_checkpoint(workshop.folder / "rank_killed"))
     caplog.set_level(logging.INFO, logger="sd")
     workshop.train("rank_killed", *TWO, *flags, "--per_device_train_batch_size", 4, "--max_steps", done + 2)
-    assert f"going on from {workshop.folder}/rank_killed/checkpoint-{done}" in caplog.text
+    assert f"resuming from {workshop.folder}/rank_killed/checkpoint-{done}" in caplog.text
 
 
 @pytest.mark.slow
@@ -187,12 +182,12 @@ def test_a_failed_save_of_rank_0_ends_the_other_with_its_message(workshop):
     (workshop.folder / "obstacle/checkpoint-5.tmp").write_text("")
     flags = ["--per_device_train_batch_size", 2, "--save_steps", 5]
     assert workshop.start("obstacle", *TWO, *flags, ranks=2).wait(180) != 0
-    told = (workshop.folder / "obstacle.ranks/workerlog.1").read_text()
-    assert "error: rank 0: FileExistsError" in told, told[-2000:]
+    reported = (workshop.folder / "obstacle.ranks/workerlog.1").read_text()
+    assert "error: rank 0: FileExistsError" in reported, reported[-2000:]
     wait_until_gone(workshop, "obstacle")
 
 
-def test_a_killed_launcher_leaves_nobody(workshop):
+def test_a_killed_launcher_leaves_no_orphans(workshop):
     flags = ["--per_device_train_batch_size", 2, "--dataloader_num_workers", 1]
     hold = workshop.hold("launcher_killed", step=2)
     run = workshop.start("launcher_killed", *TWO, *flags, ranks=2, hold=hold)
@@ -214,7 +209,7 @@ def test_a_stopped_launcher_saves_the_same_step_on_both_ranks(workshop):
     hold.release()
     assert run.wait() != 0
     wait_until_gone(workshop, "launcher_stopped")
-    assert ck.checkpoint_step(ck.newest_whole_checkpoint(workshop.folder / "launcher_stopped")) < 20
+    assert ck.checkpoint_step(ck.newest_intact_checkpoint(workshop.folder / "launcher_stopped")) < 20
     assert workshop.start("launcher_stopped", *flags, ranks=2).wait(180) == 0
     flags += ["--per_device_train_batch_size", 4]
     whole = workshop.train("not_stopped", *flags) / "checkpoint-20"

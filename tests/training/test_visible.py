@@ -11,20 +11,9 @@ from sd.errors import InputError
 from sd.metrics import score_file
 from sd.sampling.prompts import read_prompts
 from sd.training import callbacks
-from sd.training.report import draw_report, note, read_history
+from sd.training.report import append_history, draw_report, read_history
 from sd.training.validation import describe_metrics, evaluate_loss
-from tests.training_harness import Workshop, checksums, weights
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    return Workshop(tmp_path_factory.mktemp("visible"))
-
-
-@pytest.fixture
-def info(caplog):
-    caplog.set_level(logging.INFO, logger="sd")
-    return caplog
+from tests.training_harness import checksums, weights
 
 
 def read_log(output_dir):
@@ -82,7 +71,7 @@ def test_a_resumed_run_is_one_curve_of_one_run(workshop):
     line = {"variant": "ema", "guidance_scale": 2.0, "protocol": "a", "fid": 9.0}
     for step in (2, 4):
         score_file.append_line(output_dir / "scores/scores.jsonl", {"step": step, "images_seen": 4 * step, **line})
-    note(output_dir, {"global_step": 4, "eval_loss": 0.5, "eval_loss_source_laion": 0.4})
+    append_history(output_dir, {"global_step": 4, "eval_loss": 0.5, "eval_loss_source_laion": 0.4})
     assert [line["global_step"] for line in read_history(output_dir)] == [2, 4]  # a validation is no log
     height = Image.open(output_dir / "report.png").height
     assert Image.open(draw_report(output_dir)).height > height  # it has the scores too
@@ -94,22 +83,22 @@ def test_a_resumed_run_is_one_curve_of_one_run(workshop):
 def test_defect_17_rank_0_alone_draws_and_always_the_same_captions(workshop, monkeypatch):
     from sd.training import previews
 
-    asked = []
+    requested = []
 
     def noted(*arguments, seeds, **settings):
-        asked.append((arguments[4], list(seeds), settings["guidance_scale"]))
+        requested.append((arguments[4], list(seeds), settings["guidance_scale"]))
         return np.zeros([len(arguments[4]), 32, 32, 3], np.uint8)
 
     monkeypatch.setattr(previews, "draw_images", noted)
     workshop.train("same", "--report_to", "visualdl", "--image_logging_steps", 2)
-    captions = asked[0][0]
+    captions = requested[0][0]
     assert len(set(captions)) == 4 and all(re.fullmatch(r"part \d row \d+", caption) for caption in captions)
-    assert asked == [(captions, [0, 1, 2, 3], scale) for _ in range(2) for scale in (1.0, 7.5)]
+    assert requested == [(captions, [0, 1, 2, 3], scale) for _ in range(2) for scale in (1.0, 7.5)]
 
     class Arguments:
         process_index, disable_tqdm, benchmark, report_to, profiler_options = 1, False, True, ["visualdl"], None
 
-    assert callbacks.for_arguments(Arguments, trainer=None) == []
+    assert callbacks.make_callbacks(Arguments, trainer=None) == []
 
 
 def test_what_is_shown_changes_nothing_that_is_trained(workshop, monkeypatch):
@@ -135,7 +124,7 @@ def test_the_log_line_and_the_benchmark_line(workshop, info):
     assert float(numbers["ips"]) == pytest.approx(12 / float(numbers["avg_batch_cost"]), rel=1e-3)
 
 
-def test_captions_that_are_cut_are_told_before_the_first_step(workshop, info):
+def test_training_reports_truncated_captions_before_the_first_step(workshop, info):
     workshop.train("cut", "--model_max_length", 8, "--max_steps", 1)
     (line,) = [line for line in info.messages if "captions read" in line]
     assert "100% of 33 captions read are longer than the 8 tokens of --model_max_length" in line
@@ -147,12 +136,12 @@ def test_the_validation_loss_is_the_same_for_the_same_weights(workshop, info):
     flags = ["--eval_file_list", workshop.file_list, "--eval_steps", 2]
     for name, more in (("eval_1", []), ("eval_2", ["--per_device_eval_batch_size", 3])):
         workshop.train(name, *flags, *more)
-    told = [record.getMessage() for record in info.records if "eval_loss" in record.getMessage()]
-    assert len(told) == 4 and told[0].startswith("step 2: ") and told[1].startswith("step 4: ")
-    numbers = [[float(text) for text in re.findall(r"(?:eval_loss|\d{4}-\d{4}) ([\d.]+)", line)] for line in told]
+    reported = [record.getMessage() for record in info.records if "eval_loss" in record.getMessage()]
+    assert len(reported) == 4 and reported[0].startswith("step 2: ") and reported[1].startswith("step 4: ")
+    numbers = [[float(text) for text in re.findall(r"(?:eval_loss|\d{4}-\d{4}) ([\d.]+)", line)] for line in reported]
     assert numbers[0] == pytest.approx(numbers[2], rel=1e-6) and numbers[1] == pytest.approx(numbers[3], rel=1e-6)
     assert numbers[0] != numbers[1] and len(numbers[0]) > 1
-    assert told[0].startswith("step 2: eval_loss ") and " over 33 records | timesteps " in told[0]
+    assert reported[0].startswith("step 2: eval_loss ") and " over 33 records | timesteps " in reported[0]
 
 
 def test_the_validation_loss_by_band_is_the_mean_of_its_records():
@@ -202,7 +191,8 @@ def test_the_validation_loss_by_source_is_the_mean_of_its_records():
     places = np.array([[0, 1], [1, 7], [2, 3], [3, 0], [3, 2]])
     values = np.array([1.0, 4.0, 10.0, 5.0, 8.0], np.float32)
     records = Records(
-        {"timestep": np.int64(3), "value": value, "place": place} for value, place in zip(values, places, strict=True)
+        {"timestep": np.int64(3), "value": value, "position": place}
+        for value, place in zip(values, places, strict=True)
     )
 
     def collate(samples):
@@ -220,8 +210,8 @@ def test_the_average_is_what_is_judged(workshop, info):
     frozen = ["--use_ema", "--ema_decay", 0, "--eval_file_list", workshop.file_list, "--eval_steps", 4]
     workshop.train("raw_as_average", *frozen)
     output_dir = workshop.train("average", *frozen, "--ema_decay", 0.9999, "--learning_rate", 0.05)
-    told = [record.getMessage() for record in info.records if "eval_loss" in record.getMessage()]
-    losses = [float(re.search(r"eval_loss ([\d.]+)", line)[1]) for line in told]
+    reported = [record.getMessage() for record in info.records if "eval_loss" in record.getMessage()]
+    losses = [float(re.search(r"eval_loss ([\d.]+)", line)[1]) for line in reported]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # a decay of 0 averages nothing
     assert losses[0] != pytest.approx(losses[2], rel=1e-3)
     assert np.isfinite(weights(output_dir / "checkpoint-4")).all()
@@ -234,12 +224,12 @@ def test_a_log_handler_that_is_not_installed_costs_a_line_not_the_run(handler, m
 
     monkeypatch.setattr(f"paddlenlp.trainer.integrations.is_{handler.replace('board', 'boardX')}_available", bool)
     caplog.set_level(logging.WARNING, logger="sd")
-    made = callbacks.for_arguments(Arguments, trainer=None)
+    made = callbacks.make_callbacks(Arguments, trainer=None)
     assert [type(callback).__name__ for callback in made] == ["LogLine", "Report"]
-    assert re.search(rf"--report_to {handler}: .*installed.*; the run goes on without it", caplog.text)
+    assert re.search(rf"--report_to {handler}: .*installed.*; the run continues without it", caplog.text)
 
 
-def test_prompts_that_cannot_be_had_are_named(tmp_path):
+def test_unreadable_prompt_files_are_named(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_prompts(tmp_path / "none.txt")
     (tmp_path / "blank.txt").write_text("\n  \n")

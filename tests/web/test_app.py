@@ -43,22 +43,22 @@ def engine(output_dir, tmp_path):
 
 def draw(engine, **given):
     """(pictures' paths, everything told)."""
-    told = []
-    engine.draw(REQUEST | given, lambda **news: told.append(news))
-    return [Path(news["picture"]) for news in told if "picture" in news], told
+    reported = []
+    engine.draw(REQUEST | given, lambda **news: reported.append(news))
+    return [Path(news["picture"]) for news in reported if "picture" in news], reported
 
 
 # The engine.
 
 
 def test_pictures_are_those_of_eval_to_the_byte(engine, output_dir, tmp_path):
-    paths, told = draw(engine)
+    paths, reported = draw(engine)
     run.run(flags(unet=str(output_dir), num_images=2, batch_size=1, output=str(tmp_path / "eval")))
-    wanted = [tmp_path / "eval" / f"0-a-red-circle-{seed}.png" for seed in (42, 43)]
-    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in wanted]
-    assert told[0] == {"note": "loading checkpoint-10 raw"}
-    assert told[1] == {"progress": (0.5, 2)}
-    assert [news["settings"] for news in told if "settings" in news] == [read_png_text(path)[1] for path in paths]
+    expected = [tmp_path / "eval" / f"0-a-red-circle-{seed}.png" for seed in (42, 43)]
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in expected]
+    assert reported[0] == {"note": "loading checkpoint-10 raw"}
+    assert reported[1] == {"progress": (0.5, 2)}
+    assert [news["settings"] for news in reported if "settings" in news] == [read_png_text(path)[1] for path in paths]
 
 
 def test_other_settings_have_other_files_and_the_same_ones_are_found_again(engine):
@@ -66,9 +66,9 @@ def test_other_settings_have_other_files_and_the_same_ones_are_found_again(engin
     stamps = [path.stat().st_mtime_ns for path in first]
     others = [draw(engine, **given)[0] for given in ({"weights": "ema"}, {"guidance_scale": 3}, {"height": 28})]
     assert len({*first, *(path for paths in others for path in paths)}) == 8
-    again, told = draw(engine)
+    again, reported = draw(engine)
     assert again == first and [path.stat().st_mtime_ns for path in again] == stamps
-    assert told[-1]["settings"]["seed"] == 43
+    assert reported[-1]["settings"]["seed"] == 43
 
 
 def test_a_checkpoint_that_was_trained_again_is_loaded_again(output_dir, engine, tmp_path):
@@ -80,13 +80,13 @@ def test_a_checkpoint_that_was_trained_again_is_loaded_again(output_dir, engine,
     (first,), _ = draw(engine, **given)
     shutil.rmtree(copy / "checkpoint-5")
     shutil.copytree(output_dir / "checkpoint-10", copy / "checkpoint-5")
-    (second,), told = draw(engine, **given)
-    assert told[0] == {"note": "loading checkpoint-5 raw"} and second != first
+    (second,), reported = draw(engine, **given)
+    assert reported[0] == {"note": "loading checkpoint-5 raw"} and second != first
     assert (read_pixels(second) != read_pixels(first)).any()
     assert not any("note" in news for news in draw(engine, **given)[1])
 
 
-def test_one_unet_is_in_memory_and_other_parts_are_shared(engine, output_dir):
+def test_one_unet_is_in_memory_and_other_components_are_shared(engine, output_dir):
     draw(engine)
     first = engine._models
     draw(engine, model="checkpoint-5")
@@ -97,7 +97,7 @@ def test_one_unet_is_in_memory_and_other_parts_are_shared(engine, output_dir):
 
 
 @pytest.mark.parametrize("part", ["unet", "vae"])
-def test_weights_that_were_written_anew_under_the_same_name_are_loaded(tmp_path, part):
+def test_weights_rewritten_under_the_same_name_are_reloaded(tmp_path, part):
     """In place: the folder itself shows no change."""
     output_dir = make_output_dir(make_tiny_repository(tmp_path / "tiny"), tmp_path / "output")
     engine = Engine({**vars(app.parse_arguments(["--output_dir", str(output_dir), "--device", "cpu"])), "output": "o"})
@@ -107,13 +107,13 @@ def test_weights_that_were_written_anew_under_the_same_name_are_loaded(tmp_path,
     path = folder / "diffusion_paddle_model.safetensors"
     tensors = {name: value * 0.9 for name, value in load_file(path).items()}
     path.write_bytes(save(tensors, {"format": "np"}))
-    after, told = draw(engine)
-    assert told[0] == {"note": "loading checkpoint-10 raw"} and not {*before} & {*after}
+    after, reported = draw(engine)
+    assert reported[0] == {"note": "loading checkpoint-10 raw"} and not {*before} & {*after}
 
 
-def test_a_cut_prompt_is_told(engine):
-    _, told = draw(engine, prompt="b" * 18 + " rest")
-    assert {"note": "prompt 1 is longer than the model's 20 tokens; cut off: 'rest'"} in told
+def test_a_truncated_prompt_is_reported(engine):
+    _, reported = draw(engine, prompt="b" * 18 + " rest")
+    assert {"note": "prompt 1 is truncated to the model's 20 tokens; cut off: 'rest'"} in reported
 
 
 @pytest.mark.parametrize(
@@ -146,12 +146,12 @@ def test_wrong_values_are_explained(engine, given, message):
 
 
 def test_whole_numbers_may_come_as_floats():
-    asked = check_request(REQUEST | {"seed": 7.0, "num_images": 1.0})
-    assert (asked.seed, asked.num_images, asked.guidance_scale) == (7, 1, 2.0)
-    assert isinstance(asked.seed, int) and isinstance(asked.guidance_scale, float)
+    requested = check_request(REQUEST | {"seed": 7.0, "num_images": 1.0})
+    assert (requested.seed, requested.num_images, requested.guidance_scale) == (7, 1, 2.0)
+    assert isinstance(requested.seed, int) and isinstance(requested.guidance_scale, float)
 
 
-def test_what_can_be_chosen(output_dir, tmp_path):
+def test_choices_are_the_checkpoints_or_the_published_model(output_dir, tmp_path):
     assert list(list_choices(output_dir=output_dir)) == ["checkpoint-10", "checkpoint-5"]
     assert list_choices(checkpoint=output_dir) == list_choices(output_dir=output_dir)
     assert list(list_choices(checkpoint=output_dir / "checkpoint-5")) == ["checkpoint-5"]
@@ -211,7 +211,7 @@ def test_a_cancelled_drawing_keeps_its_finished_pictures(engine, tmp_path):
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [Path(path).name for path in pictures]
 
 
-def test_what_is_known_of_a_checkpoint_without_loading_it(engine, output_dir):
+def test_model_info_reads_a_checkpoint_without_loading_it(engine, output_dir):
     assert engine.describe() == {
         "checkpoint-10": {"side": 24, "weights": ["raw", "ema"]},
         "checkpoint-5": {"side": 24, "weights": ["raw"]},

@@ -96,12 +96,12 @@ def open_app(page, app):
 @pytest.fixture
 def page(app, browser):
     page = browser.new_page()
-    asked = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested = []
+    page.on("request", lambda request: requested.append(request.url))
     open_app(page, app)
     yield page
     page.close()
-    assert [url for url in asked if not url.startswith((app.url, "data:", "blob:"))] == []
+    assert [url for url in requested if not url.startswith((app.url, "data:", "blob:"))] == []
 
 
 def draw(page, waited_for, **fields):
@@ -134,10 +134,10 @@ def test_a_prompt_typed_becomes_a_picture(app, page):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_wrong_value_is_explained_and_mended(app, page):
-    told = draw(page, "expected", Prompt="a", Guidance_scale="0.5")
-    assert told == "Guidance scale 0.5; expected at least 1, which is no guidance"
-    assert page.get_by_role("alert").filter(has_text=told).count() == 1
+def test_a_wrong_value_is_explained_and_can_be_corrected(app, page):
+    reported = draw(page, "expected", Prompt="a", Guidance_scale="0.5")
+    assert reported == "Guidance scale 0.5; expected at least 1, which is no guidance"
+    assert page.get_by_role("alert").filter(has_text=reported).count() == 1
     assert "number" in draw(page, "whole number", Guidance_scale="2", Seed="1.5")
     assert draw(page, "does not fit", Seed="1", Width="30").endswith("try 32")
     assert draw(page, "picture drawn", Width="32") == "1 picture drawn"
@@ -145,7 +145,7 @@ def test_a_wrong_value_is_explained_and_mended(app, page):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_checkpoints_are_switched_and_listed_anew(app, page):
+def test_checkpoints_are_switched_and_listed_again(app, page):
     page.get_by_label("Checkpoint", exact=True).click()
     page.get_by_role("option", name="checkpoint-5").click()
     page.get_by_label("ema", exact=True).first.wait_for(state="detached")  # it has no moving average
@@ -174,10 +174,10 @@ def test_a_drawing_is_cancelled_and_another_waits_for_its_turn(app, page, browse
     other.get_by_role("button", name="Draw").click()
     other.locator("#status p").filter(has_text="waiting for its turn").wait_for()
     page.get_by_role("button", name="Cancel").click()
-    told = page.locator("#status p").filter(has_text=re.compile("cancelled, .* drawn and kept"))
-    told.wait_for(timeout=30_000)
-    kept = int(re.search(r"cancelled, (\d)", told.inner_text())[1])
-    assert 1 <= kept == page.locator("#gallery button img").count() == len(list(app.pictures.glob("long-*.png")))
+    reported = page.locator("#status p").filter(has_text=re.compile("cancelled, .* drawn and kept"))
+    reported.wait_for(timeout=30_000)
+    stored = int(re.search(r"cancelled, (\d)", reported.inner_text())[1])
+    assert 1 <= stored == page.locator("#gallery button img").count() == len(list(app.pictures.glob("long-*.png")))
     other.locator("#status p").filter(has_text="1 picture drawn").wait_for(timeout=30_000)
     other.close()
 
@@ -193,7 +193,7 @@ def test_a_drawing_process_that_dies_is_explained_and_replaced(app, page):
     page.get_by_role("button", name="Draw").click()
     page.locator("#status p").filter(has_text="of 1 pictures").wait_for(timeout=60_000)
     engine.kill()
-    page.locator("#status p").filter(has_text="most likely for want of memory").wait_for()
+    page.locator("#status p").filter(has_text="most likely out of memory").wait_for()
     assert draw(page, "picture drawn", Prompt="after", Steps="2", Width="", Height="") == "1 picture drawn"
 
 
@@ -248,7 +248,7 @@ def test_prompt_draw_and_status_are_seen_without_scrolling_and_all_text_is_reada
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_an_empty_prompt_and_the_trained_size_are_told(app, page):
+def test_an_empty_prompt_is_refused_and_the_trained_size_is_shown(app, page):
     assert [page.get_by_label(label).input_value() for label in ("Width", "Height")] == ["24", "24"]
     assert draw(page, "the prompt is empty", Prompt="  ") == "the prompt is empty; type what is to be drawn"
 

@@ -1,4 +1,4 @@
-"""The page's side without a browser: answers of the process that draws, visitors in turns, lines and captions."""
+"""The page's side without a browser: answers of the process that draws, sessions in turns, lines and captions."""
 
 import re
 import sys
@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from sd.web.client import Drawer, Visitors, caption, details, follow, follow_each, status
+from sd.web.client import EngineProcess, PageSessions, caption, details, follow, follow_each, status
 
 ENGINE = """
 import json, os, sys
@@ -20,47 +20,47 @@ for line in sys.stdin:
 
 
 @pytest.fixture
-def drawer():
-    drawer = Drawer([sys.executable, "-c", ENGINE])
-    yield drawer
-    drawer.stop()
+def engine():
+    engine = EngineProcess([sys.executable, "-c", ENGINE])
+    yield engine
+    engine.stop()
 
 
-def test_a_dead_engine_is_told_and_replaced(drawer):
+def test_a_dead_engine_is_reported_and_restarted(engine):
     for _ in range(3):
-        died = list(drawer.ask(drawer.new_job(), {"do": "draw", "prompt": "die"}))
-        assert len(died) == 1 and "exit code -9), most likely for want of memory" in died[0]["message"]
-        assert [a.get("note") for a in drawer.ask(drawer.new_job(), {"do": "draw", "prompt": "a"})] == ["a", None]
-    process = drawer._process
-    drawer.stop()
+        died = list(engine.submit(engine.new_job(), {"do": "draw", "prompt": "die"}))
+        assert len(died) == 1 and "exit code -9), most likely out of memory" in died[0]["message"]
+        assert [a.get("note") for a in engine.submit(engine.new_job(), {"do": "draw", "prompt": "a"})] == ["a", None]
+    process = engine._process
+    engine.stop()
     assert process.poll() == 0
 
 
-def test_many_pages_get_their_own_answers(drawer):
-    found = {}
+def test_many_pages_get_their_own_answers(engine):
+    actual = {}
 
     def ask(number):
-        found[number] = [a.get("note") for a in drawer.ask(drawer.new_job(), {"do": "draw", "prompt": str(number)})]
+        actual[number] = [a.get("note") for a in engine.submit(engine.new_job(), {"do": "draw", "prompt": str(number)})]
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == {number: [str(number), None] for number in range(20)} and drawer._waiting == {}
+    assert actual == {number: [str(number), None] for number in range(20)} and engine._waiting == {}
 
 
-def test_a_page_cancels_its_own_drawing_even_before_its_turn(drawer):
-    visitors = Visitors(drawer)
-    visitors.expect("one")
-    visitors.expect("two")
-    visitors.give_up("one")
-    visitors.give_up("nobody")
-    assert list(visitors.draw("one", {"prompt": "a"})) == [{"end": "cancelled"}]
-    assert list(visitors.draw("two", {"prompt": "a"}))[-1]["end"] == "done"
-    visitors.give_up("one")  # nothing is waited for: the next one is not touched
-    visitors.expect("one")
-    assert list(visitors.draw("one", {"prompt": "a"}))[-1]["end"] == "done"
+def test_a_page_cancels_its_own_drawing_even_before_its_turn(engine):
+    sessions = PageSessions(engine)
+    sessions.expect("one")
+    sessions.expect("two")
+    sessions.cancel("one")
+    sessions.cancel("nobody")
+    assert list(sessions.draw("one", {"prompt": "a"})) == [{"end": "cancelled"}]
+    assert list(sessions.draw("two", {"prompt": "a"}))[-1]["end"] == "done"
+    sessions.cancel("one")  # nothing is waited for: the next one is not touched
+    sessions.expect("one")
+    assert list(sessions.draw("one", {"prompt": "a"}))[-1]["end"] == "done"
 
 
 def test_answers_become_pictures_and_a_line():
@@ -75,24 +75,24 @@ def test_answers_become_pictures_and_a_line():
     ]  # fmt: skip
     assert "loading x" in states[0][1] and "&lt;b&gt;" in states[1][1] and "0.5 of 1 pictures" in states[2][1]
     assert states[4][1] == status("cut off: '<b>'; 1 picture drawn")
-    told = caption(states[3][0][0])
-    assert told == "red (seed 3) · checkpoint-5, guidance 2 · 9 steps ddim, 24 x 32 · without 'blue'"
+    reported = caption(states[3][0][0])
+    assert reported == "red (seed 3) · checkpoint-5, guidance 2 · 9 steps ddim, 24 x 32 · without 'blue'"
     cells = re.findall(r"<th[^>]*>(.*?)</th><td>(.*?)</td>", details(states[3][0][0] | {"prompt": "<b>"}))
     assert dict(cells) == {"file": "new.png", "prompt": "&lt;b&gt;"} | {
-        name: str(told) for name, told in settings.items()
+        name: str(reported) for name, reported in settings.items()
     }
     assert list(follow([{"end": "error", "message": "seed=-1"}], [], "")) == [(None, status("seed=-1", "error"))]
     assert next(follow([{"end": "cancelled"}], [], ""))[1] == status("cancelled, 0 pictures drawn and kept")
 
 
-def test_two_requests_are_followed_side_by_side_until_one_ends_badly(drawer):
-    visitors = Visitors(drawer)
-    visitors.expect("page")
-    numbered = list(visitors.draw_each("page", [{"prompt": "first"}, {"prompt": "second"}]))
+def test_two_requests_are_followed_side_by_side_until_one_ends_badly(engine):
+    sessions = PageSessions(engine)
+    sessions.expect("page")
+    numbered = list(sessions.draw_each("page", [{"prompt": "first"}, {"prompt": "second"}]))
     assert [(number, answer.get("note", answer.get("end"))) for number, answer in numbered] == [
         (0, "first"), (0, "done"), (1, "second"), (1, "done"),
     ]  # fmt: skip
     lines = [line for _, _, line in follow_each(numbered, [], "x", ["A: ", "B: "])]
     assert lines[0] == status("A: first") and lines[3] == status("B: second; 0 pictures drawn")
-    visitors.expect("page")
-    assert {number for number, _ in visitors.draw_each("page", [{"prompt": "die"}, {"prompt": "second"}])} == {0}
+    sessions.expect("page")
+    assert {number for number, _ in sessions.draw_each("page", [{"prompt": "die"}, {"prompt": "second"}])} == {0}

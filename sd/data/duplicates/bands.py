@@ -12,7 +12,7 @@ import numpy as np
 
 BANDS, BAND_BITS = 3, 16
 HASH_BITS = BANDS * BAND_BITS
-MOST_DISTANCE = 11
+MAX_DISTANCE = 11
 _CHUNK = 1 << 20  # pairs compared at a time: 50 MB
 _BUCKETS = 1 << BAND_BITS
 
@@ -53,11 +53,11 @@ class Bands:
     hashes: uint64 [n], of which the lower 48 bits count.
     """
 
-    def __init__(self, hashes: np.ndarray, most_distance: int):
-        self._most = most_distance
+    def __init__(self, hashes: np.ndarray, max_distance: int):
+        self._max_distance = max_distance
         self._hashes = hashes
         # A pair within d bits: d // 3 in one of the bands, and one bit less will do in those beyond the rest of d / 3.
-        radii = [most_distance // BANDS - (band > most_distance % BANDS) for band in range(BANDS)]
+        radii = [max_distance // BANDS - (band > max_distance % BANDS) for band in range(BANDS)]
         self._bands = [
             _Band(key, self._hashes, radius) for key, radius in zip(_keys(hashes), radii, strict=True) if radius >= 0
         ]
@@ -66,13 +66,13 @@ class Bands:
         """How many pairs have to be compared for each of the queries, numbers into the hashes: int64."""
         return np.sum([band.counts(queries).sum(1) for band in self._bands], axis=0)
 
-    def behind(self, queries: np.ndarray) -> np.ndarray:
+    def neighbours(self, queries: np.ndarray) -> np.ndarray:
         """The pairs (query, its neighbour behind it), numbers into the hashes: int64 [m, 2], in ascending order."""
-        found = [pair for band in self._bands for pair in band.near(queries, self._hashes, self._most)]
-        if not found:
+        pair_keys = [pair for band in self._bands for pair in band.near(queries, self._hashes, self._max_distance)]
+        if not pair_keys:
             return np.zeros((0, 2), np.int64)
         size = np.int64(max(1, len(self._hashes)))
-        pairs = np.unique(np.concatenate(found))
+        pairs = np.unique(np.concatenate(pair_keys))
         return np.stack(np.divmod(pairs, size), 1)
 
 
@@ -91,7 +91,7 @@ class _Band:
         probes = (self._keys[queries, None] ^ self._masks).astype(np.int64)
         return self._starts[probes + 1] - self._starts[probes]
 
-    def near(self, queries, hashes, most) -> Iterator[np.ndarray]:
+    def near(self, queries, hashes, max_distance) -> Iterator[np.ndarray]:
         """Arrays of query * n + neighbour, int64."""
         probes = (self._keys[queries, None] ^ self._masks).astype(np.int64)
         starts = self._starts[probes].ravel()
@@ -104,18 +104,18 @@ class _Band:
         while begin < len(counts):
             done = ends[begin - 1] if begin else 0
             end = max(begin + 1, int(np.searchsorted(ends, done + _CHUNK, side="right")))
-            yield self._compare(queries, owners[begin:end], starts[begin:end], counts[begin:end], hashes, most)
+            yield self._compare(queries, owners[begin:end], starts[begin:end], counts[begin:end], hashes, max_distance)
             begin = end
 
-    def _compare(self, queries, owners, starts, counts, hashes, most):
+    def _compare(self, queries, owners, starts, counts, hashes, max_distance):
         total = int(counts.sum())
         first = np.cumsum(counts) - counts
-        places = np.repeat(starts - first, counts)
-        places += np.arange(total)
+        positions = np.repeat(starts - first, counts)
+        positions += np.arange(total)
         words = np.repeat(hashes[queries[owners]], counts)
-        words ^= self._hashes[places]
-        near = np.flatnonzero(popcount(words) <= np.uint64(most))
+        words ^= self._hashes[positions]
+        near = np.flatnonzero(popcount(words) <= np.uint64(max_distance))
         owner = queries[owners[np.searchsorted(first, near, side="right") - 1]]
-        neighbour = self._order[places[near]]
+        neighbour = self._order[positions[near]]
         ahead = neighbour > owner
         return owner[ahead] * np.int64(len(hashes)) + neighbour[ahead]

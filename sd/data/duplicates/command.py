@@ -16,10 +16,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from sd.data.duplicates.bands import HASH_BITS, MOST_DISTANCE
+from sd.data.duplicates.bands import HASH_BITS, MAX_DISTANCE
+from sd.data.duplicates.cache import FingerprintCache
 from sd.data.duplicates.fingerprint import Fingerprints, fingerprint_part
 from sd.data.duplicates.groups import find_groups
-from sd.data.duplicates.kept import KeptFingerprints
 from sd.data.duplicates.sheet import choose_groups, draw_groups
 from sd.data.packing.options import ENGINES
 from sd.data.parts import storage
@@ -41,8 +41,8 @@ _NAMED = 10
 
 
 @dataclass
-class Found:
-    """What a run found: the parts in order, {part: why} of those that cannot be read, and for each row its group.
+class Duplicates:
+    """The result of a run: the parts in order, {part: why} of those that cannot be read, and for each row its group.
 
     starts: int64 [parts + 1], numbers of the parts' first rows. owner, exact: see `find_groups`.
     """
@@ -54,7 +54,7 @@ class Found:
     owner: np.ndarray
     exact: np.ndarray
 
-    def place(self, row: int) -> tuple[str, int]:
+    def position(self, row: int) -> tuple[str, int]:
         """(path of the part, number in it) of a row of the whole list."""
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.parts[part].path, row - int(self.starts[part])
@@ -90,19 +90,19 @@ def read_fingerprints(parts: list[PartHeader], options: argparse.Namespace, unre
     """
     starts = np.cumsum([0] + [part.num_rows for part in parts])
     total = int(starts[-1])
-    kept = KeptFingerprints(options.cache_dir)
-    found = replace(Fingerprints.empty(0), **_arrays(total)) if total else Fingerprints.empty(0)
+    cache = FingerprintCache(options.cache_dir)
+    prints_of_all = replace(Fingerprints.empty(0), **_arrays(total)) if total else Fingerprints.empty(0)
 
-    def take(number, prints):
+    def store(number, prints):
         for name, array in prints.arrays().items():
-            getattr(found, name)[starts[number] : starts[number + 1]] = array
+            getattr(prints_of_all, name)[starts[number] : starts[number + 1]] = array
 
     todo = []
     for number, part in enumerate(parts):
-        if (prints := kept.load(part)) is None:
+        if (prints := cache.load(part)) is None:
             todo.append(number)
         else:
-            take(number, prints)
+            store(number, prints)
     if len(todo) < len(parts):
         tqdm.write(f"{len(parts) - len(todo)} of {len(parts)} parts are known from an earlier run", sys.stderr)
     if todo:
@@ -115,14 +115,14 @@ def read_fingerprints(parts: list[PartHeader], options: argparse.Namespace, unre
         rows = int(sum(parts[number].num_rows for number in todo))
         bar = tqdm(desc="reading", unit=" images", total=rows, mininterval=interval)
         with closing(results), bar:
-            for number, (prints, why) in zip(todo, results, strict=True):
+            for number, (prints, reason) in zip(todo, results, strict=True):
                 bar.update(parts[number].num_rows)
                 if prints is None:
-                    unreadable[parts[number].path] = why
+                    unreadable[parts[number].path] = reason
                     continue
-                take(number, prints)
-                kept.save(parts[number], prints)
-    return found
+                store(number, prints)
+                cache.save(parts[number], prints)
+    return prints_of_all
 
 
 def _try(path):
@@ -135,16 +135,16 @@ def _try(path):
 def _arrays(total):
     """Empty arrays of `total` rows; the thumbnails lie in a file without a name, which goes with the process."""
     arrays = Fingerprints.empty(0).arrays()
-    made = {
+    empty = {
         name: np.zeros((total, *array.shape[1:]), array.dtype) for name, array in arrays.items() if name != "thumbs"
     }
     thumbs = arrays["thumbs"]
     with tempfile.TemporaryFile() as file:
-        made["thumbs"] = np.memmap(file, thumbs.dtype, "w+", shape=(total, *thumbs.shape[1:]))
-    return made
+        empty["thumbs"] = np.memmap(file, thumbs.dtype, "w+", shape=(total, *thumbs.shape[1:]))
+    return empty
 
 
-def find_duplicates(file_list: str, options: argparse.Namespace) -> Found:
+def find_duplicates(file_list: str, options: argparse.Namespace) -> Duplicates:
     """Fingerprints of all rows and their groups. Raises InputError, or RunError for a worker that was killed."""
     parts, unreadable = list_parts(file_list)
     prints = read_fingerprints(parts, options, unreadable)
@@ -152,55 +152,55 @@ def find_duplicates(file_list: str, options: argparse.Namespace) -> Found:
     with tqdm(desc="grouping", unit=" images", total=len(prints), mininterval=interval) as bar:
         owner, exact = find_groups(prints, options.max_distance, bar.update)
     starts = np.cumsum([0] + [part.num_rows for part in parts])
-    return Found(parts, unreadable, starts, prints, owner, exact)
+    return Duplicates(parts, unreadable, starts, prints, owner, exact)
 
 
-def write_column(found: Found) -> None:
+def write_column(duplicates: Duplicates) -> None:
     """The column beside each part that can be read; each atomic. Raises OSError."""
-    is_duplicate = found.owner != np.arange(len(found.owner))
-    for part, start, end in zip(found.parts, found.starts, found.starts[1:], strict=False):
-        if part.path not in found.unreadable:
-            readable = found.prints.readable[start:end]
+    is_duplicate = duplicates.owner != np.arange(len(duplicates.owner))
+    for part, start, end in zip(duplicates.parts, duplicates.starts, duplicates.starts[1:], strict=False):
+        if part.path not in duplicates.unreadable:
+            readable = duplicates.prints.readable[start:end]
             present = None if readable.all() else readable
             merge_columns(part, {COLUMN: Column(BOOL, is_duplicate[start:end], present)})
 
 
-def report(found: Found) -> list[str]:
+def report(duplicates: Duplicates) -> list[str]:
     """The lines that the command prints: outcomes that add up to the rows, and the largest groups."""
-    joined = found.owner != np.arange(len(found.owner))
-    heads, counts = np.unique(found.owner[joined], return_counts=True)
-    num_exact = int(np.count_nonzero(joined & found.exact))
-    num_bad = int(np.count_nonzero(~found.prints.readable))
+    joined = duplicates.owner != np.arange(len(duplicates.owner))
+    heads, counts = np.unique(duplicates.owner[joined], return_counts=True)
+    num_exact = int(np.count_nonzero(joined & duplicates.exact))
+    num_bad = int(np.count_nonzero(~duplicates.prints.readable))
     num_rows, num_joined = len(joined), int(np.count_nonzero(joined))
     lines = [
-        f"{num_rows} rows in {len(found.parts)} parts: {num_rows - num_joined - num_bad} kept, {num_joined} duplicates "
-        f"({num_exact} of equal files, {num_joined - num_exact} near), {num_bad} unreadable",
+        f"{num_rows} rows in {len(duplicates.parts)} parts: {num_rows - num_joined - num_bad} kept, {num_joined} "
+        f"duplicates ({num_exact} of equal files, {num_joined - num_exact} near), {num_bad} unreadable",
         f"groups of duplicates: {len(heads)}",
     ]
     for group in np.lexsort((heads, -counts))[:_NAMED]:
-        path, row = found.place(int(heads[group]))
+        path, row = duplicates.position(int(heads[group]))
         lines.append(f"    {counts[group] + 1} rows, kept: {storage.base_name(path)} row {row + 1}")
     lines += [f"    and {len(heads) - _NAMED} smaller or equal ones"] * (len(heads) > _NAMED)
-    bad = list(found.unreadable.values())
-    lines += [f"no column: {why}" for why in bad[:_NAMED]]
+    bad = list(duplicates.unreadable.values())
+    lines += [f"no column: {reason}" for reason in bad[:_NAMED]]
     lines += [f"    and {len(bad) - _NAMED} more"] * (len(bad) > _NAMED)
     return lines
 
 
-def contact_sheet(found: Found, path: str) -> None:
+def contact_sheet(duplicates: Duplicates, path: str) -> None:
     """Draw some groups. Raises RunError where the file cannot be written."""
     groups = []
-    for rows in choose_groups(found.owner, found.exact):
-        head = found.prints.hashes[rows[0]]
+    for rows in choose_groups(duplicates.owner, duplicates.exact):
+        head = duplicates.prints.hashes[rows[0]]
         texts = [
             f"kept, one of {len(rows)}"
             if row == rows[0]
             else "equal file"
-            if found.exact[row]
-            else f"near, {int(head ^ found.prints.hashes[row]).bit_count()} bits"
+            if duplicates.exact[row]
+            else f"near, {int(head ^ duplicates.prints.hashes[row]).bit_count()} bits"
             for row in rows.tolist()
         ]
-        groups.append([(*found.place(row), text) for row, text in zip(rows.tolist(), texts, strict=True)])
+        groups.append([(*duplicates.position(row), text) for row, text in zip(rows.tolist(), texts, strict=True)])
     try:
         draw_groups(groups).save(path, "PNG")
     except OSError as error:
@@ -220,7 +220,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--max_distance",
         type=int,
         default=DISTANCE,
-        help=f"bits of {HASH_BITS} in which the hashes of near duplicates may differ, 0 to {MOST_DISTANCE}",
+        help=f"bits of {HASH_BITS} in which the hashes of near duplicates may differ, 0 to {MAX_DISTANCE}",
     )
     add("--num_workers", type=int, help="processes on this machine (default: the cores)", default=unset)
     add("--engine", choices=ENGINES, default="local", help="this machine, or a Ray cluster")
@@ -229,8 +229,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--output", default="duplicates.png", help="the contact sheet of some groups")
     unset_ones = {"num_workers": None, "ray_address": None, "cache_dir": None}
     options = argparse.Namespace(**{**unset_ones, **vars(parser.parse_args(arguments))})
-    if not 0 <= options.max_distance <= MOST_DISTANCE:
-        raise InputError(f"--max_distance {options.max_distance}; expected 0 to {MOST_DISTANCE}")
+    if not 0 <= options.max_distance <= MAX_DISTANCE:
+        raise InputError(f"--max_distance {options.max_distance}; expected 0 to {MAX_DISTANCE}")
     if options.num_workers is not None and options.num_workers < 1:
         raise InputError(f"--num_workers {options.num_workers}; expected at least 1")
     if options.ray_address and options.engine != "ray":
@@ -245,16 +245,16 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     ensure_writable_home(os.environ)
     try:
-        with stopped_by_signals("the same command goes on from the parts that were read") as raise_if_stopped:
-            found = find_duplicates(options.file_list, options)
+        with stopped_by_signals("the same command resumes from the parts that were read") as raise_if_stopped:
+            duplicates = find_duplicates(options.file_list, options)
             raise_if_stopped()
-            write_column(found)
+            write_column(duplicates)
     except storage.failures() as error:
-        place = getattr(error, "filename", None) or options.file_list
+        path = getattr(error, "filename", None) or options.file_list
         reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{place}: {reason}; mend that, and the same command goes on") from error
-    print("\n".join(report(found)))
-    if (found.owner != np.arange(len(found.owner))).any():
-        contact_sheet(found, options.output)
+        raise RunError(f"{path}: {reason}; mend that, and the same command resumes") from error
+    print("\n".join(report(duplicates)))
+    if (duplicates.owner != np.arange(len(duplicates.owner))).any():
+        contact_sheet(duplicates, options.output)
         print(f"contact sheet: {options.output}")
     print(f'train without them: --file_list {options.file_list} --data_filter "not {COLUMN}"')

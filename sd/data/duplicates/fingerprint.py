@@ -25,8 +25,8 @@ _LUMA = np.array([19595, 38470, 7471])  # 0.299, 0.587, 0.114 of 65536
 
 def _dct_rows(count):
     """The first `count` rows of the DCT-II of length 32, times 4096: int64 [count, 32]."""
-    frequency, place = np.mgrid[:count, :_SIDE]
-    return np.rint(4096 * np.cos(np.pi * frequency * (2 * place + 1) / (2 * _SIDE))).astype(np.int64)
+    frequency, position = np.mgrid[:count, :_SIDE]
+    return np.rint(4096 * np.cos(np.pi * frequency * (2 * position + 1) / (2 * _SIDE))).astype(np.int64)
 
 
 _DCT = _dct_rows(10)
@@ -67,9 +67,9 @@ class Fingerprints:
 
     def fits(self, num_rows: int) -> bool:
         """Whether the arrays have the shapes and types of `num_rows` rows."""
-        wanted = replace(self, **Fingerprints.empty(num_rows).arrays()).arrays()
+        expected = replace(self, **Fingerprints.empty(num_rows).arrays()).arrays()
         return all(
-            array.shape == wanted[name].shape and array.dtype == wanted[name].dtype
+            array.shape == expected[name].shape and array.dtype == expected[name].dtype
             for name, array in self.arrays().items()
         )
 
@@ -96,16 +96,16 @@ def fingerprint_part(index: PartIndex) -> Fingerprints:
 
     Raises PartError for a part that cannot be opened.
     """
-    found = Fingerprints.empty(index.num_rows)
+    prints = Fingerprints.empty(index.num_rows)
     with PartReader(index.path, index) as reader:
         for row in range(index.num_rows):
             try:
                 image = decode_row(reader.read(row)).image
-                found.hashes[row], found.thumbs[row], (width, height) = fingerprint_image(image)
+                prints.hashes[row], prints.thumbs[row], (width, height) = fingerprint_image(image)
             except RowError:
                 continue
             digest = xxhash.xxh3_128_intdigest(image)
-            found.digests[row] = digest >> 64, digest & 0xFFFF_FFFF_FFFF_FFFF
-            found.sizes[row] = width * height, len(image)
-            found.readable[row] = True
-    return found
+            prints.digests[row] = digest >> 64, digest & 0xFFFF_FFFF_FFFF_FFFF
+            prints.sizes[row] = width * height, len(image)
+            prints.readable[row] = True
+    return prints

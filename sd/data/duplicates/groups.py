@@ -12,18 +12,18 @@ import numpy as np
 
 from sd.data.duplicates.bands import Bands
 from sd.data.duplicates.fingerprint import Fingerprints
-from sd.data.duplicates.likeness import LEAST_CONTRAST, are_alike, contrast
+from sd.data.duplicates.likeness import MIN_CONTRAST, are_similar, contrast
 from sd.runtime import usable_cores
 
-_MOST_COMPARED = 1 << 22  # pairs of hashes looked at before the pictures that were found leave
+_MAX_COMPARED = 1 << 22  # pairs of hashes looked at before the pictures that were found leave
 _QUERIES = 4096  # pictures that become representatives, at most, before those that joined them leave
 _WAVE = 8192  # pairs of thumbnails compared before the pictures that were found leave
 _CHECKED = 256  # by one thread at a time: 20 MB
-_REBUILDS = 16  # how often the index is made anew of the pictures that are left
+_REBUILDS = 16  # how often the index is rebuilt of the pictures that are left
 
 
 def find_groups(
-    prints: Fingerprints, most_distance: int, progress: Callable[[int], object] = lambda count: None
+    prints: Fingerprints, max_distance: int, progress: Callable[[int], object] = lambda count: None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(representative of each row, itself where it has no duplicate; whether it was found by its bytes).
 
@@ -40,13 +40,13 @@ def find_groups(
     progress(len(prints) - int(np.count_nonzero(first == np.arange(len(order)))))
     single = order[first == np.arange(len(order))]
     plain = np.concatenate(
-        [contrast(prints.thumbs[single[a : a + _WAVE]]) < LEAST_CONTRAST for a in range(0, len(single), _WAVE)]
+        [contrast(prints.thumbs[single[a : a + _WAVE]]) < MIN_CONTRAST for a in range(0, len(single), _WAVE)]
         or [np.zeros(0, bool)]
     )
     progress(int(np.count_nonzero(plain)))
     rows = single[~plain]
     if len(rows):
-        _join_alike(rows, prints, most_distance, owner, progress)
+        _join_similar(rows, prints, max_distance, owner, progress)
     return owner[owner], exact  # an exact duplicate of a picture that has joined a group belongs to that
 
 
@@ -63,20 +63,20 @@ def _first_of_equal(digests):
     return first[which.reshape(-1)]
 
 
-def _join_alike(rows, prints, most_distance, owner, progress):
+def _join_similar(rows, prints, max_distance, owner, progress):
     """Set the `owner` of those of `rows` (from the largest to the smallest picture) that are like one before them."""
     free = np.ones(len(rows), bool)
     step = -(-len(rows) // _REBUILDS)
     for start in range(0, len(rows), step):
         left = start + np.flatnonzero(free[start:])
-        index = Bands(prints.hashes[rows[left]], most_distance)
+        index = Bands(prints.hashes[rows[left]], max_distance)
         stop = int(np.searchsorted(left, start + step))
         at = 0
         while at < stop:
             queries = at + np.flatnonzero(free[left[at : min(stop, at + _QUERIES)]])
-            taken = max(1, int(np.searchsorted(np.cumsum(index.costs(queries)), _MOST_COMPARED)))
-            _claim(left[index.behind(queries[:taken])], rows, prints, owner, free)
-            at = int(queries[taken]) if taken < len(queries) else at + _QUERIES
+            num_queries = max(1, int(np.searchsorted(np.cumsum(index.costs(queries)), _MAX_COMPARED)))
+            _claim(left[index.neighbours(queries[:num_queries])], rows, prints, owner, free)
+            at = int(queries[num_queries]) if num_queries < len(queries) else at + _QUERIES
         progress(min(step, len(rows) - start))
 
 
@@ -92,7 +92,7 @@ def _claim(pairs, rows, prints, owner, free):
         upto = max(at + 1, int(np.searchsorted(ends, begins[at] + _WAVE, side="right")))
         wave = pairs[begins[at] : ends[upto - 1]]
         wave = wave[free[wave].all(1)]
-        wave = wave[_alike(rows[wave], prints)]
+        wave = wave[_are_similar(rows[wave], prints)]
         for query, neighbour in wave.tolist():
             if free[query] and free[neighbour]:
                 free[neighbour] = False
@@ -100,12 +100,12 @@ def _claim(pairs, rows, prints, owner, free):
         at = upto
 
 
-def _alike(pairs, prints):
+def _are_similar(pairs, prints):
     """Whether the thumbnails of each pair of rows pass: bool [m]."""
 
     def check(start):
         part = pairs[start : start + _CHECKED]
-        return are_alike(prints.thumbs[part[:, 0]], prints.thumbs[part[:, 1]])
+        return are_similar(prints.thumbs[part[:, 0]], prints.thumbs[part[:, 1]])
 
     starts = range(0, len(pairs), _CHECKED)
     if len(starts) < 2:

@@ -7,12 +7,12 @@ first order (Lucas and Kanade, 1981), cut at white. What remains, as a share of 
 import numpy as np
 
 # Measured on re-encoded, halved, cut and brightened photographs and on distinct crops of them: docs/data.md.
-MOST_DIFFERENCE = 0.08
-LEAST_CONTRAST = 4.0  # standard deviation of luma in 255: below it, noise decides the hash
-LEAST_CORRELATION = 0.85  # of luma without a fit; spares most of the fits
+MAX_DIFFERENCE = 0.08
+MIN_CONTRAST = 4.0  # standard deviation of luma in 255: below it, noise decides the hash
+MIN_CORRELATION = 0.85  # of luma without a fit; spares most of the fits
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _WHITE = 250  # a mean of pixels from here on holds some that were cut
-_MOST_STRETCH = 0.06  # of the half side: what a stretch or shift of one unit moves the edge
+_MAX_STRETCH = 0.06  # of the half side: what a stretch or shift of one unit moves the edge
 _STRETCH_COST = 0.002  # of the contrast, for a shift or stretch of one unit
 
 
@@ -21,10 +21,10 @@ def contrast(thumbs: np.ndarray) -> np.ndarray:
     return (thumbs.astype(np.float32) @ _LUMA).std((1, 2))
 
 
-def are_alike(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def are_similar(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Whether each pair of uint8 [n, s, s, 3] shows one picture: bool [n]."""
-    alike = correlation(one, other) >= LEAST_CORRELATION
-    alike[alike] = difference(one[alike], other[alike]) <= MOST_DIFFERENCE
+    alike = correlation(one, other) >= MIN_CORRELATION
+    alike[alike] = difference(one[alike], other[alike]) <= MAX_DIFFERENCE
     return alike
 
 
@@ -72,9 +72,9 @@ def _by_brightness(one, other):
 def _terms(dark):
     """What the fit is a sum of: the picture, a constant, and its change by a shift and a stretch along each side."""
     side = dark.shape[1]
-    unit = np.float32(_MOST_STRETCH * side / 2)
+    unit = np.float32(_MAX_STRETCH * side / 2)
     down, right = np.gradient(dark, axis=(1, 2))
-    place = ((np.arange(side, dtype=np.float32) - (side - 1) / 2) / side * 2).astype(np.float32)
-    across, along = place[None, None, :, None], place[None, :, None, None]
+    position = ((np.arange(side, dtype=np.float32) - (side - 1) / 2) / side * 2).astype(np.float32)
+    across, along = position[None, None, :, None], position[None, :, None, None]
     terms = (dark, np.ones_like(dark), unit * right, unit * down, unit * right * across, unit * down * along)
     return np.stack(terms, 1).reshape(len(dark), len(terms), side * side * 3)

@@ -40,8 +40,8 @@ def _tile(part, row):
             picture = decode(open_image(decode_row(reader.read(row)).image), side)
     except RowError:
         return tile
-    shown = ImageOps.contain(Image.fromarray(picture.array()), (side, side), Image.Resampling.LANCZOS)
-    tile.paste(shown, ((side - shown.width) // 2, (side - shown.height) // 2))
+    thumbnail = ImageOps.contain(Image.fromarray(picture.array()), (side, side), Image.Resampling.LANCZOS)
+    tile.paste(thumbnail, ((side - thumbnail.width) // 2, (side - thumbnail.height) // 2))
     return tile
 
 

@@ -26,7 +26,7 @@ _OPERATORS = {
 _TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _NUMBER = "number"
 _KIND = {FLOAT: _NUMBER, INT: _NUMBER, BOOL: BOOL, TEXT: TEXT}
-_LEAST, _MOST = -(2**63), 2**63 - 1
+_INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 
 
 class TypeMismatchError(ValueError):
@@ -37,24 +37,24 @@ class TypeMismatchError(ValueError):
         self.at, self.reason = at, reason
 
 
-def where(node: Node, columns: Mapping[str, Column], num_rows: int, wanted: bool = True) -> np.ndarray:
+def where(node: Node, columns: Mapping[str, Column], num_rows: int, truth: bool = True) -> np.ndarray:
     """Where a tree is true, or where it is false (not `wanted`): bool [rows]. It is neither where it is unknown.
 
     A name that is not in `columns` is missing in all rows. Raises TypeMismatchError.
     """
     if isinstance(node, Compare):
-        return _compare(node, columns, num_rows, wanted)
+        return _compare(node, columns, num_rows, truth)
     if isinstance(node, Not):
-        return where(node.child, columns, num_rows, not wanted)
+        return where(node.child, columns, num_rows, not truth)
     if isinstance(node, OneOf):
-        return _one_of(node, columns.get(node.name.name), num_rows, wanted)
+        return _one_of(node, columns.get(node.name.name), num_rows, truth)
     if isinstance(node, IsMissing):
         present = _present(columns.get(node.name.name), num_rows)
-        return present if node.negated == wanted else ~present
+        return present if node.negated == truth else ~present
     if isinstance(node, IsTrue):
-        return _compare(Compare("==", node.name, Literal(True), node.name.at), columns, num_rows, wanted)
-    joined = operator.and_ if isinstance(node, And) == wanted else operator.or_  # the second by De Morgan
-    return functools.reduce(joined, (where(child, columns, num_rows, wanted) for child in node.children))
+        return _compare(Compare("==", node.name, Literal(True), node.name.at), columns, num_rows, truth)
+    joined = operator.and_ if isinstance(node, And) == truth else operator.or_  # the second by De Morgan
+    return functools.reduce(joined, (where(child, columns, num_rows, truth) for child in node.children))
 
 
 def _present(column, num_rows):
@@ -65,9 +65,9 @@ def _present(column, num_rows):
     return np.ones(num_rows, bool) if column.present is None else column.present
 
 
-def _known(result, wanted, *columns):
+def _where_present(result, truth, *columns):
     """Where a result is the wanted one and all the columns have a value."""
-    if not wanted:
+    if not truth:
         result = ~result
     for column in columns:
         if column.num_missing if column.type == TEXT else column.present is not None:
@@ -75,7 +75,7 @@ def _known(result, wanted, *columns):
     return result
 
 
-def _compare(node, columns, num_rows, wanted):
+def _compare(node, columns, num_rows, truth):
     op, left, right = node.op, node.left, node.right
     if isinstance(left, Literal):
         op, left, right = _TURNED.get(op, op), right, left
@@ -84,30 +84,34 @@ def _compare(node, columns, num_rows, wanted):
         other = columns.get(right.name)
         if column is None or other is None:
             return np.zeros(num_rows, bool)
-        _check(node.at, op, left.name, _KIND[column.type], f"column {right.name!r}, {_said(_KIND[other.type])}", other)
+        _check(
+            node.at, op, left.name, _KIND[column.type], f"column {right.name!r}, {_kind_name(_KIND[other.type])}", other
+        )
         compared = _TEXT_COLUMNS[op] if column.type == TEXT else _OPERATORS[op]
-        return _known(compared(column.values, other.values), wanted, column, other)
+        return _where_present(compared(column.values, other.values), truth, column, other)
     if column is None:
         return np.zeros(num_rows, bool)
-    _check(node.at, op, left.name, _KIND[column.type], f"{_said(_kind(right.value))} {right}", right.value)
+    _check(node.at, op, left.name, _KIND[column.type], f"{_kind_name(_kind(right.value))} {right}", right.value)
     if column.type == TEXT:
-        return _known(_equal_text(column.values, right.value, op == "=="), wanted, column)
-    return _known(_compared(column, op, right.value), wanted, column)
+        return _where_present(_equal_text(column.values, right.value, op == "=="), truth, column)
+    return _where_present(_compared(column, op, right.value), truth, column)
 
 
 def _check(at, op, name, kind, other, value):
     """Raise TypeMismatchError unless a column of a kind can be compared so with a literal's value or a Column."""
     if kind != (_KIND[value.type] if isinstance(value, Column) else _kind(value)):
-        raise TypeMismatchError(at, f"column {name!r} is {_said(kind)}, compared with {other}")
+        raise TypeMismatchError(at, f"column {name!r} is {_kind_name(kind)}, compared with {other}")
     if kind != _NUMBER and op not in ("==", "!="):
-        raise TypeMismatchError(at, f"column {name!r} is {_said(kind)}, which {op!r} does not compare; use == or !=")
+        raise TypeMismatchError(
+            at, f"column {name!r} is {_kind_name(kind)}, which {op!r} does not compare; use == or !="
+        )
 
 
 def _kind(value):
     return BOOL if isinstance(value, bool) else TEXT if isinstance(value, str) else _NUMBER
 
 
-def _said(kind):
+def _kind_name(kind):
     return {_NUMBER: "a number", TEXT: "text", BOOL: "true or false"}[kind]
 
 
@@ -116,29 +120,29 @@ def _compared(column: Column, op: str, value: Any) -> np.ndarray:
     if column.type == INT:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, int) and not _LEAST <= value <= _MOST:  # of no int64 is the outcome in doubt
+        if isinstance(value, int) and not _INT_MIN <= value <= _INT_MAX:  # of no int64 is the outcome in doubt
             return np.full(len(column.values), _OPERATORS[op](0, value))
     return _OPERATORS[op](column.values, float(value) if column.type == FLOAT else value)
 
 
-def _one_of(node, column, num_rows, wanted):
+def _one_of(node, column, num_rows, truth):
     if column is None:
         return np.zeros(num_rows, bool)
     kind = _KIND[column.type]
     for literal in node.values:
-        _check(literal.at, "==", node.name.name, kind, f"{_said(_kind(literal.value))} {literal}", literal.value)
+        _check(literal.at, "==", node.name.name, kind, f"{_kind_name(_kind(literal.value))} {literal}", literal.value)
     values = [literal.value for literal in node.values]
     if column.type == TEXT:
         import pyarrow as pa
         from pyarrow import compute
 
-        found = compute.is_in(column.values, value_set=pa.array(values, pa.large_string()))
-        result = found.to_numpy(zero_copy_only=False)
+        is_in = compute.is_in(column.values, value_set=pa.array(values, pa.large_string()))
+        result = is_in.to_numpy(zero_copy_only=False)
     else:
         result = np.zeros(num_rows, bool)
         for value in values:
             result |= _compared(column, "==", value)
-    return _known(result, wanted != node.negated, column)
+    return _where_present(result, truth != node.negated, column)
 
 
 def _equal_text(array, value, equal):

@@ -34,7 +34,7 @@ _TOKEN = re.compile(
 _OPERATORS = {"==": "==", "=": "==", "!=": "!=", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 _DEEPEST, _LONGEST = 100, 100_000
 _SHOWN = 100  # characters of a long text that an error shows around the place
-_ELSEWHERE = {  # of other languages -> what it is here
+_FOREIGN_SYNTAX = {  # of other languages -> what it is here
     "&": "and",
     "|": "or",
     "!": "not",
@@ -54,9 +54,9 @@ class FilterError(InputError):
 
     def __init__(self, label: str, text: str, at: int, reason: str, more: str = ""):
         first = max(0, min(at - _SHOWN // 2, len(text) - _SHOWN))
-        shown = "".join(letter if letter.isprintable() else " " for letter in text[first : first + _SHOWN])
-        width = sum(2 if east_asian_width(letter) in "WF" else 1 for letter in shown[: at - first])
-        pointed = f"\n    {shown}\n    {' ' * width}^"
+        excerpt = "".join(character if character.isprintable() else " " for character in text[first : first + _SHOWN])
+        width = sum(2 if east_asian_width(character) in "WF" else 1 for character in excerpt[: at - first])
+        pointed = f"\n    {excerpt}\n    {' ' * width}^"
         super().__init__(f"{label}: {reason}{pointed}" + (f"\n{more}" if more else ""))
         self._parts = label, text, at, reason, more
 
@@ -78,7 +78,7 @@ def parse(text: str, label: str = "--data_filter") -> Node:
     """The tree of an expression. label: where the text comes from, for messages. Raises FilterError."""
     if len(text) > _LONGEST:
         raise FilterError(label, text[:60] + "...", 0, f"{len(text)} characters; expected at most {_LONGEST}")
-    return _Parser(text, label).whole()
+    return _Parser(text, label).parse_whole()
 
 
 class _Parser:
@@ -86,7 +86,7 @@ class _Parser:
         self._text, self._label = text, label
         self._tokens, self._next, self._depth = list(self._tokenize()), 0, 0
 
-    def whole(self):
+    def parse_whole(self):
         if self._token.kind == "end":
             raise self._error(self._token, 'empty; expected an expression, as "aesthetic > 5", or no filter at all')
         tree = self._filter()
@@ -99,36 +99,36 @@ class _Parser:
     def _tokenize(self):
         at = 0
         while True:
-            found = _TOKEN.match(self._text, at)
-            if found is None:
-                raise self._bad_letter(at + len(self._text[at:]) - len(self._text[at:].lstrip()))
-            kind = found.lastgroup
-            yield _Token(kind, found[kind], found.start(kind))
+            match = _TOKEN.match(self._text, at)
+            if match is None:
+                raise self._bad_character(at + len(self._text[at:]) - len(self._text[at:].lstrip()))
+            kind = match.lastgroup
+            yield _Token(kind, match[kind], match.start(kind))
             if kind == "end":
                 return
-            at = found.end()
+            at = match.end()
 
-    def _bad_letter(self, at):
-        letter, rest = self._text[at], self._text[at:]
-        if letter in "\"'`":
-            reason = f"no closing {letter}"
-        elif other := _ELSEWHERE.get(letter):
-            reason = f"{letter!r} is not known; write {other!r}"
-        elif found := re.match(r"[+-]?[\d.]+\w*", rest):
-            reason = f"{found[0]!r} is no number; a name like this stands in backquotes"
+    def _bad_character(self, at):
+        character, rest = self._text[at], self._text[at:]
+        if character in "\"'`":
+            reason = f"no closing {character}"
+        elif other := _FOREIGN_SYNTAX.get(character):
+            reason = f"{character!r} is not known; write {other!r}"
+        elif match := re.match(r"[+-]?[\d.]+\w*", rest):
+            reason = f"{match[0]!r} is no number; a name like this stands in backquotes"
         else:
-            reason = f"{letter!r} is not known; a name with such a character stands in backquotes"
+            reason = f"{character!r} is not known; a name with such a character stands in backquotes"
         return FilterError(self._label, self._text, at, reason)
 
     @property
     def _token(self):
         return self._tokens[self._next]
 
-    def _take(self):
+    def _advance(self):
         self._next += 1
         return self._tokens[self._next - 1]
 
-    def _takes(self, *values):
+    def _accept(self, *values):
         """Whether the next tokens are these keywords or signs; takes them if so."""
         ahead = self._tokens[self._next : self._next + len(values)]
         if [token.value.lower() for token in ahead if token.kind in ("word", "sign")] != list(values):
@@ -141,7 +141,7 @@ class _Parser:
 
     def _unexpected(self, expected):
         token = self._token
-        other = _ELSEWHERE.get(token.value.lower()) if token.kind == "word" else None
+        other = _FOREIGN_SYNTAX.get(token.value.lower()) if token.kind == "word" else None
         hint = f"; write {other!r}" if other else ""
         return self._error(token, f"expected {expected}, found {token}{hint}")
 
@@ -149,13 +149,13 @@ class _Parser:
 
     def _filter(self):
         children = [self._alternative()]
-        while self._takes("or"):
+        while self._accept("or"):
             children.append(self._alternative())
         return _joined(Or, children)
 
     def _alternative(self):
         children = [self._condition()]
-        while self._takes("and"):
+        while self._accept("and"):
             children.append(self._condition())
         return _joined(And, children)
 
@@ -164,12 +164,12 @@ class _Parser:
         if self._depth > _DEEPEST:
             raise self._error(self._token, f"nested more than {_DEEPEST} deep")
         try:
-            if self._takes("not"):
+            if self._accept("not"):
                 return Not(self._condition())
-            if not self._takes("("):
+            if not self._accept("("):
                 return self._test()
             inner = self._filter()
-            if not self._takes(")"):
+            if not self._accept(")"):
                 raise self._unexpected("')'")
             return inner
         finally:
@@ -178,20 +178,20 @@ class _Parser:
     def _test(self):
         left = self._value("a column, '(' or 'not'")
         if isinstance(left, Name):
-            if self._takes("not", "in"):
+            if self._accept("not", "in"):
                 return OneOf(left, self._list(), negated=True)
-            if self._takes("in"):
+            if self._accept("in"):
                 return OneOf(left, self._list())
-            if self._takes("is"):
-                negated = self._takes("not")
-                if not self._takes("missing"):
+            if self._accept("is"):
+                negated = self._accept("not")
+                if not self._accept("missing"):
                     raise self._unexpected("'missing'")
                 return IsMissing(left, negated)
         if self._token.value not in _OPERATORS or self._token.kind != "sign":
             if isinstance(left, Name) and (self._token.kind == "end" or self._is_next("and", "or", ")")):
                 return IsTrue(left)
             raise self._unexpected("a comparison, 'in' or 'is'" if isinstance(left, Name) else "a comparison")
-        operator = self._take()
+        operator = self._advance()
         right = self._value("a value")
         if isinstance(left, Literal) and isinstance(right, Literal):
             raise self._error(operator, "compares two values and no column; a name with blanks stands in backquotes")
@@ -203,12 +203,12 @@ class _Parser:
         return self._token.kind in ("word", "sign") and self._token.value.lower() in values
 
     def _list(self):
-        if not self._takes("("):
+        if not self._accept("("):
             raise self._unexpected("'(' and values")
         values = [self._literal()]
-        while self._takes(","):
+        while self._accept(","):
             values.append(self._literal())
-        if not self._takes(")"):
+        if not self._accept(")"):
             raise self._unexpected("',' or ')'")
         return tuple(values)
 
@@ -222,17 +222,17 @@ class _Parser:
         token = self._token
         at = token.at
         if token.kind == "number":
-            return Literal(self._number(self._take()), at)
+            return Literal(self._number(self._advance()), at)
         if token.kind == "text":
             quote = token.value[0]
-            return Literal(self._take().value[1:-1].replace(quote * 2, quote), at)
+            return Literal(self._advance().value[1:-1].replace(quote * 2, quote), at)
         if token.kind == "quoted":
-            return Name(self._take().value[1:-1].replace("``", "`"), at)
-        if self._takes("true") or self._takes("false"):
+            return Name(self._advance().value[1:-1].replace("``", "`"), at)
+        if self._accept("true") or self._accept("false"):
             return Literal(token.value.lower() == "true", at)
         if token.kind != "word" or self._is_next("and", "or", "not", "in", "is", "missing"):
             raise self._unexpected(expected)
-        return Name(self._take().value, at)
+        return Name(self._advance().value, at)
 
     def _number(self, token):
         value = float(token.value)

@@ -59,7 +59,7 @@ def listed(types: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class RowSelection:
     """What a RowRule says of the rows of a part.
 
     mask: bool [rows], those to use. num_large: rows whose picture is large enough. num_passing: rows of any size that
@@ -105,10 +105,10 @@ class RowRule:
 
     def rows(self, index: PartIndex) -> np.ndarray:
         """The numbers of the rows to use, int64, ascending. Raises PartError for columns that cannot be read."""
-        return np.flatnonzero(self.judge(index, lambda: index).mask)
+        return np.flatnonzero(self.select(index, lambda: index).mask)
 
-    def judge(self, header: PartHeader | PartIndex, load_index: Callable[[], PartIndex]) -> Judgement:
-        """The Judgement of a part. load_index: called where header and columns are not enough.
+    def select(self, header: PartHeader | PartIndex, load_index: Callable[[], PartIndex]) -> RowSelection:
+        """The RowSelection of a part. load_index: called where header and columns are not enough.
 
         Raises PartError where the columns are damaged or of other rows, FilterError for a comparison of unlike types.
         """
@@ -119,7 +119,7 @@ class RowRule:
             large = self.large(load_index())
             num_large = int(np.count_nonzero(large))
         if not self.filters:
-            return Judgement(np.ones(num_rows, bool) if large is None else large, num_large, num_rows)
+            return RowSelection(np.ones(num_rows, bool) if large is None else large, num_large, num_rows)
         columns, types = self._columns(header, load_index)
         clauses, removed = [], []
         for one, clause in self.clauses:
@@ -134,7 +134,7 @@ class RowRule:
             passing = ~passing
         digest = f"{xxhash.xxh3_64_intdigest(np.packbits(passing).tobytes()):016x}"
         mask = passing if large is None else passing & large
-        return Judgement(mask, num_large, int(np.count_nonzero(passing)), tuple(removed), digest, types)
+        return RowSelection(mask, num_large, int(np.count_nonzero(passing)), tuple(removed), digest, types)
 
     def _columns(self, header, load_index):
         """(name -> Column of the names that the part has, name -> type of all its columns)."""
@@ -156,5 +156,5 @@ class RowRule:
 
 
 def _size(values):
-    known = values > 0
-    return Column(INT, values.astype(np.int64), None if known.all() else known)
+    present = values > 0
+    return Column(INT, values.astype(np.int64), None if present.all() else present)

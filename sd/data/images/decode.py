@@ -14,7 +14,7 @@ from sd.errors import first_line
 
 # A JPEG is decoded at a part of its size if that leaves so many times the size it is resized to. Against Lanczos of all
 # its pixels, values differ by 2 of 255 in the mean at most, and but for a thousandth of them by 16 at most.
-_LEAST_SHRINKING = {8: 3, 4: 3, 2: 1.75}
+_MIN_SHRINKING = {8: 3, 4: 3, 2: 1.75}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -63,7 +63,7 @@ def decode(opened: OpenedImage, short_side: int | None = None) -> Picture:
     scale = 1
     if opened.file_format == "JPEG" and short_side:
         rest = min(opened.size) / short_side
-        scale = next((scale for scale, least in _LEAST_SHRINKING.items() if rest >= scale * least), 1)
+        scale = next((scale for scale, factor in _MIN_SHRINKING.items() if rest >= scale * factor), 1)
     pixels = _decode_jpeg(opened, scale)
     if pixels is None:
         image = opened.image

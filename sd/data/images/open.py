@@ -13,7 +13,7 @@ from sd.errors import first_line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 1024**3 // 4 // 3  # 89,478,485, as in Pillow, which only warns until twice as many
-_UNBOUNDED_MODES = ("I", "F")  # 32 bits, of which nobody knows which value is white
+_UNBOUNDED_MODES = ("I", "F")  # 32 bits, whose white level is unknown
 _PNG_HEADER_BYTES, _PNG_CHUNK_BYTES = 8, 12
 _SEGMENTS_PASSED = b"\xc4\xdb\xdd\xe0\xfe"  # JPEG's tables, restart interval, JFIF and comments
 _FRAMES, _SCAN = b"\xc0\xc1\xc2", 0xDA  # Huffman coding, baseline, extended or progressive
@@ -55,7 +55,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> OpenedImage:
     if image.format == "PNG" and _has_metadata_behind_pixels(data):
         load(image)
     orientation = _orientation(image)
-    size = _size_as_shown(image, orientation)
+    size = _upright_size(image, orientation)
     left = 1 if image.format == "TIFF" else orientation
     return OpenedImage(data, image.format, image.mode, size, left, image)
 
@@ -72,16 +72,16 @@ def _plain_jpeg(data):
     """
     if data[:2] != b"\xff\xd8":
         return None
-    at, found, last = 2, None, len(data) - 10
+    at, opened, last = 2, None, len(data) - 10
     while at <= last and data[at] == 0xFF:
         marker, num_bytes = data[at + 1], struct.unpack_from(">H", data, at + 2)[0]
         if marker == _SCAN:
-            return found
-        if marker in _FRAMES and found is None:
+            return opened
+        if marker in _FRAMES and opened is None:
             bits, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
             if bits != 8 or channels not in (1, 3) or not width * height:
                 return None
-            found = OpenedImage(data, "JPEG", "L" if channels == 1 else "RGB", (width, height))
+            opened = OpenedImage(data, "JPEG", "L" if channels == 1 else "RGB", (width, height))
         elif marker not in _SEGMENTS_PASSED and not (marker == 0xE2 and data.startswith(b"ICC_PROFILE", at + 4)):
             return None
         at += 2 + num_bytes
@@ -98,7 +98,7 @@ def _open_by_pillow(data):
     except MemoryError:  # says nothing of the image
         raise
     except Exception as error:  # Pillow's parsers raise nearly anything on damaged headers
-        raise RowError(f"not an image of {', '.join(FORMATS)}: {_why(error, data)}") from error
+        raise RowError(f"not an image of {', '.join(FORMATS)}: {_reject_reason(error, data)}") from error
 
 
 def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -118,8 +118,8 @@ def load(image: Image.Image) -> None:
         raise RowError(f"the image cannot be decoded: {first_line(error)}") from error
 
 
-def _why(error, data):
-    """What Pillow has against a file: of one that no parser takes, the first one's warning."""
+def _reject_reason(error, data):
+    """Why Pillow rejects a file: for one that no parser accepts, the first parser's warning."""
     if not isinstance(error, UnidentifiedImageError):
         return first_line(error)
     with warnings.catch_warnings(record=True) as reasons, suppress(Exception):
@@ -129,8 +129,8 @@ def _why(error, data):
             Image.open(io.BytesIO(data), formats=FORMATS)
         finally:
             Image.WARN_POSSIBLE_FORMATS = False
-    told = [str(reason.message) for reason in reasons if "opening failed" in str(reason.message)]
-    return told[0] if told else f"it begins with {data[:16]!r}"
+    messages = [str(reason.message) for reason in reasons if "opening failed" in str(reason.message)]
+    return messages[0] if messages else f"it begins with {data[:16]!r}"
 
 
 def _orientation(image):
@@ -142,7 +142,7 @@ def _orientation(image):
     return value if value in range(1, 9) else 1
 
 
-def _size_as_shown(image, orientation):
+def _upright_size(image, orientation):
     """Pillow turns a TIFF while decoding, and swaps its size at once if the orientation is a TIFF tag, not XMP's."""
     swapped_already = image.format == "TIFF" and ExifTags.Base.Orientation in image.tag_v2
     return image.size[::-1] if orientation >= 5 and not swapped_already else image.size

@@ -102,7 +102,7 @@ def _length(start, end, limit):
     return length if start + length <= limit else math.nextafter(length, 0)
 
 
-def shown_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     """Width and height once the short side is `short_side`."""
     if width <= height:
         return short_side, max(short_side, int(short_side * height / width))

@@ -25,12 +25,12 @@ ORIGINAL_SIZE = ("original_width", "original_height")
 _ENTRY = re.compile(r"(?P<name>[^=:]+)(=(?P<key>[^=:]+))?(:(?P<type>\w+))?")
 _NUMBER = re.compile(r"[+-]?(?:0|[1-9]\d*)?(?:\.\d*)?(?:[eE][+-]?\d+)?")  # no leading zero: that is a name
 _TRUE, _FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
-_NO_NUMBER = ("nan", "NaN", "NAN")
-_LEAST, _MOST = -(2**63), 2**63 - 1
+_NAN_TEXTS = ("nan", "NaN", "NAN")
+_INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 
 
 @dataclass(frozen=True)
-class KeptColumn:
+class ColumnSpec:
     """A column `name` of what stands under `key` of a row; type: one of TYPES, or None for what the values are."""
 
     name: str
@@ -46,24 +46,24 @@ class _Untyped(str):
     """A value of an input without types."""
 
 
-def parse_kept(text: str | None) -> tuple[KeptColumn, ...]:
+def parse_keep_columns(text: str | None) -> tuple[ColumnSpec, ...]:
     """`aesthetic,url=URL,score:float64` -> KeptColumns. Raises InputError."""
-    kept = []
+    specs = []
     for entry in filter(None, (entry.strip() for entry in (text or "").split(","))):
-        found = _ENTRY.fullmatch(entry)
-        if found is None or (found["type"] or FLOAT) not in TYPES:
+        match = _ENTRY.fullmatch(entry)
+        if match is None or (match["type"] or FLOAT) not in TYPES:
             raise InputError(f"--keep_columns {entry!r}; expected NAME, NAME=KEY or NAME:TYPE, TYPE one of {TYPES}")
-        name, key = found["name"].strip(), (found["key"] or found["name"]).strip()
+        name, key = match["name"].strip(), (match["key"] or match["name"]).strip()
         if name in SIZES:
             raise InputError(
                 f"--keep_columns {name}: every part has the {name} of its pictures; original_{name} is kept"
             )
-        if not name.isprintable() or name in [column.name for column in kept]:
+        if not name.isprintable() or name in [column.name for column in specs]:
             raise InputError(f"--keep_columns {entry!r}: named twice, or no name")
-        kept.append(KeptColumn(name, key, found["type"]))
-    if text is not None and not kept:
+        specs.append(ColumnSpec(name, key, match["type"]))
+    if text is not None and not specs:
         raise InputError(f"--keep_columns {text!r}; expected names separated by commas")
-    return tuple(kept)
+    return tuple(specs)
 
 
 class ColumnBuilder:
@@ -72,15 +72,15 @@ class ColumnBuilder:
     `num_unfit` counts, by name, values that are not of the type that was named.
     """
 
-    def __init__(self, kept: Sequence[KeptColumn]):
-        self._kept = kept
-        self._values: list[list] = [[] for _ in kept]
-        self.num_unfit = dict.fromkeys((column.name for column in kept), 0)
+    def __init__(self, specs: Sequence[ColumnSpec]):
+        self._specs = specs
+        self._values: list[list] = [[] for _ in specs]
+        self.num_unfit = dict.fromkeys((column.name for column in specs), 0)
 
     def add(self, fields: Mapping[str, Any], size: tuple[int, int], typed: bool = True) -> None:
         """A row. size: width and height of its picture before --resize, which stand for an original size that the input
         does not have; (0, 0) if unknown. typed: whether the input has types; of CSV all is text."""
-        for column, values in zip(self._kept, self._values, strict=True):
+        for column, values in zip(self._specs, self._values, strict=True):
             try:
                 value = _plain(fields.get(column.key))
             except (TextError, BadRow, OverflowError, ValueError):
@@ -95,20 +95,20 @@ class ColumnBuilder:
     def columns(self) -> dict[str, Column]:
         """Name -> Column of all rows. Call it once."""
         return {
-            column.name: self._column(column, values) for column, values in zip(self._kept, self._values, strict=True)
+            column.name: self._column(column, values) for column, values in zip(self._specs, self._values, strict=True)
         }
 
     def _column(self, column, values):
         kind = column.type
         if kind is None:
-            values = _as_they_read(values)
-            kind = _common(values)
-        made = [_converted(value, kind) for value in values]
+            values = _parse_untyped(values)
+            kind = _common_type(values)
+        converted = [_convert(value, kind) for value in values]
         self.num_unfit[column.name] += sum(
-            value is not None and one is None and not (_is_nan(value) or value in _NO_NUMBER)
-            for value, one in zip(values, made, strict=True)
+            value is not None and one is None and not (_is_nan(value) or value in _NAN_TEXTS)
+            for value, one in zip(values, converted, strict=True)
         )
-        return _column_of(kind, made)
+        return _make_column(kind, converted)
 
 
 def _plain(value):
@@ -141,17 +141,17 @@ def _is_nan(value):
     return isinstance(value, float) and math.isnan(value)
 
 
-def _common(values):
+def _common_type(values):
     """The type of a column of plain values."""
     kinds = {str if isinstance(value, _Untyped) else type(value) for value in values if value is not None}
-    if kinds == {int} and all(value is None or _LEAST <= value <= _MOST for value in values):
+    if kinds == {int} and all(value is None or _INT_MIN <= value <= _INT_MAX for value in values):
         return INT
     if kinds <= {int, float}:
         return FLOAT
     return BOOL if kinds == {bool} else TEXT
 
 
-def _as_they_read(values):
+def _parse_untyped(values):
     """The values with those without a type as numbers or bool, if all of these read so."""
     untyped = [value for value in values if isinstance(value, _Untyped)]
     if untyped and all(text in (*_TRUE, *_FALSE) for text in untyped):
@@ -162,7 +162,7 @@ def _as_they_read(values):
 
 
 def _reads_as_number(text):
-    return text in _NO_NUMBER or (_NUMBER.fullmatch(text) is not None and any(map(str.isdigit, text)))
+    return text in _NAN_TEXTS or (_NUMBER.fullmatch(text) is not None and any(map(str.isdigit, text)))
 
 
 def _number(text):
@@ -173,7 +173,7 @@ def _number(text):
     return int(text) if text.lstrip("+-").isdigit() else value
 
 
-def _converted(value, kind):
+def _convert(value, kind):
     """A plain value as one of a type; None where it is none of it."""
     if value is None or kind == TEXT:
         return value if value is None or isinstance(value, str) else json.dumps(value)
@@ -183,12 +183,12 @@ def _converted(value, kind):
         number = _number(value.strip()) if isinstance(value, str) else value
         if kind == FLOAT:
             return None if number is None else float(number)
-        return int(number) if number is not None and number == int(number) and _LEAST <= number <= _MOST else None
+        return int(number) if number is not None and number == int(number) and _INT_MIN <= number <= _INT_MAX else None
     except (ValueError, KeyError, OverflowError):
         return None
 
 
-def _column_of(kind, values):
+def _make_column(kind, values):
     if kind == TEXT:
         import pyarrow as pa
 

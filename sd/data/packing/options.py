@@ -1,11 +1,11 @@
-"""What a packing run is asked to do, checked before any work starts."""
+"""The options of a packing run, checked before any work starts."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sd.data.images.open import MAX_PIXELS
 from sd.data.images.resize import RESIZER
-from sd.data.packing.columns import KeptColumn, parse_kept
+from sd.data.packing.columns import ColumnSpec, parse_keep_columns
 from sd.errors import InputError
 from sd.flags.idle import refuse_idle
 from sd.runtime import usable_cores
@@ -14,7 +14,7 @@ VERIFY = ("header", "decode", "none")
 INPUT_FORMATS = ("jsonl", "webdataset", "parquet", "folder", "imagefolder", "csv", "tsv")
 ENGINES = ("local", "ray")
 
-# What decides the bytes of a part. The rest may differ when a stopped run goes on.
+# What decides the bytes of a part. The rest may differ when a stopped run resumes.
 _PART_SETTINGS = (
     "caption_key",
     "image_key",
@@ -68,17 +68,17 @@ class PackOptions:
         if self.num_workers is None:
             object.__setattr__(self, "num_workers", usable_cores())
         for name in ("per_part_file_num", "num_repeat", "num_workers", "max_pixels"):
-            self._hold(name, getattr(self, name) >= 1, "at least 1")
+            self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("min_size", "min_caption_length"):
-            self._hold(name, getattr(self, name) >= 0, "at least 0")
-        self._hold("max_aspect_ratio", self.max_aspect_ratio is None or self.max_aspect_ratio >= 1, "at least 1")
-        self._hold("resize", self.resize is None or self.resize >= 1, "at least 1")
-        self._hold("quality", 1 <= self.quality <= 100, "from 1 to 100")
-        self._hold("max_bad_fraction", 0 <= self.max_bad_fraction <= 1, "from 0 to 1")
-        self._hold("verify", self.verify in VERIFY, f"one of {VERIFY}")
-        self._hold("input_format", self.input_format in INPUT_FORMATS, f"one of {INPUT_FORMATS}")
-        self._hold("engine", self.engine in ENGINES, f"one of {ENGINES}")
-        self._hold("output_name", self.output_name and "/" not in self.output_name, "a file name without a slash")
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        self._require("max_aspect_ratio", self.max_aspect_ratio is None or self.max_aspect_ratio >= 1, "at least 1")
+        self._require("resize", self.resize is None or self.resize >= 1, "at least 1")
+        self._require("quality", 1 <= self.quality <= 100, "from 1 to 100")
+        self._require("max_bad_fraction", 0 <= self.max_bad_fraction <= 1, "from 0 to 1")
+        self._require("verify", self.verify in VERIFY, f"one of {VERIFY}")
+        self._require("input_format", self.input_format in INPUT_FORMATS, f"one of {INPUT_FORMATS}")
+        self._require("engine", self.engine in ENGINES, f"one of {ENGINES}")
+        self._require("output_name", self.output_name and "/" not in self.output_name, "a file name without a slash")
         if self.verify == "none" and (self.min_size or self.max_aspect_ratio or self.resize):
             raise InputError("--verify none looks at no image; --min_size, --max_aspect_ratio and --resize need one")
         if self.max_pixels > MAX_PIXELS and not self.resize:
@@ -87,7 +87,9 @@ class PackOptions:
                 "--resize to shrink larger images"
             )
         keys = self.caption_keys
-        self._hold("caption_key", all(keys) and len(set(keys)) == len(keys), "different keys, with commas between them")
+        self._require(
+            "caption_key", all(keys) and len(set(keys)) == len(keys), "different keys, with commas between them"
+        )
         for name in ("kohya_folders", "caption_lines"):
             if getattr(self, name) and self.input_format != "folder":
                 raise InputError(f"--{name} needs --input_format folder, not {self.input_format}")
@@ -95,7 +97,7 @@ class PackOptions:
             self, "caption_lines", self.caption_lines or None
         )  # None: as parts of earlier versions have it
         if self.keep_columns is not None:
-            object.__setattr__(self, "keep_columns", ",".join(map(str, self.kept_columns)))
+            object.__setattr__(self, "keep_columns", ",".join(map(str, self.column_specs)))
         tars, folders = (self.input_format == kind for kind in ("webdataset", "folder"))
         rules = [
             (bool(self.resize), "quality", "without --resize; images are packed as they are"),
@@ -112,12 +114,12 @@ class PackOptions:
         return tuple(key.strip() for key in self.caption_key.split(","))
 
     @property
-    def kept_columns(self) -> tuple[KeptColumn, ...]:
+    def column_specs(self) -> tuple[ColumnSpec, ...]:
         """The columns that parts keep. Raises InputError."""
-        return parse_kept(self.keep_columns)
+        return parse_keep_columns(self.keep_columns)
 
-    def _hold(self, name, holds, expected):
-        if not holds:
+    def _require(self, name, condition, expected):
+        if not condition:
             raise InputError(f"--{name} {getattr(self, name)}; expected {expected}")
 
     def part_settings(self) -> dict[str, Any]:

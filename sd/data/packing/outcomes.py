@@ -1,4 +1,4 @@
-"""What can become of an input row that is not packed: the outcomes that reports count by."""
+"""Outcomes of input rows that are not packed, as reports count them."""
 
 from sd.errors import one_line
 
@@ -22,7 +22,7 @@ class Filtered(BadRow):
 
 
 class NotDownloaded(BadRow):
-    """A row whose image whoever made the data set could not get; it does not count as bad."""
+    """A row whose image failed to download when the data set was made; it does not count as bad."""
 
     outcome = NOT_DOWNLOADED
 

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sd.data.packing.options import PackOptions
-from sd.data.packing.part import Task, holds_nothing, pack_part
+from sd.data.packing.part import Task, is_empty_part, pack_part
 from sd.data.packing.report import Progress, Tally
 from sd.data.packing.sources.choose import open_source, other_format
 from sd.data.parts import storage
@@ -26,31 +26,31 @@ from sd.processes.pool import run_local, stopped_by_signals
 from sd.processes.ray_engine import run_on_ray
 
 PART_FOLDER, LIST_FOLDER = "laion400m_format_data", "filelist"
-_HOPELESS_ROWS = 10_000  # this many rows and none of them good: the rest will not be better
+_MAX_BAD_ROWS_AT_START = 10_000  # this many rows and none of them good: the rest will not be better
 
 
 def pack(options: PackOptions) -> tuple[str, dict[str, Any]]:
     """Pack as the PackOptions say. Returns the path of the `.filelist.list` and what report.json holds.
 
-    A run that was stopped goes on from its finished parts. Raises InputError for wrong input or an output that belongs
+    A run that was stopped resumes from its finished parts. Raises InputError for wrong input or an output that belongs
     to other input or flags, RunError for too many bad rows or an output that cannot be written.
     """
     try:
-        with stopped_by_signals("the same command goes on from the finished parts") as raise_if_stopped:
+        with stopped_by_signals("the same command resumes from the finished parts") as raise_if_stopped:
             source = open_source(options)
             tasks = _tasks(source.items(), options, raise_if_stopped)
             with _other_format_named(options):
                 first = next(tasks, None)
                 if first is None:
                     raise InputError(f"--input_path {options.input_path}: no rows in it")
-            with _own(options):
+            with _locked_output(options):
                 tally = _pack_parts(chain([first], tasks), source, options)
                 raise_if_stopped()
                 return _finish(tally, options)
     except storage.failures() as error:
-        place = getattr(error, "filename", None) or options.output_path
+        path = getattr(error, "filename", None) or options.output_path
         reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{place}: {reason}; mend that, and the same command goes on from the finished parts") from error
+        raise RunError(f"{path}: {reason}; mend that, and the same command resumes from the finished parts") from error
 
 
 def _part_folder(options):
@@ -79,7 +79,7 @@ def _tasks(items, options, raise_if_stopped):
 
 
 @contextmanager
-def _own(options):
+def _locked_output(options):
     """The output's folders, locked against a second run, and cleared of unfinished files before and after."""
     folder = _part_folder(options)
     try:
@@ -108,7 +108,7 @@ def _clear(folder, options):
     other = [name for name in _parts_in(folder) if name.endswith(".gz") != options.save_gzip_file]
     if other := _without_empty(folder, other):
         now = "with" if options.save_gzip_file else "without"
-        raise _refusal(storage.join(folder, other[0]), f"it was packed otherwise, now {now} --save_gzip_file")
+        raise _refuse(storage.join(folder, other[0]), f"it was packed otherwise, now {now} --save_gzip_file")
 
 
 def _remove_part(folder, name):
@@ -124,7 +124,7 @@ def _without_empty(folder, names):
     for name in names:
         path = storage.join(folder, name)
         try:
-            is_empty = holds_nothing(parse_index(storage.read_bytes(path + SUFFIX), path))
+            is_empty = is_empty_part(parse_index(storage.read_bytes(path + SUFFIX), path))
         except (FileNotFoundError, PartError):
             is_empty = False
         if is_empty:
@@ -140,7 +140,7 @@ def _parts_in(folder):
 
 
 def _remove_unfinished(options):
-    """What a kill left: a process that is killed cannot tidy up."""
+    """Remove temporary files of killed processes."""
     output = options.output_path
     for folder in (output, storage.join(output, LIST_FOLDER), _part_folder(options)):
         for name in storage.list_folder(folder):
@@ -148,8 +148,8 @@ def _remove_unfinished(options):
                 storage.remove(storage.join(folder, name))
 
 
-def _refusal(path, reason):
-    return InputError(f"{path}: {reason}; take another --output_path, or --overwrite to pack all anew")
+def _refuse(path, reason):
+    return InputError(f"{path}: {reason}; take another --output_path, or --overwrite to pack everything again")
 
 
 def _pack_parts(tasks, source, options):
@@ -159,18 +159,18 @@ def _pack_parts(tasks, source, options):
     else:
         results = run_local(work, tasks, options.num_workers)
     rejected_path = storage.join(options.output_path, "rejected.jsonl")
-    with closing(results), storage.NewFile(rejected_path) as rejected, Progress() as progress:
+    with closing(results), storage.AtomicFile(rejected_path) as rejected, Progress() as progress:
         tally = Tally()
         for result in results:
             if result.changed:
-                raise _refusal(result.path, result.changed)
+                raise _refuse(result.path, result.changed)
             tally.add(result)
             progress.update(result)
             for line in tally.empty_columns():
                 tqdm.write(line, sys.stderr)
             for row in result.rejected:
                 rejected.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-            if tally.num_packed == 0 and tally.num_bad >= _HOPELESS_ROWS:
+            if tally.num_packed == 0 and tally.num_bad >= _MAX_BAD_ROWS_AT_START:
                 break
     return tally
 
@@ -179,12 +179,14 @@ def _finish(tally, options):
     report = tally.report(options.part_settings())
     if len(options.caption_keys) > 1:
         report["rows_with_caption"] = {key: tally.captions[key] for key in options.caption_keys}
-    storage.write_whole(storage.join(options.output_path, "report.json"), json.dumps(report, indent=2).encode() + b"\n")
+    storage.write_atomic(
+        storage.join(options.output_path, "report.json"), json.dumps(report, indent=2).encode() + b"\n"
+    )
     with _other_format_named(options):
         tally.check(options.input_path, options)
     folder = _part_folder(options)
     extra = set(_parts_in(folder)) - {storage.base_name(path) for path in tally.all_parts}
     if extra := _without_empty(folder, sorted(extra)):
-        raise _refusal(storage.join(folder, extra[0]), "it is left from longer input")
+        raise _refuse(storage.join(folder, extra[0]), "it is left from longer input")
     lists = storage.join(options.output_path, LIST_FOLDER)
     return write_file_lists(lists, options.output_name, tally.listed, options.num_repeat), report

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sd.data.images.decode import decode, shrink
 from sd.data.images.open import MAX_PIXELS, open_image
-from sd.data.packing.columns import ColumnBuilder, parse_kept
+from sd.data.packing.columns import ColumnBuilder, parse_keep_columns
 from sd.data.packing.options import PackOptions
 from sd.data.packing.outcomes import BadRow, Filtered
 from sd.data.parts import storage
@@ -31,7 +31,7 @@ class Task:
 
 @dataclass
 class PartResult:
-    """What became of each row of a part; `changed` says why a part that is there cannot be gone on from."""
+    """The outcomes of the rows of a part; `changed` is why an existing part cannot be resumed from."""
 
     path: str
     done_fraction: float = 1.0
@@ -50,14 +50,14 @@ def pack_part(task: Task, source: Any, options: PackOptions) -> PartResult:
     Image.MAX_IMAGE_PIXELS = options.max_pixels  # Pillow refuses twice as many
     with source.open() as loader:
         signature = loader.signature(task.items)
-        found = _finished(task.path, signature, options.part_settings())
-        result = found or _write(task, source, loader, signature, options)
+        finished = _finished(task.path, signature, options.part_settings())
+        result = finished or _write(task, source, loader, signature, options)
     result.done_fraction, result.repeat = task.done_fraction, task.repeat
     return result
 
 
 def _write(task, source, loader, signature, options):
-    rejected, kept = [], ColumnBuilder(options.kept_columns)
+    rejected, builder = [], ColumnBuilder(options.column_specs)
     with PartWriter(task.path, save_gzip=options.save_gzip_file) as part:
         num_packed, rows_with = 0, Counter()
         for item in task.items:
@@ -66,19 +66,19 @@ def _write(task, source, loader, signature, options):
                 captions = _captions(loaded.captions, options)
                 image, size, original_size = _image(loaded.image, options)
             except BadRow as bad:
-                rejected.append(source.place(item) | _outcome(bad, loader.image_name(item)))
+                rejected.append(source.position(item) | _outcome(bad, loader.image_name(item)))
                 continue
             part.add(_encode(captions, image, options), *size)
-            kept.add(loaded.fields, original_size, loaded.has_types)
+            builder.add(loaded.fields, original_size, loaded.has_types)
             num_packed += 1
             rows_with.update({key for key, _ in captions})
         part.notes = {"settings": options.part_settings(), "input": signature, "rejected": rejected}
         if len(options.caption_keys) > 1:
             part.notes["captions"] = dict(sorted(rows_with.items()))
-        part.columns = kept.columns()
+        part.columns = builder.columns()
         if part.columns:
             part.notes["columns"] = {
-                name: {"type": column.type, "missing": column.num_missing, "unfit": kept.num_unfit[name]}
+                name: {"type": column.type, "missing": column.num_missing, "unfit": builder.num_unfit[name]}
                 for name, column in part.columns.items()
             }
     return PartResult(
@@ -99,11 +99,11 @@ def _outcome(bad, image_name):
 def _captions(captions, options):
     """The captions of a row, cleaned; of several those that are long enough and not blank. Raises Filtered."""
     cleaned = [(key, clean_caption(text)) for key, text in captions]
-    kept = [(key, text) for key, text in cleaned if len(text.strip()) >= options.min_caption_length]
-    if not kept:
+    long_enough = [(key, text) for key, text in cleaned if len(text.strip()) >= options.min_caption_length]
+    if not long_enough:
         longest = max(len(text.strip()) for _, text in cleaned)
         raise Filtered("caption too short", f"{longest} characters")
-    return [(key, text) for key, text in kept if text.strip()] or kept[:1]
+    return [(key, text) for key, text in long_enough if text.strip()] or long_enough[:1]
 
 
 def _encode(captions, image, options):
@@ -153,7 +153,7 @@ def _finished(path, signature, settings):
     except PartError:
         return None
     if (difference := _difference(index.notes, signature, settings)) is not None:
-        if holds_nothing(index):
+        if is_empty_part(index):
             return None
         return PartResult(path, changed=difference)
     if num_bytes != index.part_bytes or not _has_columns(index, settings):
@@ -171,7 +171,7 @@ def _finished(path, signature, settings):
 
 def _has_columns(index, settings):
     """Whether the columns that were to be kept are there whole."""
-    names = {column.name for column in parse_kept(settings["keep_columns"])}
+    names = {column.name for column in parse_keep_columns(settings["keep_columns"])}
     try:
         with ColumnsFile(index) as file:
             return names <= file.types.keys() and file.num_bytes == storage.size_of(index.path + COLUMNS_SUFFIX)
@@ -181,8 +181,8 @@ def _has_columns(index, settings):
         return False
 
 
-def holds_nothing(index: PartIndex) -> bool:
-    """Whether a part is one of ours of which no row was packed: nothing is lost when it is packed anew."""
+def is_empty_part(index: PartIndex) -> bool:
+    """Whether a part of this packer has no row: packing it again loses nothing."""
     return index.num_rows == 0 and "settings" in index.notes
 
 

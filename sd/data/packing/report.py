@@ -1,4 +1,4 @@
-"""Counting what became of every input row, and telling people."""
+"""The outcome counts of all input rows: report.json, progress bar, warnings and errors."""
 
 import sys
 from collections import Counter
@@ -13,7 +13,7 @@ from sd.data.parts import storage
 from sd.errors import InputError, RunError
 
 _BY_FILTER = "data_filter"
-_ROWS_THAT_TELL = 1000
+_MIN_ROWS_TO_WARN = 1000
 _SAME_IN_ALL = ("outcome", "reason", "detail")  # the other keys of a rejected row say where it is
 
 
@@ -37,8 +37,8 @@ class Tally:
             self.listed += [result.path] * getattr(result, "repeat", 1)
         self.captions.update(getattr(result, "captions", {}))
         if result.num_packed:
-            for name, found in result.columns.items():
-                self._add_column(name, found, result.num_packed)
+            for name, column in result.columns.items():
+                self._add_column(name, column, result.num_packed)
         self.num_packed += result.num_packed
         self.num_bytes += result.num_bytes
         if result.num_filtered:
@@ -49,16 +49,16 @@ class Tally:
             self.rejected[key] += 1
             self._first.setdefault(key, row)
 
-    def _add_column(self, name, found, num_rows):
+    def _add_column(self, name, part_column, num_rows):
         column = self.columns.setdefault(name, {"types": [], "missing": 0, "unfit": 0})
-        column["missing"] += found["missing"]
-        column["unfit"] += found["unfit"]
-        if found["type"] not in column["types"] and found["missing"] < num_rows:
-            column["types"] = sorted([*column["types"], found["type"]])
+        column["missing"] += part_column["missing"]
+        column["unfit"] += part_column["unfit"]
+        if part_column["type"] not in column["types"] and part_column["missing"] < num_rows:
+            column["types"] = sorted([*column["types"], part_column["type"]])
 
     def empty_columns(self) -> Iterator[str]:
         """A line on each column of which no row has a value, once there are enough rows to tell."""
-        if self._warned or self.num_packed < _ROWS_THAT_TELL:
+        if self._warned or self.num_packed < _MIN_ROWS_TO_WARN:
             return
         self._warned = True
         for name, column in self.columns.items():
@@ -91,22 +91,22 @@ class Tally:
         """Raise InputError if nothing was good, RunError if more than `max_bad_fraction` was bad. source: its name."""
         rejected = storage.join(options.output_path, "rejected.jsonl")
         if self.num_packed == 0:
-            reason = self._most_often({outcome for outcome, _ in self.rejected})
+            reason = self._most_frequent({outcome for outcome, _ in self.rejected})
             raise InputError(f"{source}: none of {self.num_rows} rows was {self._done}; {reason}; see {rejected}")
         if self.num_bad > options.max_bad_fraction * self.num_rows:
             raise RunError(
                 f"{source}: {self.num_bad} of {self.num_rows} rows are bad, more than --max_bad_fraction "
-                f"{options.max_bad_fraction}; {self._most_often((BAD,))}; see {rejected}, then mend the input or raise "
-                "the limit"
+                f"{options.max_bad_fraction}; {self._most_frequent((BAD,))}; see {rejected}, then mend the input or "
+                "raise the limit"
             )
 
-    def _most_often(self, outcomes):
+    def _most_frequent(self, outcomes):
         counts = {key: count for key, count in self.rejected.items() if key[0] in outcomes}
         key = max(counts, key=counts.get)
         first = self._first[key]
-        place = " ".join(f"{name} {value}" for name, value in first.items() if name not in _SAME_IN_ALL)
+        position = " ".join(f"{name} {value}" for name, value in first.items() if name not in _SAME_IN_ALL)
         detail = f": {first['detail']}" if first["detail"] else ""
-        return f"most often: {key[1]} ({counts[key]} rows, first {place}{detail})"
+        return f"most often: {key[1]} ({counts[key]} rows, first {position}{detail})"
 
 
 class Progress:

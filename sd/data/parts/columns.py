@@ -40,7 +40,7 @@ class Column:
 
     values: float64 [n], int64 [n], bool [n], or for text a pyarrow.LargeStringArray of n; what stands where there is no
     value means nothing. present: bool [n], None where no value is missing. origin: names what it was made from, "" if
-    nobody said.
+    not recorded.
     """
 
     type: str
@@ -104,7 +104,7 @@ class ColumnsFile:
 
     @property
     def origins(self) -> dict[str, str]:
-        """Name -> what the column was made from, "" if nobody said."""
+        """Name -> what the column was made from, "" if not recorded."""
         return {name: entry.get("origin", "") for name, entry in self._entries.items()}
 
     def read(self, name: str) -> Column:
@@ -143,8 +143,8 @@ class ColumnsFile:
             )
         return {entry["name"]: entry for entry in json.loads(head[_FIXED.size : end])}
 
-    def _damaged(self, what):
-        return PartError(f"{self._name}: damaged ({what}); {_REMEDY}")
+    def _damaged(self, detail):
+        return PartError(f"{self._name}: damaged ({detail}); {_REMEDY}")
 
 
 _REMEDY = "delete it and pack again, or add its columns again (python -m sd.data.columns add)"
@@ -183,7 +183,7 @@ def write_columns(part: PartHeader | PartIndex, columns: Mapping[str, Column]) -
     """
     path = part.path + SUFFIX
     if columns:
-        storage.write_whole(path, columns_bytes(part, columns))
+        storage.write_atomic(path, columns_bytes(part, columns))
     elif storage.exists(path):
         storage.remove(path)
 
@@ -197,18 +197,18 @@ def merge_columns(part: PartHeader | PartIndex, columns: Mapping[str, Column]) -
 
 def columns_bytes(part: PartHeader | PartIndex, columns: Mapping[str, Column]) -> bytes:
     """The bytes of a columns file; the same for the same values."""
-    blocks, entries, place = [], [], 0
+    blocks, entries, offset = [], [], 0
     for name, column in columns.items():
         if not name or len(name) > _MAX_NAME or not name.isprintable():
             raise ValueError(f"column name {name!r}; expected 1 to {_MAX_NAME} printable characters")
         block, num_missing = _pack(name, column, part.num_rows)
-        entry = {"name": name, "type": column.type, "place": place, "bytes": len(block), "missing": num_missing}
+        entry = {"name": name, "type": column.type, "place": offset, "bytes": len(block), "missing": num_missing}
         entries.append(entry | {"xxh3": xxhash.xxh3_64_intdigest(block)} | _origin(column))
         blocks.append(block)
-        place += len(block)
+        offset += len(block)
     # The places are of the file, so they count the directory, whose length depends on them: room for ten digits more.
-    room = len(json.dumps(entries, ensure_ascii=False).encode()) + 10 * len(entries)
-    start = _padded(_FIXED.size + room)
+    reserved = len(json.dumps(entries, ensure_ascii=False).encode()) + 10 * len(entries)
+    start = _padded(_FIXED.size + reserved)
     for entry in entries:
         entry["place"] += start
     directory = json.dumps(entries, ensure_ascii=False).encode().ljust(start - _FIXED.size)
@@ -297,11 +297,11 @@ def _unpack(block, kind, num_missing, num_rows):
         return Column(kind, np.frombuffer(block, "<f8" if kind == FLOAT else "<i8", num_rows, start), present)
     import pyarrow as pa
 
-    whole = pa.py_buffer(block)
+    buffer = pa.py_buffer(block)
     text = start + 8 * (num_rows + 1)
     if len(block) < text:
         raise ValueError(f"{len(block)} bytes of at least {text}")
-    buffers = [whole[:start] if num_missing else None, whole[start:text], whole[text:]]
+    buffers = [buffer[:start] if num_missing else None, buffer[start:text], buffer[text:]]
     array = pa.Array.from_buffers(pa.large_string(), num_rows, buffers, num_missing)
     array.validate(full=True)  # offsets within the text, which is UTF-8
     return Column(kind, array)

@@ -17,7 +17,7 @@ from sd.text import TextError, text_lines
 
 _MAX_LIST_BYTES = 1 << 30
 _DEMO_LIST = "data/filelist/train.filelist.list"  # the default of --file_list, as in PaddleMIX
-_WHERE = re.compile(r"\s+where(?=\s|$)")
+_WHERE_KEYWORD = re.compile(r"\s+where(?=\s|$)")
 _PROBED = 3  # paths of a list that are looked for: one missing part is no moved folder
 
 
@@ -45,8 +45,8 @@ def read_file_list(path: str | Path) -> list[Source]:
         raise InputError(f"{path}: the file list is empty; it needs one .filelist path a line")
     _check_entry(entries[0][0], path)
     sources = []
-    for name, (_, weight, chosen) in zip(_placed([entry[0] for entry in entries], path), entries, strict=True):
-        parts = _placed(_divide_repeats(_lines(name, path)), name)
+    for name, (_, weight, chosen) in zip(_resolve_paths([entry[0] for entry in entries], path), entries, strict=True):
+        parts = _resolve_paths(_divide_repeats(_lines(name, path)), name)
         if not parts:
             raise InputError(f"{name}: names no part; pack again or take it out of {path}")
         sources.append(Source(weight, parts, name, chosen))
@@ -62,7 +62,7 @@ def _check_entry(name, path):
         )
     names_parts = False
     with suppress(OSError):  # a name that no file can have
-        names_parts = not name.endswith(".filelist") and storage.exists(_placed([name], path)[0] + SUFFIX)
+        names_parts = not name.endswith(".filelist") and storage.exists(_resolve_paths([name], path)[0] + SUFFIX)
     if names_parts:
         raise InputError(f"{path}: names parts, so it is one .filelist; {_list_of_lists(path)}")
 
@@ -77,46 +77,46 @@ def write_file_lists(folder: str | Path, output_name: str, parts: Sequence[str],
     part_list = storage.join(folder, f"{output_name}.filelist")
     list_of_lists = part_list + ".list"
     once = "".join(f"{part}\n" for part in parts).encode()
-    with storage.NewFile(part_list) as file:
+    with storage.AtomicFile(part_list) as file:
         for _ in range(num_repeat):
             file.write(once)
-    storage.write_whole(list_of_lists, f"{part_list}\n".encode())
+    storage.write_atomic(list_of_lists, f"{part_list}\n".encode())
     return list_of_lists
 
 
-def _placed(names, named_in):
+def _resolve_paths(names, named_in):
     """The paths of a list as they stand if one of the first is there; else beside the list, if one of them is there.
 
     Beside: relative to its folder, or with the same last folder as in `out/filelist` and `out/laion400m_format_data`.
     """
     folder = storage.folder_of(named_in)
 
-    def in_its_folder(name):
+    def in_list_folder(name):
         return storage.join(folder, name)
 
-    def in_a_folder_beside(name):
+    def in_sibling_folder(name):
         above = storage.folder_of(folder) if storage.is_remote(folder) else os.path.normpath(f"{folder}/..")
         return storage.join(above, "/".join(name.split("/")[-2:]))
 
-    for place in (str, in_its_folder, in_a_folder_beside):
+    for resolve in (str, in_list_folder, in_sibling_folder):
         with suppress(OSError):  # a name that no file can have
-            if any(storage.exists(place(name)) for name in names[:_PROBED]):
-                return [place(name) for name in names]
+            if any(storage.exists(resolve(name)) for name in names[:_PROBED]):
+                return [resolve(name) for name in names]
     return names
 
 
 def _lines(path, named_in=None):
-    where = f" (named in {named_in}; relative paths start at the current folder or beside it)" if named_in else ""
+    hint = f" (named in {named_in}; relative paths start at the current folder or beside it)" if named_in else ""
     try:
         if storage.size_of(path) > _MAX_LIST_BYTES:
-            raise InputError(f"{path}: too large for a list of paths{where}")
+            raise InputError(f"{path}: too large for a list of paths{hint}")
         lines = text_lines(storage.read_bytes(path))
     except TextError as error:
         remedy = _list_of_lists(named_in) if named_in else "--file_list takes a .filelist.list"
-        raise InputError(f"{path}: not a text file{where}; {remedy}") from error
+        raise InputError(f"{path}: not a text file{hint}; {remedy}") from error
     except OSError as error:
-        told = f"{one_line(str(path))}: {error.strerror or error}{where}"
-        raise InputError(f"{told}; {_remedy(path, named_in, error)}") from error
+        problem = f"{one_line(str(path))}: {error.strerror or error}{hint}"
+        raise InputError(f"{problem}; {_remedy(path, named_in, error)}") from error
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -127,8 +127,8 @@ def _remedy(path, named_in, error):
         return f"correct that line of {named_in}{no_list}, or pack again"
     if isinstance(error, IsADirectoryError):
         lists = [name for name in storage.list_folder(f"{path}/filelist") if name.endswith(".filelist.list")]
-        found = f"{path}/filelist/{lists[0]}" if lists else "the .filelist.list that packing or caching wrote"
-        return f"name a file list, here {found}" if lists else f"name {found}"
+        list_name = f"{path}/filelist/{lists[0]}" if lists else "the .filelist.list that packing or caching wrote"
+        return f"name a file list, here {list_name}" if lists else f"name {list_name}"
     if str(path).endswith(_DEMO_LIST):
         return (
             "that is the list of PaddleMIX's laion400m_demo_data.tar.gz, which does not come with this toolkit: unpack "
@@ -148,10 +148,10 @@ def list_entry(path: str, weight: float = 1.0, chosen: str | None = None) -> str
 
 def _split_entry(line, path):
     """(path, weight, filter or None) of a line of a `.filelist.list`."""
-    found = _WHERE.search(line)
-    if found is None or storage.exists(line) or storage.exists(_split_weight(line, path)[0]):
+    match = _WHERE_KEYWORD.search(line)
+    if match is None or storage.exists(line) or storage.exists(_split_weight(line, path)[0]):
         return *_split_weight(line, path), None
-    return *_split_weight(line[: found.start()].strip(), path), line[found.end() :].strip()
+    return *_split_weight(line[: match.start()].strip(), path), line[match.end() :].strip()
 
 
 def _split_weight(line, path):

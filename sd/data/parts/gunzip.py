@@ -46,23 +46,23 @@ class ForwardReader:
     def _restart(self):
         self._file.seek(0)
         self._pieces = unpack(lambda: self._file.read(PIECE_BYTES))
-        self._offset, self._held = 0, b""  # `_held` are the bytes from `_offset` on
+        self._offset, self._buffer = 0, b""  # `_held` are the bytes from `_offset` on
 
     def read(self, offset: int, num_bytes: int) -> bytes:
         """Up to `num_bytes` at `offset`; fewer where the file ends. Raises DamageError."""
         if offset < self._offset:
             self._restart()
         try:
-            while self._offset + len(self._held) <= offset:
-                self._offset += len(self._held)
-                self._held, _ = next(self._pieces)
-            held = [self._held]
-            missing = offset + num_bytes - self._offset - len(self._held)
+            while self._offset + len(self._buffer) <= offset:
+                self._offset += len(self._buffer)
+                self._buffer, _ = next(self._pieces)
+            pieces = [self._buffer]
+            missing = offset + num_bytes - self._offset - len(self._buffer)
             while missing > 0:
                 piece, _ = next(self._pieces)
-                held.append(piece)
+                pieces.append(piece)
                 missing -= len(piece)
-            self._held = b"".join(held)
+            self._buffer = b"".join(pieces)
         except StopIteration:
             self._restart()
             return b""
@@ -70,6 +70,6 @@ class ForwardReader:
             self._restart()
             raise
         start = offset - self._offset
-        line = self._held[start : start + num_bytes]
-        self._held, self._offset = self._held[start:], offset
+        line = self._buffer[start : start + num_bytes]
+        self._buffer, self._offset = self._buffer[start:], offset
         return line

@@ -49,8 +49,8 @@ class PartHeader:
 
     def num_usable(self, resolution: int) -> int | None:
         """Rows with a short side of `resolution` or more; None where only the whole index knows."""
-        place, rest = divmod(resolution, _SIDE_STEP)
-        return int(self.side_counts[place]) if rest == 0 and 0 < place < _NUM_SIDES else None
+        step, rest = divmod(resolution, _SIDE_STEP)
+        return int(self.side_counts[step]) if rest == 0 and 0 < step < _NUM_SIDES else None
 
 
 @dataclass(frozen=True)
@@ -129,18 +129,16 @@ def parse_header(data: bytes, path: str | Path) -> PartHeader:
 
 
 def _parse_header(data, path):
-    where = f"{storage.base_name(path)}{SUFFIX}"
+    name = f"{storage.base_name(path)}{SUFFIX}"
     if len(data) < HEADER_BYTES or not data.startswith(_MAGIC):
-        raise PartError(f"{where}: not an index; delete it to have the part scanned, or pack again")
+        raise PartError(f"{name}: not an index; delete it to have the part scanned, or pack again")
     _, version, kind, layout, num_rows, part_bytes, part_crc, body_crc = _FIXED.unpack_from(data)
     if version != _VERSION:
-        raise PartError(
-            f"{where}: version {version}, this program reads {_VERSION}; delete it to have the part scanned"
-        )
+        raise PartError(f"{name}: version {version}, this program reads {_VERSION}; delete it to have the part scanned")
     head = data[: HEADER_BYTES - 4]
     sound = struct.unpack_from("<I", data, HEADER_BYTES - 4)[0] == isal_zlib.crc32(head)
     if not sound or kind >= len(_KINDS) or layout >= len(_LAYOUTS) or num_rows > _MAX_ROWS:
-        raise PartError(f"{where}: damaged; delete it to have the part scanned, or pack again")
+        raise PartError(f"{name}: damaged; delete it to have the part scanned, or pack again")
     counts = np.frombuffer(head, "<u4", _NUM_SIDES, _FIXED.size)
     return PartHeader(str(path), _KINDS[kind], _LAYOUTS[layout], num_rows, part_bytes, part_crc, counts), body_crc
 

@@ -57,7 +57,7 @@ def _check(tensors):
         if tensor.dtype != np.float16 or tensor.ndim != dimensions or 0 in tensor.shape:
             raise RowError(f"{name}: {tensor.dtype} {list(tensor.shape)}, expected float16 of {dimensions} dimensions")
         if (tensor.view(np.uint16) & _EXPONENT == _EXPONENT).any():  # a tenth of the time of np.isfinite
-            raise RowError(f"{name}: not finite")
+            raise RowError(f"{name}: NaN or infinite values")
     if tensors["moments"].shape[1] % 2:
         raise RowError(f"moments: {tensors['moments'].shape[1]} channels, expected mean and log-variance of each")
 
@@ -133,21 +133,21 @@ class Manifest:
 
     def settings(self) -> dict[str, Any]:
         """What decides the bytes of a row, as a dict for JSON."""
-        kept = {name: value for name, value in asdict(self).items() if name not in _NOT_SETTINGS}
+        settings = {name: value for name, value in asdict(self).items() if name not in _NOT_SETTINGS}
         if self.resizer is None:
-            del kept["resizer"]
+            del settings["resizer"]
         if self.aspect_buckets is None:  # caches of squares are named as before there were buckets
-            kept = {name: value for name, value in kept.items() if name not in _BUCKETS}
+            settings = {name: value for name, value in settings.items() if name not in _BUCKETS}
         if not self.enlarge:  # as of before there was the flag
-            del kept["enlarge"]
-        return kept | {"latent_shape": list(self.latent_shape)}
+            del settings["enlarge"]
+        return settings | {"latent_shape": list(self.latent_shape)}
 
     def differences(self, **run: Any) -> list[str]:
         """A line `resolution was 256, is 512` for each of the given fields that differs from the cache's."""
         if "latent_shape" in run:
             run["latent_shape"] = tuple(run["latent_shape"])
         return [
-            f"{name} was {_shown(getattr(self, name))}, is {_shown(value)}"
+            f"{name} was {_abbreviate(getattr(self, name))}, is {_abbreviate(value)}"
             for name, value in run.items()
             if getattr(self, name) != value
         ]
@@ -159,8 +159,8 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The `.cache.json` file."""
-        told = {name: value for name, value in asdict(self).items() if name not in ("path", "ids")}
-        return json.dumps(told, indent=2).encode() + b"\n"
+        entries = {name: value for name, value in asdict(self).items() if name not in ("path", "ids")}
+        return json.dumps(entries, indent=2).encode() + b"\n"
 
     def empty_text_state(self) -> np.ndarray:
         """The text encoder's states of the empty caption, float16 [L, D]. Raises InputError."""
@@ -171,7 +171,7 @@ class Manifest:
             raise InputError(f"{path}: no text states of the empty caption ({error}); cache the text again") from error
 
 
-def _shown(value):
+def _abbreviate(value):
     """A value for people: eight digits tell two hashes apart."""
     return value[:8] if isinstance(value, str) and re.fullmatch("[0-9a-f]{32,}", value) else value
 
@@ -193,16 +193,18 @@ def manifest_path(filelist: str) -> str:
 def parse_manifest(data: bytes, path: str | Path) -> Manifest:
     """Manifest from the bytes of a `.cache.json`. Raises InputError."""
     try:
-        told = json.loads(data)
-        if told["version"] != VERSION:
-            raise InputError(f"{path}: version {told['version']}, this program reads {VERSION}; make the cache again")
-        known = {entry.name for entry in fields(Manifest)} - {"path", "ids"}
-        manifest = replace(Manifest(**{name: told[name] for name in known & told.keys()}), path=str(path))
+        entries = json.loads(data)
+        if entries["version"] != VERSION:
+            raise InputError(
+                f"{path}: version {entries['version']}, this program reads {VERSION}; make the cache again"
+            )
+        names = {entry.name for entry in fields(Manifest)} - {"path", "ids"}
+        manifest = replace(Manifest(**{name: entries[name] for name in names & entries.keys()}), path=str(path))
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: no manifest of a cache ({error}); make the cache again") from error
-    if manifest.id != told.get("id"):
+    if manifest.id != entries.get("id"):
         raise InputError(f"{path}: changed since it was written; make the cache again")
     return manifest
 
@@ -215,7 +217,7 @@ def find_manifest(file_list: str) -> Manifest | None:
     Raises InputError where caches of other settings, or caches and images, stand in one list.
     """
     names = [source.name for source in read_file_list(file_list)]
-    manifests = [_manifest_beside(name) for name in names]
+    manifests = [_manifest_of(name) for name in names]
     first = manifests[0]
     for name, manifest in zip(names, manifests, strict=True):
         if (first is None) != (manifest is None):
@@ -233,7 +235,7 @@ def find_manifest(file_list: str) -> Manifest | None:
     return first and replace(first, ids=tuple(manifest.id for manifest in manifests))
 
 
-def _manifest_beside(filelist):
+def _manifest_of(filelist):
     path = manifest_path(filelist)
     try:
         return parse_manifest(storage.read_bytes(path), path)

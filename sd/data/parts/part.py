@@ -37,11 +37,11 @@ __all__ = ["PartError", "PartHeader", "PartIndex", "PartReader", "PartWriter", "
 # 1.7 times as long, level 2 gains nothing and level 3 takes twice as long again (bench/packing.py).
 _LEVEL, _WINDOW_BITS = 1, 9
 _GZIP = 31  # window bits for reading: a gzip header and trailer
-_not_kept = {}  # name -> bytes of indexes of this process that the cache folder did not take
+_unsaved_indexes = {}  # name -> bytes of indexes of this process that the cache folder did not take
 
 
 def pack_member(line: bytes) -> bytes:
-    """One gzip member that holds `line`; the same bytes for the same line, whoever packs it and when."""
+    """One gzip member that holds `line`; the same bytes for the same line, deterministic."""
     trailer = struct.pack("<II", isal_zlib.crc32(line), len(line))
     deflated = igzip_lib.compress(line, _LEVEL, igzip_lib.COMP_DEFLATE, igzip_lib.MEM_LEVEL_DEFAULT, _WINDOW_BITS)
     return MEMBER_HEAD + deflated + trailer
@@ -59,7 +59,7 @@ class PartWriter:
         self.path, self._gzip, self._kind = str(path), save_gzip, kind
         self._lengths, self._sizes, self._crcs = [], [], []
         self._num_bytes, self._crc = 0, 0
-        self._file = storage.NewFile(path)
+        self._file = storage.AtomicFile(path)
         self.notes, self.index = {}, None
         self.columns: dict[str, Column] = {}
 
@@ -106,7 +106,7 @@ class PartWriter:
             notes=self.notes,
         )
         merge_columns(self.index, self.columns)
-        storage.write_whole(self.path + SUFFIX, self.index.to_bytes())
+        storage.write_atomic(self.path + SUFFIX, self.index.to_bytes())
 
 
 def load_index(path: str | Path, cache_dir: str | Path | None = None) -> PartIndex:
@@ -117,31 +117,31 @@ def load_index(path: str | Path, cache_dir: str | Path | None = None) -> PartInd
     """
     with suppress(FileNotFoundError):
         return parse_index(storage.read_bytes(str(path) + SUFFIX), path)
-    return parse_index(_scanned(path, cache_dir), path)
+    return parse_index(_scan_cached(path, cache_dir), path)
 
 
 def load_header(path: str | Path, cache_dir: str | Path | None = None) -> PartHeader:
     """PartHeader of a part, without reading the rows' arrays; otherwise as `load_index`."""
     with suppress(FileNotFoundError), storage.open_binary(str(path) + SUFFIX) as file:
         return parse_header(file.read(HEADER_BYTES), path)
-    return parse_header(_scanned(path, cache_dir), path)
+    return parse_header(_scan_cached(path, cache_dir), path)
 
 
-def _scanned(path, cache_dir):
+def _scan_cached(path, cache_dir):
     """The bytes of the index of a part that has none beside it: kept ones, else of a scan, which is kept if it can be.
 
-    Kept by path, size and time of change; what is damaged is made again.
+    Cached by path, size and modification time; a damaged entry is rebuilt.
     """
     try:
         version = storage.version_of(path)
         folder = Path(cache_dir or storage.cache_folder("sd_part_indexes"))
-        kept = folder / f"{_cache_key(path, version)}{SUFFIX}"
+        cached_index = folder / f"{_cache_key(path, version)}{SUFFIX}"
         with suppress(OSError, PartError):
-            data = kept.read_bytes()
+            data = cached_index.read_bytes()
             parse_index(data, path)
             return data
-        if str(kept) in _not_kept:
-            return _not_kept[str(kept)]
+        if str(cached_index) in _unsaved_indexes:
+            return _unsaved_indexes[str(cached_index)]
         data = scan_part(path).to_bytes()
     except FileNotFoundError as error:
         raise PartError(f"{path}: no such part; check the path in the file list") from error
@@ -149,23 +149,23 @@ def _scanned(path, cache_dir):
         raise PartError(f"{path}: cannot be read: {error}") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        storage.write_whole(kept, data)
+        storage.write_atomic(cached_index, data)
     except OSError as error:
-        if not _not_kept:
-            logger.warning("%s: %s; indexes of parts are made anew in each run", folder, first_line(error))
-        _not_kept[str(kept)] = data
+        if not _unsaved_indexes:
+            logger.warning("%s: %s; indexes of parts are rebuilt in each run", folder, first_line(error))
+        _unsaved_indexes[str(cached_index)] = data
     return data
 
 
 def _cache_key(path, version):
-    place = str(path) if storage.is_remote(path) else str(Path(path).resolve())
-    return sha256(f"{place}\n{version}".encode()).hexdigest()[:32]
+    location = str(path) if storage.is_remote(path) else str(Path(path).resolve())
+    return sha256(f"{location}\n{version}".encode()).hexdigest()[:32]
 
 
 class PartReader:
     """Reads rows of a part by number; cheap in any order for our parts, in ascending order for others.
 
-    Raises PartError on opening if the part is missing, RowError from `read` if a row cannot be had.
+    Raises PartError on opening if the part is missing, RowError from `read` if a row cannot be read.
     """
 
     def __init__(self, path: str | Path, index: PartIndex):

@@ -28,11 +28,11 @@ class _Rows:
     def feed(self, piece):
         start = 0
         while (end := piece.find(b"\n", start) + 1) > 0:
-            self._hold(piece[start:end])
+            self._append(piece[start:end])
             self._close()
             start = end
         if start < len(piece):
-            self._hold(piece[start:])
+            self._append(piece[start:])
 
     def finish(self):
         """The last line may lack its newline."""
@@ -43,7 +43,7 @@ class _Rows:
     def between_lines(self):
         return not self._pending
 
-    def _hold(self, piece):
+    def _append(self, piece):
         self._pending += len(piece)
         if self._pending > MAX_ROW_BYTES:
             raise DamageError(f"row {len(self.lengths) + 1} is longer than {MAX_ROW_BYTES >> 20} MiB")
@@ -98,7 +98,7 @@ def scan_part(path: str | Path) -> PartIndex:
         except DamageError as reason:
             damage = f"{reason}, after row {len(rows.lengths)}"
         source.drain()
-    by_member = is_gzip and members.hold_one_row_each and len(members.lengths) == len(rows.lengths)
+    by_member = is_gzip and members.are_single_rows and len(members.lengths) == len(rows.lengths)
     sizes = np.array(rows.sizes, np.int32).reshape(-1, 2)
     return PartIndex(
         path=str(path),
@@ -117,11 +117,11 @@ class _Members:
     """Whether each gzip member holds one row, and their packed bytes."""
 
     def __init__(self):
-        self.lengths, self.hold_one_row_each = [], True
+        self.lengths, self.are_single_rows = [], True
 
     def add(self, num_bytes, num_rows, ends_row):
         self.lengths.append(num_bytes)
-        self.hold_one_row_each &= num_rows == 1 and ends_row
+        self.are_single_rows &= num_rows == 1 and ends_row
 
 
 def _walk_lines(source, chunk, rows):

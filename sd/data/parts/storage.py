@@ -187,8 +187,8 @@ def remove(path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-class NewFile:
-    """A file that appears under its name whole or not at all, even if the process or the machine stops half way.
+class AtomicFile:
+    """An atomic file write: temporary name, fsync, rename; it appears whole or not at all, also after a crash.
 
     Write inside a `with` block, by `write` or to `file`, which is open for binary writing; it appears at the block's
     end, and an error leaves no trace. A remote file is put together locally first.
@@ -226,6 +226,6 @@ class NewFile:
         publish(Path(self._temporary), Path(self._path))
 
 
-def write_whole(path: str | Path, data: bytes) -> None:
-    with NewFile(path) as file:
+def write_atomic(path: str | Path, data: bytes) -> None:
+    with AtomicFile(path) as file:
         file.write(data)

@@ -1,4 +1,4 @@
-"""The order with aspect-ratio buckets: whole groups of one bucket, each place a function of the sample's number.
+"""The order with aspect-ratio buckets: whole groups of one bucket, each position a function of the sample's number.
 
 Samples s, s + 1, ... make groups of `group_size`; each group is of one source and one bucket, so that all ranks have
 the same shape in a micro-batch. The rows of a (source, bucket), a *unit*, are dealt as `Order` deals those of a
@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from sd.data.streaming.order import BUCKET, KEPT_ROWS, KEPT_WINDOWS, MIX_BLOCK, PARTS, Kept, Order, rng
+from sd.data.streaming.order import BUCKET, CACHED_ROWS, CACHED_WINDOWS, MIX_BLOCK, PARTS, FifoCache, Order, rng
 from sd.errors import InputError
 
 DEAL_BLOCK = 4096  # groups of a source in which its buckets are shuffled among each other, or a whole pass if shorter
-_KEPT_PASSES = 2  # of each unit: the one in use, and the one before it on a lane that is a row behind
+_CACHED_PASSES = 2  # of each unit: the one in use, and the one before it on a lane that is a row behind
 
 
 class Deal:
@@ -94,11 +94,11 @@ class BucketOrder(Order):
         self.rows = [int(counts.sum()) for counts in self.counts]
         self._check_units()
         self._deals = [self._deal(source) for source in range(len(by_source))]
-        self._passes = Kept(_KEPT_PASSES * len(self.rows), self._make_pass)
-        self._permutations = Kept(2 * _KEPT_PASSES * len(by_source), self._permute_parts)
-        windows = min(KEPT_WINDOWS, KEPT_ROWS * self.num_buckets // buffer_size)
-        self._windows = Kept(max(2 * len(self.rows), windows), self._make_window)
-        self._groups = Kept(4 * len(by_source), lambda source, block: self._deals[source].make_block(block))
+        self._passes = FifoCache(_CACHED_PASSES * len(self.rows), self._make_pass)
+        self._permutations = FifoCache(2 * _CACHED_PASSES * len(by_source), self._permute_parts)
+        windows = min(CACHED_WINDOWS, CACHED_ROWS * self.num_buckets // buffer_size)
+        self._windows = FifoCache(max(2 * len(self.rows), windows), self._make_window)
+        self._groups = FifoCache(4 * len(by_source), lambda source, block: self._deals[source].make_block(block))
 
     def _deal(self, source):
         rows = self.rows[source * self.num_buckets : (source + 1) * self.num_buckets]
@@ -113,9 +113,9 @@ class BucketOrder(Order):
                     "use fewer lanes, or leave the bucket out"
                 )
 
-    # -- where a sample stands -------------------------------------------------------------------------------------
+    # -- coordinates of a sample -----------------------------------------------------------------------------------
 
-    def position(self, sample: int) -> tuple[int, int, int, int, int]:
+    def coordinates(self, sample: int) -> tuple[int, int, int, int, int]:
         """(unit, lane, pass of the unit, window, slot in the shuffled window); unit = source x buckets + bucket."""
         lane, index = self.lane_of(sample)
         group, offset = divmod(index, self._lane_group)
@@ -145,7 +145,7 @@ class BucketOrder(Order):
         share = -(-self.buffer_size * self.rows[unit] // self._source_rows[unit // self.num_buckets])
         return min(self.buffer_size, max(self.deal_size, share))
 
-    # -- what is worked out once and kept --------------------------------------------------------------------------
+    # -- computed once and cached ----------------------------------------------------------------------------------
 
     def _permute_parts(self, source, pass_number):
         draw = rng(self.seed, PARTS, source, pass_number)

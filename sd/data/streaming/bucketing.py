@@ -1,4 +1,4 @@
-"""The rows of a file list by bucket: counted from the indexes, small buckets merged, the lines that tell of both."""
+"""The rows of a file list by bucket: counted from the indexes, small buckets merged, both reported as log lines."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from sd.data.parts.moments import KIND, Manifest
 from sd.data.parts.storage import base_name
 from sd.data.streaming.buckets import BucketTable, check_cached
 from sd.errors import ArgumentError
-from sd.flags.aspect import parse_aspect_buckets, shown
+from sd.flags.aspect import format_size, parse_aspect_buckets
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Bucketing:
     def choose(self, index: Any) -> np.ndarray:
         """The bucket of each row of a PartIndex before any merging: int16 [n], -1 for none."""
         latest, chosen = self._latest[0]
-        if latest is not index:  # asked for twice in a row
+        if latest is not index:  # consecutive calls have the same index
             chosen = self._choose(index)
             self._latest[0] = index, chosen
         return chosen
@@ -105,8 +105,8 @@ class BucketRows:
     def used(self) -> BucketTable:
         """The table without the buckets that hold no row of any source; whole where none holds any."""
         rows = self.counts.sum(1)
-        kept = tuple(size for size, count in zip(self.bucketing.table.sizes, rows, strict=True) if count)
-        return BucketTable(kept or self.bucketing.table.sizes)
+        sizes = tuple(size for size, count in zip(self.bucketing.table.sizes, rows, strict=True) if count)
+        return BucketTable(sizes or self.bucketing.table.sizes)
 
     def by_bucket(self, part: int, index: Any, rows: np.ndarray) -> np.ndarray:
         """A part's usable rows, numbers in ascending order, by bucket, then by number: what ordinals count."""
@@ -129,21 +129,21 @@ class BucketRows:
         """A line on the rows of each bucket, then one for each bucket that is merged or has no row."""
         sizes, total = self.bucketing.table.sizes, max(1, int(self.counts.sum()))
         lines = [
-            f"bucket {shown(size)}: {count} rows ({count / total:.1%})"
+            f"bucket {format_size(size)}: {count} rows ({count / total:.1%})"
             for size, count in zip(sizes, self.counts.sum(1).tolist(), strict=True)
             if count
         ]
         for source, goes_to in enumerate(self.goes_to):
-            where = f" of {self._names[source]}" if len(self.goes_to) > 1 else ""
+            source_name = f" of {self._names[source]}" if len(self.goes_to) > 1 else ""
             parts = slice(self._first_part[source], self._first_part[source + 1])
             rows = self._chosen[:, parts].sum(1).tolist()
             for bucket, target in enumerate(goes_to.tolist()):
                 if target != bucket and rows[bucket]:
                     lines.append(
-                        f"bucket {shown(sizes[bucket])}{where} has {rows[bucket]} rows, fewer than a group of "
-                        f"{self.bucketing.group_size} samples: they go to {shown(sizes[target])}"
+                        f"bucket {format_size(sizes[bucket])}{source_name} has {rows[bucket]} rows, fewer than a group "
+                        f"of {self.bucketing.group_size} samples: they go to {format_size(sizes[target])}"
                     )
         for size, count in zip(sizes, self._chosen.sum(1).tolist(), strict=True):
             if not count:
-                lines.append(f"bucket {shown(size)} has no row")
+                lines.append(f"bucket {format_size(size)} has no row")
         return lines

@@ -1,7 +1,7 @@
 """Aspect-ratio buckets: the table of sizes, the bucket of a row, and which buckets are too small to stand alone.
 
 Widths and heights lie in the index, so all of it is arithmetic on integers and on quotients of two, which IEEE 754
-rounds alike on every processor: a row is in the same bucket wherever it is asked for.
+rounds alike on every processor: a row is in the same bucket wherever it is computed.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sd.errors import ArgumentError, InputError
-from sd.flags.aspect import NAME, parse_aspect_buckets, shown
+from sd.flags.aspect import NAME, format_size, parse_aspect_buckets
 
 _AREA_FACTOR = 2  # a listed bucket's area may differ from resolution squared by so much
 
@@ -23,34 +23,34 @@ class BucketTable:
 
     @classmethod
     def from_flag(cls, text: str, resolution: int, multiple: int) -> "BucketTable":
-        """The table that --aspect_buckets asks for: a number of buckets, or a list of sizes.
+        """The table of --aspect_buckets: a number of buckets, or a list of sizes.
 
         multiple: what every side must be a multiple of, the VAE's factor times the UNet's. Raises ArgumentError.
         """
-        asked = parse_aspect_buckets(text)
-        if isinstance(asked, int):
-            return cls(_nearest_to_square(asked, resolution, multiple))
-        for size in asked:
+        parsed = parse_aspect_buckets(text)
+        if isinstance(parsed, int):
+            return cls(_nearest_to_square(parsed, resolution, multiple))
+        for size in parsed:
             if size[0] % multiple or size[1] % multiple:
                 raise ArgumentError(
-                    NAME, text, f": {shown(size)}; VAE and UNet need sides that are multiples of {multiple}"
+                    NAME, text, f": {format_size(size)}; VAE and UNet need sides that are multiples of {multiple}"
                 )
             area = size[0] * size[1] / resolution**2
             if not 1 / _AREA_FACTOR <= area <= _AREA_FACTOR:
                 raise ArgumentError(
                     NAME,
                     text,
-                    f": {shown(size)} has {area:.3g} times the area of --resolution {resolution}; expected 1/"
+                    f": {format_size(size)} has {area:.3g} times the area of --resolution {resolution}; expected 1/"
                     f"{_AREA_FACTOR} to {_AREA_FACTOR}, give the resolution of about that area",
                 )
-        return cls(asked)
+        return cls(parsed)
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __str__(self) -> str:
         """`192x320,256x256,320x192`: as --aspect_buckets takes it."""
-        return ",".join(map(shown, self.sizes))
+        return ",".join(map(format_size, self.sizes))
 
     @property
     def largest(self) -> tuple[int, int]:
@@ -104,14 +104,16 @@ class BucketTable:
         """
         counts, goes_to = [int(count) for count in rows], np.arange(len(rows), dtype=np.int16)
         while True:
-            there = [number for number, count in enumerate(counts) if count]
-            small = [number for number in there if counts[number] < group_size]
-            if not small or len(there) == 1:
+            non_empty = [number for number, count in enumerate(counts) if count]
+            small = [number for number in non_empty if counts[number] < group_size]
+            if not small or len(non_empty) == 1:
                 return goes_to
-            least = min(small, key=lambda number: counts[number])
-            target = min((number for number in there if number != least), key=lambda n: self._distance(least, n))
-            counts[target], counts[least] = counts[target] + counts[least], 0
-            goes_to[goes_to == least] = target
+            smallest = min(small, key=lambda number: counts[number])
+            target = min(
+                (number for number in non_empty if number != smallest), key=lambda n: self._distance(smallest, n)
+            )
+            counts[target], counts[smallest] = counts[target] + counts[smallest], 0
+            goes_to[goes_to == smallest] = target
 
     def _distance(self, one, other):
         (width, height), (other_width, other_height) = self.sizes[one], self.sizes[other]
@@ -130,8 +132,10 @@ def covering_size(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[int, 
 def possible_sizes(resolution: int, multiple: int) -> list[tuple[int, int]]:
     """Every (width, height) in multiples of `multiple` with at most resolution squared pixels that cannot be longer on
     one side without being shorter on the other, from the square outwards."""
-    most = resolution**2 // multiple**2
-    sizes = [(side, most // side) for side in range(1, most + 1) if most // (most // side) == side]
+    max_blocks = resolution**2 // multiple**2
+    sizes = [
+        (side, max_blocks // side) for side in range(1, max_blocks + 1) if max_blocks // (max_blocks // side) == side
+    ]
     sizes.sort(key=lambda size: (max(size) / min(size), size[0] < size[1]))
     return [(width * multiple, height * multiple) for width, height in sizes]
 
@@ -145,7 +149,7 @@ def _nearest_to_square(count, resolution, multiple):
         )
     sizes = possible_sizes(resolution, multiple)
     if count > len(sizes):
-        listed = ", ".join(map(shown, sizes))
+        listed = ", ".join(map(format_size, sizes))
         raise ArgumentError(
             NAME,
             count,
@@ -156,11 +160,11 @@ def _nearest_to_square(count, resolution, multiple):
 
 def check_cached(rows: Sequence[int], sizes: Sequence[tuple[int, int]], group_size: int, name: str) -> None:
     """Raise InputError where a bucket of a latent cache, whose shapes are fixed, has fewer rows than a group."""
-    there = [(count, size) for count, size in zip(rows, sizes, strict=True) if count]
-    for count, size in there:
-        if count < group_size and len(there) > 1:
+    non_empty = [(count, size) for count, size in zip(rows, sizes, strict=True) if count]
+    for count, size in non_empty:
+        if count < group_size and len(non_empty) > 1:
             raise InputError(
-                f"{name}: bucket {shown(size)} holds {count} rows, fewer than a group of {group_size} samples, and the "
-                f"shapes of a cache are fixed; make the cache with --aspect_group_size {group_size}, or train with "
-                "a smaller group"
+                f"{name}: bucket {format_size(size)} holds {count} rows, fewer than a group of {group_size} samples, "
+                f"and the shapes of a cache are fixed; make the cache with --aspect_group_size {group_size}, or train "
+                "with a smaller group"
             )

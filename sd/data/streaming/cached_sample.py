@@ -57,13 +57,13 @@ class CachedSampleMaker:
         """(moments, text states or None) of a row. Raises RowError where they are not what the manifest says."""
         moments, states = decode_payload(record.image)
         channels, height, width = self.latent_shapes[bucket or 0]
-        wanted = {"moments": (self.manifest.num_variants, 2 * channels, height, width)}
-        found = {"moments": moments.shape}
+        expected = {"moments": (self.manifest.num_variants, 2 * channels, height, width)}
+        shapes = {"moments": moments.shape}
         if self.manifest.has_text:
-            wanted["text_states"] = (len(record.captions), *self.empty_state.shape)
-            found["text_states"] = None if states is None else states.shape
-        if wanted != found:
-            raise RowError(f"it holds {found}, the cache's manifest says {wanted}")
+            expected["text_states"] = (len(record.captions), *self.empty_state.shape)
+            shapes["text_states"] = None if states is None else states.shape
+        if expected != shapes:
+            raise RowError(f"it holds {shapes}, the cache's manifest says {expected}")
         return moments, states if self.manifest.has_text else None
 
     def _ids(self, caption):

@@ -43,8 +43,8 @@ class CaptionDraw:
         numbers = range(len(sources))
         if shares:
             ends = np.cumsum([share for _, share in shares])
-            place = int(np.searchsorted(ends, draw.random() * ends[-1], side="right"))
-            source, _ = shares[min(place, len(shares) - 1)]
+            index = int(np.searchsorted(ends, draw.random() * ends[-1], side="right"))
+            source, _ = shares[min(index, len(shares) - 1)]
             numbers = [number for number in numbers if sources[number] == source]
         chosen = numbers[int(draw.integers(len(numbers)))]
         return None if dropped else chosen, draw
@@ -53,26 +53,27 @@ class CaptionDraw:
         tags = [tag for tag in (piece.strip() for piece in caption.split(",")) if tag]
         rest = tags[self._flags.keep :]
         order = draw.permutation(len(rest))
-        kept = draw.random(len(rest)) >= self._flags.tag_dropout
-        return ", ".join(tags[: self._flags.keep] + [rest[number] for number in order if kept[number]])
+        keep = draw.random(len(rest)) >= self._flags.tag_dropout
+        return ", ".join(tags[: self._flags.keep] + [rest[number] for number in order if keep[number]])
 
 
-def check_sources(found: Sequence[Sequence[str]], flags: CaptionFlags) -> list[str]:
-    """Lines on rows that lack a source with a share. found: the sources of each row that was read.
+def check_sources(row_sources: Sequence[Sequence[str]], flags: CaptionFlags) -> list[str]:
+    """Lines on rows that lack a source with a share. row_sources: of each row that was read.
 
     Raises InputError for a source that no row has.
     """
-    there = sorted({source for sources in found for source in sources})
-    for source in flags.named if found else ():
-        if source not in there:
+    present = sorted({source for sources in row_sources for source in sources})
+    for source in flags.named if row_sources else ():
+        if source not in present:
             name = "caption_shares" if source in dict(flags.shares) else "shuffle_tags"
             raise InputError(
-                f"{name}: none of {len(found)} rows read has a caption named {source!r}; they have {', '.join(there)}"
+                f"{name}: none of {len(row_sources)} rows read has a caption named {source!r}; they have "
+                f"{', '.join(present)}"
             )
     lines = []
     for source, _ in flags.shares:
-        if lacking := sum(source not in sources for sources in found):
+        if num_lacking := sum(source not in sources for sources in row_sources):
             lines.append(
-                f"{lacking} of {len(found)} rows read have no {source!r}; they draw from the sources they have"
+                f"{num_lacking} of {len(row_sources)} rows read have no {source!r}; they draw from their other sources"
             )
     return lines

@@ -1,4 +1,4 @@
-"""How many captions are longer than the text encoder sees: judged by a sample of a data set's rows."""
+"""Caption truncation: how many captions exceed the text encoder's tokens, estimated from a sample of rows."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,17 +15,17 @@ from sd.processes.watchdog import Watchdog
 
 SAMPLED = 200
 _ENDS = 2  # tokens that mark begin and end of the text
-_LETTERS_A_TOKEN = 40  # no more are looked at for each place: a caption may have a hundred thousand
+_CHARS_PER_TOKEN = 40  # characters read for each token: a caption may have a hundred thousand
 # CLIP splits a text into these pieces before it makes one or more tokens of each.
 _PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\s\w]+|_+")
 
 
-def sample_captions(catalog: Catalog, most: int = SAMPLED) -> list[str]:
+def sample_captions(catalog: Catalog, limit: int = SAMPLED) -> list[str]:
     """First captions of the rows that `sample_records` reads."""
-    return [record.captions[0] for record in sample_records(catalog, most)]
+    return [record.captions[0] for record in sample_records(catalog, limit)]
 
 
-def sample_records(catalog: Catalog, most: int = SAMPLED) -> list[Record]:
+def sample_records(catalog: Catalog, limit: int = SAMPLED) -> list[Record]:
     """Up to `most` usable rows spread over a catalog's parts, without their images.
 
     Parts that would have to be copied here first are left out, and so are bad rows.
@@ -33,7 +33,7 @@ def sample_records(catalog: Catalog, most: int = SAMPLED) -> list[Record]:
     ends = np.cumsum(catalog.usable)
     records = []
     with closing(Watchdog()) as watchdog, closing(RowReader(catalog, LocalCopies(), watchdog)) as reader:
-        for row in np.unique(np.linspace(0, catalog.num_usable - 1, min(most, catalog.num_usable)).astype(int)):
+        for row in np.unique(np.linspace(0, catalog.num_usable - 1, min(limit, catalog.num_usable)).astype(int)):
             part = int(np.searchsorted(ends, row, side="right"))
             if part in catalog.copied:
                 continue
@@ -45,22 +45,22 @@ def sample_records(catalog: Catalog, most: int = SAMPLED) -> list[Record]:
 
 def by_source(records: Iterable[Record]) -> dict[str, list[str]]:
     """Source -> all its captions in the records, in the order in which the sources come."""
-    found: dict[str, list[str]] = {}
+    captions: dict[str, list[str]] = {}
     for record in records:
         for source, caption in zip(record.sources, record.captions, strict=True):
-            found.setdefault(source, []).append(caption)
-    return found
+            captions.setdefault(source, []).append(caption)
+    return captions
 
 
 def num_tokens(caption: str, max_length: int, tokenizer: Any = None) -> int:
     """Tokens of a caption with its two ends, or at least more than `max_length`; without a tokenizer a lower bound, the
     pieces that CLIP's tokenizer starts from."""
-    seen = caption[: _LETTERS_A_TOKEN * max_length]
-    return _ENDS + len(tokenizer.tokenize(seen) if tokenizer else _PIECE.findall(seen))
+    head = caption[: _CHARS_PER_TOKEN * max_length]
+    return _ENDS + len(tokenizer.tokenize(head) if tokenizer else _PIECE.findall(head))
 
 
-def words_lost(caption: str, max_length: int, tokenizer: Any = None) -> int:
-    """Words of a caption, told apart by blanks, of which the text encoder does not see all tokens; a lower bound
+def num_truncated_words(caption: str, max_length: int, tokenizer: Any = None) -> int:
+    """Words of a caption, split at blanks, of which at least one token is truncated; a lower bound
     without a tokenizer."""
     words = caption.split()
     if len(caption) <= max_length - _ENDS:  # no token has less than a letter
@@ -73,18 +73,18 @@ def words_lost(caption: str, max_length: int, tokenizer: Any = None) -> int:
     return 0
 
 
-def describe_cut(captions: Mapping[str, Sequence[str]], max_length: int, tokenizer: Any = None) -> list[str]:
+def describe_truncation(captions: Mapping[str, Sequence[str]], max_length: int, tokenizer: Any = None) -> list[str]:
     """A line for each source of which captions are longer than `max_length` tokens; with more than one it is named."""
-    least, lines = "" if tokenizer else "at least ", []
+    bound, lines = "" if tokenizer else "at least ", []
     for source, texts in captions.items():
         cut = [text for text in texts if num_tokens(text, max_length, tokenizer) > max_length]
         if not cut:
             continue
-        lost = sum(words_lost(text, max_length, tokenizer) for text in cut)
+        lost = sum(num_truncated_words(text, max_length, tokenizer) for text in cut)
         share = lost / max(1, sum(len(text.split()) for text in texts))
         named = f"{source}: " if len(captions) > 1 else ""
         lines.append(
-            f"{named}{least}{len(cut) / len(texts):.0%} of {len(texts)} captions read are longer than the {max_length} "
-            f"tokens of --model_max_length; what is beyond is cut, {lost} words ({share:.1%})"
+            f"{named}{bound}{len(cut) / len(texts):.0%} of {len(texts)} captions read are longer than the {max_length} "
+            f"tokens of --model_max_length and are truncated, {lost} words ({share:.1%})"
         )
     return lines

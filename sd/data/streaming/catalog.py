@@ -1,4 +1,4 @@
-"""What a file list holds: parts, usable rows of each, what is missing or damaged, and a fingerprint of it all."""
+"""The catalog of a file list: parts, usable rows of each, missing and damaged ones, and a fingerprint of all."""
 
 import logging
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ from sd.data.parts.filelist import read_file_list
 from sd.data.parts.index import STREAM, SUFFIX, PartError, PartIndex
 from sd.data.parts.moments import KIND, find_manifest, manifest_path
 from sd.data.parts.part import load_header, load_index
-from sd.data.streaming.bucket_counts import KeptCounts
+from sd.data.streaming.bucket_counts import BucketCountCache
 from sd.data.streaming.bucketing import Bucketing, BucketRows
-from sd.data.streaming.filtering import describe_filters, sum_up
+from sd.data.streaming.filtering import describe_filters, total_filtering
 from sd.data.streaming.local_copies import needs_copy
 from sd.errors import InputError
 
@@ -42,7 +42,7 @@ class PartSummary:
     checksum: str = "missing"
     layout: str = ""
     damage: str = ""
-    lost_unknown: bool = False  # rows are missing, nobody knows how many
+    lost_unknown: bool = False  # rows are missing, their number is unknown
     large: int = 0  # rows whose picture is large enough
     passing: int = 0  # rows of any size that pass the filters
     removed: tuple[int, ...] = ()  # large rows that each clause of the filters removes
@@ -56,8 +56,8 @@ class Catalog:
 
     - paths: list of str; usable: int64 [parts], the rows that are used: those with a short side of `resolution` or
       more, with `enlarge` of any, that pass `data_filter` and their source's own filter; checksums: names of the
-      parts' bytes, "missing" where the index cannot be had; digests: of which rows pass the filters, "" without. A part
-      of which no row passes is not among them.
+      parts' bytes, "missing" where the index cannot be read; digests: of which rows pass the filters, "" without. A
+      part of which no row passes is not among them.
     - num_parts, num_rows, num_usable: totals. num_lost: rows of missing or damaged parts, guessed from the rest.
       num_bad: these and the rows without a readable image. filtering: what the filters leave out, see Filtering.
     - copied: numbers of the parts that are read from local copies, copied_rows and copied_bytes: their rows, and about
@@ -86,19 +86,19 @@ class Catalog:
         bucketing: Bucketing | None = None,
     ):
         self.file_list, self.resolution, self.bucketing = str(file_list), resolution, bucketing
-        whole = [RowFilter(data_filter)] if data_filter is not None else []  # read before any file is
+        global_filters = [RowFilter(data_filter)] if data_filter is not None else []  # read before any file is
         self.manifest = find_manifest(file_list)
         # Of a cache the rows that are smaller than it hold no picture, and the enlarged ones have its size.
         self.min_side = 1 if enlarge and self.manifest is None else resolution
         sources = read_file_list(file_list)
         self.names = [source.name for source in sources]
         self.weights = [source.weight for source in sources]
-        self.rules = [self._rule(source, whole, left_out) for source in sources]
+        self.rules = [self._rule(source, global_filters, left_out) for source in sources]
         self.paths = [part for source in sources for part in source.parts]
         self.num_parts = len(self.paths)
         self.first_part = np.cumsum([0] + [len(source.parts) for source in sources])
         parts = self._load(cache_dir)
-        self.filtering = sum_up(self, parts, log=not left_out)
+        self.filtering = total_filtering(self, parts, log=not left_out)
         self.num_rows = sum(part.num_rows for part in parts)
         self.num_lost = _count_lost(parts)
         self.num_bad = sum(part.num_bad for part in parts) + self.num_lost
@@ -118,10 +118,10 @@ class Catalog:
         if not left_out:
             self._report(max_bad_fraction, may_be_unusable)
 
-    def _rule(self, source, whole, left_out):
+    def _rule(self, source, global_filters, left_out):
         """The RowRule of a Source: the filter of all, then its own."""
         own = [RowFilter(source.filter, f"{self.file_list}: {source.name}")] if source.filter is not None else []
-        return RowRule(self.min_side, (*whole, *own), left_out, self.bucketing)
+        return RowRule(self.min_side, (*global_filters, *own), left_out, self.bucketing)
 
     def source_of(self, part: int) -> int:
         """The number of the source that a part belongs to."""
@@ -153,10 +153,10 @@ class Catalog:
         return f"{storage.base_name(self.paths[part])} row {row + 1}"
 
     def _load(self, cache_dir):
-        kept = None if self.bucketing is None else KeptCounts(self.bucketing, cache_dir)
+        count_cache = None if self.bucketing is None else BucketCountCache(self.bucketing, cache_dir)
 
         def load(number):
-            return summarise(self.paths[number], self.rule(number), cache_dir, kept)
+            return summarise(self.paths[number], self.rule(number), cache_dir, count_cache)
 
         numbers = range(len(self.paths))
         if any(storage.is_remote(path) for path in self.paths):
@@ -164,8 +164,8 @@ class Catalog:
                 parts = list(pool.map(load, numbers))
         else:
             parts = list(map(load, numbers))
-        if kept is not None:
-            kept.save()
+        if count_cache is not None:
+            count_cache.save()
         return parts
 
     def _bucket_rows(self, parts):
@@ -195,13 +195,13 @@ class Catalog:
             if part.kind in ("", kind):
                 continue
             name = self.names[self.source_of(number)]
-            where = f"{name}: {storage.base_name(self.paths[number])}"
+            location = f"{name}: {storage.base_name(self.paths[number])}"
             if part.kind == KIND:
                 raise InputError(
-                    f"{where} is a part of cached latents, but there is no {manifest_path(name)}; copy the manifest "
+                    f"{location} is a part of cached latents, but there is no {manifest_path(name)}; copy the manifest "
                     "beside the filelist, and keep images and cached parts in lists of their own"
                 )
-            raise InputError(f"{where} is a part of images, but {self.manifest.path} is the manifest of a cache")
+            raise InputError(f"{location} is a part of images, but {self.manifest.path} is the manifest of a cache")
         return kind
 
     def _fingerprint(self, parts):
@@ -254,14 +254,14 @@ class Catalog:
             )
 
 
-def summarise(path: str | Path, rule: Any, cache_dir: str | Path | None = None, kept: Any = None) -> Any:
+def summarise(path: str | Path, rule: Any, cache_dir: str | Path | None = None, count_cache: Any = None) -> Any:
     """PartSummary of a part, from the header of its index where that is enough. Damage does not raise.
 
-    kept: KeptCounts of the rule's buckets.
+    count_cache: BucketCountCache of the rule's buckets.
     """
 
     @cache
-    def whole_index():
+    def full_index():
         return load_index(path, cache_dir)
 
     try:
@@ -270,11 +270,11 @@ def summarise(path: str | Path, rule: Any, cache_dir: str | Path | None = None, 
         usable = None if rule.filters or rule.shapes else header.num_usable(rule.min_side)
         scanned = not storage.exists(str(path) + SUFFIX)
         index, counts = None, None
-        if kept is not None and not (rule.filters or scanned) and num_bytes == header.part_bytes:
-            counts = kept.get(header)
+        if count_cache is not None and not (rule.filters or scanned) and num_bytes == header.part_bytes:
+            counts = count_cache.get(header)
             usable = None if counts is None else int(counts.sum())
         if scanned or num_bytes != header.part_bytes or (usable is None and not rule.filters):
-            index = whole_index()
+            index = full_index()
     except (PartError, OSError) as error:
         reason = str(error) if isinstance(error, PartError) else f"{path}: {error.strerror or error}"
         return PartSummary(damage=reason, lost_unknown=True)
@@ -284,11 +284,11 @@ def summarise(path: str | Path, rule: Any, cache_dir: str | Path | None = None, 
         damage = f"{path}: {num_bytes} bytes where its index says {header.part_bytes}; copy or pack it again"
     elif index is not None and index.damage:
         damage = f"{path}: {index.damage}"
-    judged = {} if counts is None else {"buckets": counts}
+    selected = {} if counts is None else {"buckets": counts}
     if usable is None:
-        usable, judged, reason = _judge(header, rule, whole_index)
-        if kept is not None and "buckets" in judged and not (rule.filters or damage):
-            kept.add(header, judged["buckets"])
+        usable, selected, reason = _select_rows(header, rule, full_index)
+        if count_cache is not None and "buckets" in selected and not (rule.filters or damage):
+            count_cache.add(header, selected["buckets"])
         if reason:
             num_bad, damage = header.num_rows, damage or reason
     return PartSummary(
@@ -301,21 +301,24 @@ def summarise(path: str | Path, rule: Any, cache_dir: str | Path | None = None, 
         layout=header.layout,
         damage=damage,
         lost_unknown=scanned and bool(damage),
-        **cast(dict[str, Any], {"large": usable, "passing": header.num_rows} | judged),
+        **cast(dict[str, Any], {"large": usable, "passing": header.num_rows} | selected),
     )
 
 
-def _judge(header, rule, whole_index):
+def _select_rows(header, rule, full_index):
     """(usable rows, further fields of PartSummary, why the rows cannot be judged or "")."""
     try:
-        judged = rule.judge(header, whole_index)
+        selected = rule.select(header, full_index)
     except PartError as error:  # of columns, or of the index behind its header
         return 0, {"large": 0, "passing": 0}, f"{storage.folder_of(header.path)}: {error}"
-    fields = ("removed", "digest", "types")
-    told = {name: getattr(judged, name) for name in fields} | {"large": judged.num_large, "passing": judged.num_passing}
+    names = ("removed", "digest", "types")
+    fields = {name: getattr(selected, name) for name in names} | {
+        "large": selected.num_large,
+        "passing": selected.num_passing,
+    }
     if rule.shapes is not None:
-        told["buckets"] = rule.shapes.count(whole_index(), judged.mask)
-    return int(np.count_nonzero(judged.mask)), told, ""
+        fields["buckets"] = rule.shapes.count(full_index(), selected.mask)
+    return int(np.count_nonzero(selected.mask)), fields, ""
 
 
 def _count_lost(parts):

@@ -33,7 +33,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NICENESS = 10  # of 19; a tenth of a core that another process wants
 _EVAL_ATTEMPTS = 100
 _EVAL_STEPS = 100_000  # over rows of other buckets
-WINDOW_ROWS, LEAST_WINDOW_ROWS = 20_000, 100
+WINDOW_ROWS, MIN_WINDOW_ROWS = 20_000, 100
 
 
 class TextImagePair(IterableDataset):
@@ -41,7 +41,7 @@ class TextImagePair(IterableDataset):
 
     Use it with `DataLoader(dataset, batch_size=batch_size, num_workers=..., collate_fn=collate,
     worker_init_fn=worker_init_fn)`, and call `raise_if_failed` on each batch. A batch holds `pixel_values` uint8
-    [B,3,H,W], `input_ids` int64 [B,L], `place` int64 [B,2] (part number, row), `sample` int64 [B] (the number in the
+    [B,3,H,W], `input_ids` int64 [B,L], `position` int64 [B,2] (part number, row), `sample` int64 [B] (the number in the
     run), and what `draw(rng)` returned for each sample. From a cache of latents it holds `moments` float16 [B,2C,h,w]
     in the place of the pixels, and if the cache has the text, `text_states` float16 [B,L,D] in that of the ids.
 
@@ -54,9 +54,9 @@ class TextImagePair(IterableDataset):
     leaves out; `start_sample` does not count them, the batches' `sample` does.
 
     buckets: the table of aspect-ratio buckets; pictures and latents then have the shape of their bucket, which is one
-    for all batches of a round, and the state has `group_size` and `aspect_buckets` too. group_size: samples in a row of
-    one bucket, a multiple of `world_size * batch_size`, of which `start_sample` must be one; by default the least that
-    lanes and ranks allow. To resume pass that of the state: a round may have any size that divides it.
+    for all batches of a round, and the state has `group_size` and `aspect_buckets` too. group_size: consecutive samples
+    of one bucket, a multiple of `world_size * batch_size`, of which `start_sample` must be one; by default the smallest
+    that lanes and ranks allow. To resume pass that of the state: a round may have any size that divides it.
 
     Attributes: fingerprint (str), num_usable, num_rows, lanes, deal_size (int). Raises InputError at once if the file
     list is unusable or there are fewer usable records than one batch for each lane.
@@ -140,7 +140,7 @@ class TextImagePair(IterableDataset):
     def state(self, samples_seen: int) -> dict[str, Any]:
         """What a checkpoint keeps of the data: plain numbers and strings."""
         bucketing = self.catalog.bucketing
-        kept = {"group_size": bucketing.group_size, "aspect_buckets": str(bucketing.table)} if bucketing else {}
+        bucket_state = {"group_size": bucketing.group_size, "aspect_buckets": str(bucketing.table)} if bucketing else {}
         return {
             "samples_seen": int(samples_seen),
             "lanes": self.lanes,
@@ -149,12 +149,12 @@ class TextImagePair(IterableDataset):
             "buffer_size": self.order.buffer_size,
             "resolution": self.catalog.resolution,
             "fingerprint": self.fingerprint,
-            **kept,
+            **bucket_state,
         }
 
-    def name_rows(self, places: Any) -> Any:
+    def name_rows(self, positions: Any) -> Any:
         """int64 [B,2] (part number, row from 0) -> ["part-000001.gz row 17", ...], rows counted from 1."""
-        return [self.catalog.name(int(part), int(row)) for part, row in np.asarray(places)]
+        return [self.catalog.name(int(part), int(row)) for part, row in np.asarray(positions)]
 
     def __iter__(self):
         worker = get_worker_info()
@@ -188,21 +188,21 @@ class TextImagePair(IterableDataset):
 
 def _check_round(batch_size, world_size, group_size, start_sample, skipped):
     """Raise InputError unless the rounds of all ranks, from `start_sample` on, lie each within a group."""
-    whole = batch_size * world_size
-    told = f"{world_size} rank(s) x {batch_size} samples = {whole}"
-    if group_size % whole:
+    round_size = batch_size * world_size
+    product = f"{world_size} rank(s) x {batch_size} samples = {round_size}"
+    if group_size % round_size:
         fitting = [size for size in range(1, group_size + 1) if group_size % size == 0]
         raise InputError(
-            f"{told} in a micro-batch of all ranks do not divide the group of {group_size} samples, which are of one "
-            f"bucket; use ranks and a batch whose product is one of {', '.join(map(str, fitting))} (and of another run "
-            "set the group by --aspect_group_size)"
+            f"{product} in a micro-batch of all ranks do not divide the group of {group_size} samples, which are of "
+            f"one bucket; use ranks and a batch whose product is one of {', '.join(map(str, fitting))} (and of another "
+            "run set the group by --aspect_group_size)"
         )
     edges = [edge for interval in skipped for edge in interval]
     for number in (start_sample, *edges):
-        if number % whole:
+        if number % round_size:
             raise InputError(
-                f"the run goes on from sample {number}, no multiple of {told}, so that a micro-batch would be of two "
-                "buckets; use ranks and a batch whose product divides it"
+                f"the run resumes from sample {number}, no multiple of {product}, so that a micro-batch would be of "
+                "two buckets; use ranks and a batch whose product divides it"
             )
 
 
@@ -212,7 +212,7 @@ def default_window(catalog: Catalog, cache_bytes: int) -> int:
     if not catalog.copied:
         return WINDOW_ROWS
     row_bytes, part_rows = catalog.copied_bytes / max(1, catalog.copied_rows), catalog.copied_rows / len(catalog.copied)
-    return max(LEAST_WINDOW_ROWS, min(WINDOW_ROWS, int(cache_bytes / 2 / max(1, row_bytes) - 2 * part_rows)))
+    return max(MIN_WINDOW_ROWS, min(WINDOW_ROWS, int(cache_bytes / 2 / max(1, row_bytes) - 2 * part_rows)))
 
 
 class EvalPairs(Dataset):
@@ -271,7 +271,7 @@ class EvalPairs(Dataset):
 
     def bucket(self, number: int) -> int | None:
         """The bucket of item `number`; None without buckets."""
-        return self._bucket(*self._place(self._first(number)))
+        return self._bucket(*self._position(self._first(number)))
 
     def caption(self, number: int) -> str:
         """The caption of item `number`, as text."""
@@ -284,28 +284,28 @@ class EvalPairs(Dataset):
             self._reader = RowReader(self.catalog, LocalCopies(self._cache_bytes), watchdog)
             self._reader_pid = os.getpid()
         first = self._first(number)
-        bucket = self._bucket(*self._place(first))
+        bucket = self._bucket(*self._position(first))
         attempts = 0
         for step in range(min(_EVAL_STEPS, self.catalog.num_usable)):
-            place = self._place((first + step) % self.catalog.num_usable)
-            if self._bucket(*place) != bucket:
+            position = self._position((first + step) % self.catalog.num_usable)
+            if self._bucket(*position) != bucket:
                 continue
             attempts += 1
             if attempts > _EVAL_ATTEMPTS:
                 break
             try:
-                row, record = self._reader.read(*place)
+                row, record = self._reader.read(*position)
                 arrays = self._maker.evaluate(record, number, rng(self._seed, EVAL, number), bucket)
             except RowError:
                 continue
-            return arrays | {"place": np.array([place[0], row], np.int64)}, record
+            return arrays | {"position": np.array([position[0], row], np.int64)}, record
         raise RunError(f"{self.catalog.file_list}: no good row among {_EVAL_ATTEMPTS} from usable row {first} on")
 
     def _first(self, number):
         """Number among the usable rows of the one that item `number` is, if it is good."""
         return number * self.catalog.num_usable // self._num_records
 
-    def _place(self, at):
+    def _position(self, at):
         """(part, ordinal) of usable row number `at`."""
         part = int(np.searchsorted(self._ends, at, side="right"))
         return part, at - int(self._ends[part] - self.catalog.usable[part])
@@ -336,11 +336,11 @@ def worker_init_fn(worker_id: int) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         die_with_parent(parent.pid)
-    # Ctrl-C goes to the whole foreground group; the trainer wants to write a checkpoint first.
+    # Ctrl-C goes to the whole foreground process group; the trainer writes a checkpoint before it ends.
     os.setpgid(0, 0)
     os.nice(_NICENESS)
     threadpool_limits(1)
-    if "fsspec.asyn" in sys.modules:  # its event loop stayed behind in the parent: whoever waits on it waits for ever
+    if "fsspec.asyn" in sys.modules:  # the event loop runs in the parent: a wait on it never returns
         sys.modules["fsspec.asyn"].reset_lock()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # giving pages back after every image costs a third of the decoding time

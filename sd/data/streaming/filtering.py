@@ -1,4 +1,4 @@
-"""What the filters of a catalog leave out: counts by clause, columns that parts lack, and what to say of it."""
+"""What the filters of a catalog exclude: counts by clause, columns that parts lack, log lines and errors."""
 
 import logging
 from collections import Counter, defaultdict
@@ -38,7 +38,7 @@ class Filtering:
         ]
 
     def lines(self) -> list[str]:
-        """What to say of the filters; nothing where there are none."""
+        """Log lines about the filters; none without filters."""
         if not self.removed:
             return []
         share = self.num_left / max(1, self.num_large)
@@ -51,33 +51,35 @@ class Filtering:
             return
         counts = f"of {self.num_large} rows {self.size} {', '.join(self.clauses())}"
         if not self.num_left:
-            raise InputError(f"no row passes the filter: {counts}; take a milder one")
+            raise InputError(f"no row passes the filter: {counts}; use a less restrictive one")
         for name, text in self.emptied.items():
-            raise InputError(f"{name}: no row passes {text}; take it out of the list, or take a milder filter")
+            raise InputError(f"{name}: no row passes {text}; take it out of the list, or use a less restrictive filter")
 
 
-def sum_up(catalog: Any, parts: Sequence[Any], log: bool = True) -> Filtering:
+def total_filtering(catalog: Any, parts: Sequence[Any], log: bool = True) -> Filtering:
     """The Filtering of a Catalog's PartSummaries, all of them.
 
     Raises FilterError for a column that no part has; log: warn of one that some parts lack.
     """
     large = sum(part.large for part in parts)
     size = f"of {catalog.min_side} px or more" if catalog.bucketing is None else "as large as a bucket"
-    found = Filtering(size, large, sum(part.usable for part in parts))
+    filtering = Filtering(size, large, sum(part.usable for part in parts))
     parts_of = defaultdict(list)  # filter -> the parts that it judged
     for number, rule in enumerate(catalog.rules):
         own = parts[catalog.first_part[number] : catalog.first_part[number + 1]]
         if rule.filters and not any(part.usable for part in own) and any(part.large for part in own):
-            found.emptied[catalog.names[number]] = " and ".join(_joinable(one, rule.filters) for one in rule.filters)
-        _count_removed(found.removed, rule, own)
+            filtering.emptied[catalog.names[number]] = " and ".join(
+                _joinable(one, rule.filters) for one in rule.filters
+            )
+        _count_removed(filtering.removed, rule, own)
         numbers = range(catalog.first_part[number], catalog.first_part[number + 1])
         for one in rule.filters:
             parts_of[one] += [(catalog.paths[at], parts[at]) for at in numbers if parts[at].digest]
-    for one, judged in parts_of.items():
-        for _, part in judged:
-            add_types(found.types, part.types)
-        _check_names(one, judged, catalog.manifest is not None, log)
-    return found
+    for one, selected in parts_of.items():
+        for _, part in selected:
+            add_types(filtering.types, part.types)
+        _check_names(one, selected, catalog.manifest is not None, log)
+    return filtering
 
 
 def _count_removed(removed, rule: RowRule, parts):
@@ -88,39 +90,39 @@ def _count_removed(removed, rule: RowRule, parts):
             at += 1
 
 
-def _check_names(one: RowFilter, judged: Sequence[tuple[str, Any]], is_cache: bool, log: bool) -> None:
+def _check_names(one: RowFilter, selected: Sequence[tuple[str, Any]], is_cache: bool, log: bool) -> None:
     types: dict[str, str] = {}
-    for _, part in judged:
+    for _, part in selected:
         add_types(types, part.types)
     for name in names_in(one.tree):
-        if (name.name in SIZES and not is_cache) or not judged:
+        if (name.name in SIZES and not is_cache) or not selected:
             continue
-        lacking = [(path, part.num_rows) for path, part in judged if name.name not in part.types]
-        if len(lacking) == len(judged):
+        parts_without = [(path, part.num_rows) for path, part in selected if name.name not in part.types]
+        if len(parts_without) == len(selected):
             raise one.error(name.at, f"no part has a column {name.name!r}", types)
-        if lacking and log:
+        if parts_without and log:
             logger.warning(
                 "%s: %d of %d parts, with %d rows, have no column %r, so that it is missing there; the first is %s",
                 one.label,
-                len(lacking),
-                len(judged),
-                sum(rows for _, rows in lacking),
+                len(parts_without),
+                len(selected),
+                sum(rows for _, rows in parts_without),
                 name.name,
-                storage.base_name(lacking[0][0]),
+                storage.base_name(parts_without[0][0]),
             )
 
 
 def describe_filters(rules: Sequence[RowRule], names: Sequence[str]) -> str | None:
     """The filters of all sources in normal form, as a run's settings keep them; None where there is none."""
     if len({rule.filters for rule in rules}) == 1:
-        told = [" and ".join(_joinable(one, rules[0].filters) for one in rules[0].filters)]
+        texts = [" and ".join(_joinable(one, rules[0].filters) for one in rules[0].filters)]
     else:
-        told = [
+        texts = [
             f"{storage.base_name(name)} where " + " and ".join(_joinable(one, rule.filters) for one in rule.filters)
             for name, rule in zip(names, rules, strict=True)
             if rule.filters
         ]
-    return "; ".join(filter(None, told)) or None
+    return "; ".join(filter(None, texts)) or None
 
 
 def _joinable(one, filters):

@@ -31,8 +31,8 @@ def needs_copy(path: str | Path, layout: str) -> bool:
 class LocalCopies:
     """Opens parts for reading in any order, through a local copy where one is needed.
 
-    The folder holds at most `limit_bytes`, half-made copies among them, or one part if that is larger; the least
-    recently opened goes first. A half-made copy whose maker is gone is removed.
+    An LRU cache: the folder holds at most `limit_bytes`, partial copies among them, or one part if that is larger; the
+    least recently opened is evicted first. A partial copy whose process has ended is removed.
     Several processes may share it.
     """
 
@@ -42,7 +42,7 @@ class LocalCopies:
     def open(self, path: str | Path, index: Any) -> PartReader:
         """A PartReader that is open already.
 
-        Raises PartError if the part cannot be had, RunError if the folder cannot take it.
+        Raises PartError if the part cannot be read, RunError if the folder cannot hold it.
         """
         if not needs_copy(path, index.layout):
             return PartReader(path, index).__enter__()
@@ -57,10 +57,10 @@ class LocalCopies:
                 if (reader := _reader_of(copy, index)) is None:
                     reader = self._fetch(path, copy, index, write)
                 else:
-                    with suppress(FileNotFoundError):  # another may be making room; the reader stays good
+                    with suppress(FileNotFoundError):  # another process may be evicting it; the open reader stays valid
                         os.utime(copy)
-                    with self._room_locked():
-                        self._make_room(keep=copy)
+                    with self._eviction_lock():
+                        self._evict(keep=copy)
         except OSError as error:
             raise RunError(
                 f"{self.folder}: cannot keep a copy of {path}: {error.strerror or error}; free some space, "
@@ -74,7 +74,7 @@ class LocalCopies:
             self.open(path, index).close()
 
     def _fetch(self, path, copy, index, write):
-        """Write the copy and open it before it gets its name, so that nobody can take it away in between."""
+        """Write the copy and open it before it is renamed, so that no other process can evict it in between."""
         temporary = copy.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
         try:
             for attempt in range(_ATTEMPTS):
@@ -88,20 +88,18 @@ class LocalCopies:
                             raise PartError(f"{path}: cannot be read: {error}") from error
                 time.sleep(_PAUSE_SECONDS * 2**attempt)
             reader = PartReader(str(temporary), index).__enter__()
-            with (
-                self._room_locked()
-            ):  # room first, of which `temporary` is counted, then the name: never over the limit
-                self._make_room(keep=copy)
+            with self._eviction_lock():  # evict first, counting `temporary`, then rename: never over the limit
+                self._evict(keep=copy)
                 temporary.replace(copy)
             return reader
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _room_locked(self):
-        """Context in which no other process makes room or names a copy."""
+    def _eviction_lock(self):
+        """Context in which no other process evicts or renames a copy."""
         return _locked(self.folder / "room.lock")
 
-    def _make_room(self, keep):
+    def _evict(self, keep):
         copies = []
         for copy in self.folder.glob("*.part"):
             with suppress(FileNotFoundError):
@@ -147,7 +145,7 @@ def _pieces(path):
                 yield piece
     except FileNotFoundError as error:
         raise PartError(f"{path}: no such part; check the path in the file list") from error
-    except Exception as error:  # what an object store's client raises is its own affair
+    except Exception as error:  # clients of object stores raise exceptions of their own
         raise _ReadError(f"{type(error).__name__}: {error}") from error
 
 

@@ -1,7 +1,7 @@
-"""Who reads which record when: pure integer arithmetic, without files, processes or any state but one number.
+"""Sample number -> record: pure integer arithmetic, without files, processes or any state but one number.
 
 The samples of a run are numbered s = 0, 1, 2, ... over all ranks. Lanes are dealt `deal_size` samples at a time, and
-each lane walks through its own range of every pass, window by window. So a record's place follows from `s` alone.
+each lane walks through its own range of every pass, window by window. So a record's position follows from `s` alone.
 """
 
 import functools
@@ -18,9 +18,9 @@ from sd.errors import InputError
 PARTS, WINDOW, MIX, REPLACE, CROP, CAPTION, DRAW, EVAL, BUCKET = range(1, 10)
 
 MIX_BLOCK = 4096  # weights of several sources are honoured to one part in this many
-KEPT_WINDOWS = 2048
-KEPT_ROWS = 500_000  # in windows: 16 bytes each
-KEPT_PASSES = 4
+CACHED_WINDOWS = 2048
+CACHED_ROWS = 500_000  # in windows: 16 bytes each
+CACHED_PASSES = 4
 REPLACEMENT_DRAWS = 200
 
 
@@ -77,22 +77,24 @@ class Order:
         for name, value in (("lanes", lanes), ("deal_size", deal_size), ("buffer_size", buffer_size)):
             if value < 1:
                 raise InputError(f"{name}={value}; expected 1 or more")
-        kept = [(weight, np.asarray(counts, np.int64)) for weight, counts in sources]
+        weighted_counts = [(weight, np.asarray(counts, np.int64)) for weight, counts in sources]
         self.seed, self.lanes, self.deal_size, self.buffer_size = seed, lanes, deal_size, buffer_size
-        self.counts = [counts for _, counts in kept]
+        self.counts = [counts for _, counts in weighted_counts]
         self.first_part = np.cumsum([0] + [len(counts) for counts in self.counts])
         self.rows = [int(counts.sum()) for counts in self.counts]
         self.num_usable = sum(self.rows)
-        self.quotas = _quotas([weight if rows else 0.0 for (weight, _), rows in zip(kept, self.rows, strict=True)])
+        self.quotas = _quotas(
+            [weight if rows else 0.0 for (weight, _), rows in zip(weighted_counts, self.rows, strict=True)]
+        )
         self._check_size()
         # Which source each slot of an unshuffled block takes.
         self._block = np.repeat(np.arange(len(self.quotas), dtype=np.int16), self.quotas)
         self._mixed = int((self.quotas > 0).sum()) > 1
-        self._passes = Kept(KEPT_PASSES * len(kept), self._make_pass)
+        self._passes = FifoCache(CACHED_PASSES * len(weighted_counts), self._make_pass)
         # One of each source is in use on a lane; a worker may serve several lanes.
-        windows = max(2 * len(kept), min(KEPT_WINDOWS, KEPT_ROWS // buffer_size))
-        self._windows = Kept(windows, self._make_window)
-        self._blocks = Kept(KEPT_WINDOWS, self._make_block)
+        windows = max(2 * len(weighted_counts), min(CACHED_WINDOWS, CACHED_ROWS // buffer_size))
+        self._windows = FifoCache(windows, self._make_window)
+        self._blocks = FifoCache(CACHED_WINDOWS, self._make_block)
 
     def _check_size(self):
         need = self.lanes * self.deal_size
@@ -109,7 +111,7 @@ class Order:
                     "use fewer ranks, workers or lanes, or more data in it"
                 )
 
-    # -- where a sample stands -------------------------------------------------------------------------------------
+    # -- coordinates of a sample -----------------------------------------------------------------------------------
 
     def lane_of(self, sample: int) -> tuple[int, int]:
         """(lane, index of the sample within its lane)."""
@@ -127,7 +129,7 @@ class Order:
         rows = self.rows[source]
         return lane * rows // self.lanes, (lane + 1) * rows // self.lanes
 
-    def position(self, sample: int) -> Any:
+    def coordinates(self, sample: int) -> Any:
         """(source, lane, pass, window, slot in the shuffled window) of a sample."""
         lane, index = self.lane_of(sample)
         source = 0 if len(self.rows) == 1 else int(np.argmax(self.quotas))
@@ -149,15 +151,15 @@ class Order:
         """The bucket of a sample; None where rows are not kept apart by shape."""
         return None
 
-    def place(self, sample: int) -> Any:
+    def position(self, sample: int) -> Any:
         """(part, ordinal among the usable rows of the part) of a sample."""
-        source, lane, pass_number, window, slot = self.position(sample)
+        source, lane, pass_number, window, slot = self.coordinates(sample)
         parts, ordinals = self._windows[source, lane, pass_number, window]
         return int(parts[slot]), int(ordinals[slot])
 
     def window(self, sample: int) -> Any:
-        """All places of the sample's window in shuffled order, (parts, ordinals) int64, and the sample's slot."""
-        *window, slot = self.position(sample)
+        """All positions of the sample's window in shuffled order, (parts, ordinals) int64, and the sample's slot."""
+        *window, slot = self.coordinates(sample)
         return *self._windows[tuple(window)], slot
 
     def window_parts(self, source: int, lane: int, pass_number: int, window: int) -> Any:
@@ -172,7 +174,7 @@ class Order:
         return tuple(set(np.unique(self._windows[key][0]).tolist()) for key in both)
 
     def candidates(self, sample: int) -> Any:
-        """The sample's own place, then those that replace it in turn should a row turn out to be corrupt.
+        """The sample's own position, then those that replace it in turn should a row turn out to be corrupt.
 
         First the rest of its window, from the next slot on and round; then rows drawn from the whole source.
         The same for any number of ranks and workers.
@@ -181,13 +183,13 @@ class Order:
         for step in range(len(parts)):
             at = (slot + step) % len(parts)
             yield int(parts[at]), int(ordinals[at])
-        source, _, pass_number, _, _ = self.position(sample)
+        source, _, pass_number, _, _ = self.coordinates(sample)
         rows = self.rows[source]
         for row in rng(self.seed, REPLACE, sample).integers(rows, size=min(rows, REPLACEMENT_DRAWS)):
             parts, ordinals = self._locate(source, pass_number, np.array([row]))
             yield int(parts[0]), int(ordinals[0])
 
-    # -- what is worked out once and kept --------------------------------------------------------------------------
+    # -- computed once and cached ----------------------------------------------------------------------------------
 
     def _make_pass(self, source, pass_number):
         """The parts of a source in the order of a pass, the running sum of their rows, and the row it starts at."""
@@ -221,8 +223,8 @@ class Order:
         return parts[at] + self.first_part[source], ordinals
 
 
-class Kept(OrderedDict):
-    """A mapping that works out missing values and keeps the latest few."""
+class FifoCache(OrderedDict):
+    """A FIFO cache: computes missing values by `make(*key)`, evicts the oldest."""
 
     def __init__(self, size: int, make: Callable[..., Any]):
         super().__init__()

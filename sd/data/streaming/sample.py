@@ -10,13 +10,13 @@ import numpy as np
 
 from sd.data.images.decode import Picture, decode
 from sd.data.images.open import open_image
-from sd.data.images.resize import shown_size
+from sd.data.images.resize import scaled_size
 from sd.data.parts.record import Record, RowError
 from sd.data.streaming.buckets import covering_size
 from sd.data.streaming.caption_draw import CaptionDraw
 from sd.data.streaming.order import CROP, DRAW, rng
 from sd.errors import InputError
-from sd.flags.aspect import shown
+from sd.flags.aspect import format_size
 
 SHORT_SIDE_SHARE = 0.9  # the crop is this share of the short side
 
@@ -37,7 +37,7 @@ def decode_for(data: bytes, resolution: int, min_side: int | None = None) -> Pic
 
 def random_crop(picture: Picture, resolution: int, interpolation: str, draw: np.random.Generator) -> np.ndarray:
     """Short side to int(resolution / 0.9), then a random square. Returns uint8 [3, resolution, resolution]."""
-    width, height = size = shown_size(*picture.size, short_side(resolution))
+    width, height = size = scaled_size(*picture.size, short_side(resolution))
     left = int(draw.integers(width - resolution + 1))
     top = int(draw.integers(height - resolution + 1))
     return picture.crop(size, left, top, resolution, interpolation)
@@ -45,7 +45,7 @@ def random_crop(picture: Picture, resolution: int, interpolation: str, draw: np.
 
 def centre_crop(picture: Picture, resolution: int, interpolation: str) -> np.ndarray:
     """As `random_crop`, from the middle."""
-    width, height = size = shown_size(*picture.size, short_side(resolution))
+    width, height = size = scaled_size(*picture.size, short_side(resolution))
     return picture.crop(size, (width - resolution) // 2, (height - resolution) // 2, resolution, interpolation)
 
 
@@ -55,8 +55,8 @@ def decode_covering(data: bytes, bucket: tuple[int, int], covered: bool = False)
     covered: the index says that the image is as large as its bucket; where it is not, it is another one.
     """
     opened = open_image(data)
-    if covered and not all(side >= least for side, least in zip(opened.size, bucket, strict=True)):
-        raise RowError(f"the image is {shown(opened.size)}, the index says that it covers {shown(bucket)}")
+    if covered and not all(side >= minimum for side, minimum in zip(opened.size, bucket, strict=True)):
+        raise RowError(f"the image is {format_size(opened.size)}, the index says that it covers {format_size(bucket)}")
     return decode(opened, min(covering_size(opened.size, bucket)))
 
 
@@ -70,7 +70,7 @@ def bucket_crop(
     """
     size = covering_size(picture.size, bucket)
     spare = [of_picture - of_bucket for of_picture, of_bucket in zip(size, bucket, strict=True)]
-    left, top = (int(draw.integers(room + 1)) if draw is not None else room // 2 for room in spare)
+    left, top = (int(draw.integers(margin + 1)) if draw is not None else margin // 2 for margin in spare)
     return picture.cut(size, left, top, bucket, interpolation)
 
 

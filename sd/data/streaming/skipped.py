@@ -11,15 +11,15 @@ Interval = tuple[int, int]
 def merged(intervals: Iterable[Interval]) -> list[Interval]:
     """Intervals [first, stop) of sample numbers, sorted, those that meet made one. Raises InputError for an empty or
     negative one."""
-    whole: list[Interval] = []
+    joined: list[Interval] = []
     for first, stop in sorted((int(first), int(stop)) for first, stop in intervals):
         if not 0 <= first < stop:
             raise InputError(f"samples {first} to {stop} cannot be left out; expected 0 <= first < stop")
-        if whole and first <= whole[-1][1]:
-            whole[-1] = whole[-1][0], max(whole[-1][1], stop)
+        if joined and first <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], stop)
         else:
-            whole.append((first, stop))
-    return whole
+            joined.append((first, stop))
+    return joined
 
 
 class Gaps:
@@ -37,6 +37,6 @@ class Gaps:
         """The number in the order of the run's sample `sample`, both from 0."""
         return sample + self._widths[bisect_right(self._starts, sample)]
 
-    def leaves_out(self, first: int, stop: int) -> bool:
+    def contains(self, first: int, stop: int) -> bool:
         """Whether all numbers of [first, stop) are left out."""
         return any(start <= first and stop <= end for start, end in self.intervals)

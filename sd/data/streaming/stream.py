@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _OPEN_PARTS = 256
 _NAMED_ROWS = 20  # bad rows named one by one in a worker's log
 # A worker judges the share of bad rows once it has read its share of a pass, or this many rows of it.
-_LEAST_JUDGED, _MOST_JUDGED = 200, 20_000
+_MIN_COUNTED, _MAX_COUNTED = 200, 20_000
 
 
 class RowReader:
@@ -64,7 +64,7 @@ class RowReader:
 
     def _prepare(self, part):
         path = self._catalog.paths[part]
-        # Whatever goes wrong will do so again when the part is opened, and is reported then.
+        # An exception here comes again when the part is opened, and is reported then.
         with suppress(PartError, RunError, OSError):
             self._copies.prepare(path, load_header(path, self._cache_dir))
 
@@ -141,9 +141,9 @@ class SampleSource:
     ):
         self._catalog, self._order, self._reader, self._maker = catalog, order, reader, maker
         self._watchdog, self._max_bad_fraction = watchdog, max_bad_fraction
-        judged = max(_LEAST_JUDGED, catalog.num_usable // num_workers)
-        self._judged = min(catalog.num_usable, judged, _MOST_JUDGED)
-        self._bad_places = set()
+        min_read = max(_MIN_COUNTED, catalog.num_usable // num_workers)
+        self._min_read = min(catalog.num_usable, min_read, _MAX_COUNTED)
+        self._bad_positions = set()
         self._windows = {}  # (source, lane) -> (the window that it is in, parts of that and of the next)
         # The workers that serve a lane fetch its next window between them.
         self._sharing = max(1, num_workers // order.lanes)
@@ -154,19 +154,19 @@ class SampleSource:
         """The arrays of training sample number `sample`."""
         self.num_read += 1
         if self._catalog.copied:
-            self._look_ahead(sample)
+            self._prefetch_windows(sample)
         bucket = self._order.bucket_of(sample)
-        for turn, place in enumerate(self._order.candidates(sample)):
-            made = self._try(place, sample, bucket)
-            if made is not None:
-                return made
+        for turn, position in enumerate(self._order.candidates(sample)):
+            arrays = self._try(position, sample, bucket)
+            if arrays is not None:
+                return arrays
             if turn == 0:
                 self._count()
-        raise RunError(f"sample {sample}: no good row in its window, nor among those drawn instead; look at the parts")
+        raise RunError(f"sample {sample}: no good row in its window, nor among those drawn instead; check the parts")
 
-    def _look_ahead(self, sample):
-        """On entering a window, have copies of its parts and the next one's made, and let go of earlier ones."""
-        source, lane, *window, _ = self._order.position(sample)
+    def _prefetch_windows(self, sample):
+        """On entering a window, prefetch copies of its parts and the next one's, and close earlier ones."""
+        source, lane, *window, _ = self._order.coordinates(sample)
         if self._windows.get((source, lane), [None])[0] == window:
             return
         current, following = self._order.window_parts(source, lane, *window)
@@ -176,34 +176,34 @@ class SampleSource:
             if part in self._catalog.copied and part % self._sharing == self._share:
                 self._reader.prepare(part)
 
-    def _try(self, place, sample, bucket):
-        if place in self._bad_places:
+    def _try(self, position, sample, bucket):
+        if position in self._bad_positions:
             return None
-        part, ordinal = place
+        part, ordinal = position
         row = None
         try:
             row, record = self._reader.read(part, ordinal)
             with self._watchdog.doing(f"decoding {self._catalog.name(part, row)}"):
                 arrays = self._maker.train(record, sample, bucket)
         except RowError as error:
-            self._note(place, getattr(error, "row", row), error)
+            self._record_bad(position, getattr(error, "row", row), error)
             return None
-        arrays["place"] = np.array([part, row], np.int64)
+        arrays["position"] = np.array([part, row], np.int64)
         return arrays
 
-    def _note(self, place, row, error):
-        self._bad_places.add(place)
-        part = place[0]
-        where = storage.base_name(self._catalog.paths[part]) if row is None else self._catalog.name(part, row)
-        if len(self._bad_places) <= _NAMED_ROWS:
-            logger.warning("bad row replaced: %s: %s", where, error)
-        elif len(self._bad_places) == _NAMED_ROWS + 1:
+    def _record_bad(self, position, row, error):
+        self._bad_positions.add(position)
+        part = position[0]
+        name = storage.base_name(self._catalog.paths[part]) if row is None else self._catalog.name(part, row)
+        if len(self._bad_positions) <= _NAMED_ROWS:
+            logger.warning("bad row replaced: %s: %s", name, error)
+        elif len(self._bad_positions) == _NAMED_ROWS + 1:
             logger.warning("more bad rows are replaced without being named")
-        self._latest = f"{where}: {error}"
+        self._latest = f"{name}: {error}"
 
     def _count(self):
         self.num_bad += 1
-        if self.num_bad > self._max_bad_fraction * max(self.num_read, self._judged):
+        if self.num_bad > self._max_bad_fraction * max(self.num_read, self._min_read):
             raise RunError(
                 f"{self.num_bad} of {self.num_read} rows read by this worker are bad, more than --max_bad_fraction "
                 f"{self._max_bad_fraction} allows; the latest: {self._latest}"
@@ -211,15 +211,15 @@ class SampleSource:
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """A sample that says why there are no more. An exception inside a DataLoader worker would lose its message,
-    and without workers it would hang the training."""
+    """A sample that carries an error. An exception inside a DataLoader worker would lose its message, and without
+    workers it would hang the training."""
     if isinstance(error, MemoryError):
         error = RunError(
-            "memory ran out in a data worker; fewer --dataloader_num_workers need less, and the same command goes on "
+            "a data worker ran out of memory; fewer --dataloader_num_workers need less, and the same command resumes "
             "from the last checkpoint"
         )
-    known = isinstance(error, InputError | RunError)
-    text = str(error) if known else "".join(traceback.format_exception(error))
+    is_message = isinstance(error, InputError | RunError)
+    text = str(error) if is_message else "".join(traceback.format_exception(error))
     return {"error": np.frombuffer(text.encode(), np.uint8)}
 
 

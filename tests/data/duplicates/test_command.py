@@ -9,8 +9,8 @@ from PIL import Image, ImageEnhance
 from scipy.fft import dctn
 
 from sd.data.duplicates import command
+from sd.data.duplicates.cache import FingerprintCache
 from sd.data.duplicates.fingerprint import fingerprint_image, perceptual_hash
-from sd.data.duplicates.kept import KeptFingerprints
 from sd.data.parts.columns import BOOL, INT, Column, merge_columns, read_columns
 from sd.data.parts.part import PartWriter, load_header, load_index
 from sd.data.parts.record import RowError, encode_row
@@ -94,9 +94,9 @@ def test_planted_duplicates_get_the_column_that_filters_read(tmp_path, pictures,
     command.main([*flags, "--output", str(tmp_path / "groups.png")])
     assert column_of(parts[0]) == [False] * 12 and column_of(parts[1]) == [True] * 30 + [False, None]
     assert read_columns(load_header(parts[0]))["width"].values.tolist() == list(range(12))
-    said = capsys.readouterr().out
-    assert "44 rows in 2 parts: 13 kept, 30 duplicates (6 of equal files, 24 near), 1 unreadable" in said
-    assert "groups of duplicates: 6" in said and "6 rows, kept: part-000000.gz row 1" in said
+    output = capsys.readouterr().out
+    assert "44 rows in 2 parts: 13 kept, 30 duplicates (6 of equal files, 24 near), 1 unreadable" in output
+    assert "groups of duplicates: 6" in output and "6 rows, kept: part-000000.gz row 1" in output
     assert Image.open(tmp_path / "groups.png").size == (900, 6 * 180)
     assert Catalog(file_list, 1, data_filter="not duplicate").num_usable == 13
 
@@ -107,27 +107,27 @@ def test_a_second_run_reads_no_picture_and_writes_the_same(tmp_path, pictures, m
     command.main([*flags, "--num_workers", "2"])
     names = [f"{part}.columns" for part in parts]
     first = [open(name, "rb").read() for name in names]  # noqa: PTH123, SIM115
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     monkeypatch.setattr(command, "run_local", lambda *_: pytest.fail("it reads pictures again"))
     command.main(flags)
     again = capsys.readouterr()
     assert [open(name, "rb").read() for name in names] == first  # noqa: PTH123, SIM115
-    assert again.out == said and "2 of 2 parts are known" in again.err
+    assert again.out == output and "2 of 2 parts are known" in again.err
 
 
-def test_kept_fingerprints_that_are_damaged_or_of_another_part_are_made_again(tmp_path, pictures):
+def test_cached_fingerprints_that_are_damaged_or_of_another_part_are_recomputed(tmp_path, pictures):
     _, (part, _) = pack(tmp_path, pictures)
-    header, kept = load_header(part), KeptFingerprints(tmp_path / "cache")
-    assert kept.load(header) is None
+    header, stored = load_header(part), FingerprintCache(tmp_path / "cache")
+    assert stored.load(header) is None
     prints = command.fingerprint_part(load_index(part))
-    kept.save(header, prints)
-    for name, array in kept.load(header).arrays().items():
+    stored.save(header, prints)
+    for name, array in stored.load(header).arrays().items():
         np.testing.assert_array_equal(array, getattr(prints, name))
     (file,) = (tmp_path / "cache").iterdir()
     file.write_bytes(file.read_bytes()[:-100])
-    assert kept.load(header) is None
+    assert stored.load(header) is None
     file.write_bytes(json.dumps({}).encode())
-    assert kept.load(header) is None
+    assert stored.load(header) is None
 
 
 def test_a_missing_part_is_named_and_the_others_get_their_column(tmp_path, pictures, here, capsys):
@@ -136,7 +136,7 @@ def test_a_missing_part_is_named_and_the_others_get_their_column(tmp_path, pictu
         (tmp_path / name).unlink()
     flags = [file_list, "--cache_dir", str(tmp_path / "cache"), "--num_workers", "1"]
     command.main([*flags, "--output", str(tmp_path / "groups.png")])
-    assert "no column: " in (said := capsys.readouterr().out) and "part-000000.gz" in said
+    assert "no column: " in (output := capsys.readouterr().out) and "part-000000.gz" in output
     assert column_of(parts[1]).count(False) == 7
     with pytest.raises(RunError, match="cannot be written"):
         command.main([*flags, "--output", str(tmp_path / "nowhere" / "groups.png")])

@@ -4,10 +4,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd.data.duplicates.bands import HASH_BITS, MOST_DISTANCE, Bands, popcount
+from sd.data.duplicates.bands import HASH_BITS, MAX_DISTANCE, Bands, popcount
 from sd.data.duplicates.fingerprint import Fingerprints
 from sd.data.duplicates.groups import find_groups
-from sd.data.duplicates.likeness import LEAST_CONTRAST, are_alike, contrast, correlation, difference
+from sd.data.duplicates.likeness import MIN_CONTRAST, are_similar, contrast, correlation, difference
 
 _BITS = np.uint64(1) << np.arange(HASH_BITS, dtype=np.uint64)
 _LUMA = (0.299, 0.587, 0.114)
@@ -28,15 +28,15 @@ def clustered_hashes(draws, count, num_centres, most_flips):
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 2**32), st.integers(0, MOST_DISTANCE), st.integers(1, 70))
+@given(st.integers(0, 2**32), st.integers(0, MAX_DISTANCE), st.integers(1, 70))
 def test_bands_find_each_pair_within_the_distance_once(seed, most, count):
     draws = np.random.default_rng(seed)
     hashes = clustered_hashes(draws, count, 1 + count // 20, most)
     bands = Bands(hashes, most)
     pairs = [[i, j] for i in range(count) for j in range(i + 1, count) if distance(hashes[i], hashes[j]) <= most]
-    assert bands.behind(np.arange(count)).tolist() == pairs
+    assert bands.neighbours(np.arange(count)).tolist() == pairs
     some = np.unique(draws.integers(count, size=5))
-    assert bands.behind(some).tolist() == [pair for pair in pairs if pair[0] in some]
+    assert bands.neighbours(some).tolist() == [pair for pair in pairs if pair[0] in some]
     assert (bands.costs(some) >= [sum(pair[0] == query for pair in pairs) for query in some]).all()
 
 
@@ -67,7 +67,7 @@ def brute_force(prints, most):
     """Each picture, from the largest, joins the first representative that is like it, or becomes one."""
     rows = sorted(np.flatnonzero(prints.readable).tolist(), key=lambda row: (*(-prints.sizes[row]), row))
     owner, representatives, by_bytes = list(range(len(prints))), [], {}
-    has_contrast = contrast(prints.thumbs) >= LEAST_CONTRAST
+    has_contrast = contrast(prints.thumbs) >= MIN_CONTRAST
     for row in rows:
         equal = by_bytes.setdefault(tuple(prints.digests[row].tolist()), row)
         if equal != row:
@@ -79,7 +79,7 @@ def brute_force(prints, most):
             if has_contrast[row]
             and has_contrast[other]
             and distance(prints.hashes[row], prints.hashes[other]) <= most
-            and are_alike(prints.thumbs[other][None], prints.thumbs[row][None])[0]
+            and are_similar(prints.thumbs[other][None], prints.thumbs[row][None])[0]
         )
         owner[row] = next(like, row)
         if owner[row] == row:
@@ -88,7 +88,7 @@ def brute_force(prints, most):
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 2**32), st.integers(0, MOST_DISTANCE), st.integers(0, 60))
+@given(st.integers(0, 2**32), st.integers(0, MAX_DISTANCE), st.integers(0, 60))
 def test_groups_are_those_of_all_pairs(seed, most, count):
     prints = make_prints(np.random.default_rng(seed), count)
     done = []
@@ -141,14 +141,16 @@ def test_difference_is_that_of_least_squares():
     other = np.clip(one * draws.uniform(0.7, 1.4, (40, 1, 1, 1)) + draws.normal(0, 10, one.shape), 0, 255).astype(
         np.uint8
     )
-    found = difference(one, other)
-    np.testing.assert_allclose(found, [reference_difference(*pair) for pair in zip(one, other, strict=True)], rtol=1e-3)
-    np.testing.assert_array_equal(found, difference(other, one))
+    actual = difference(one, other)
+    np.testing.assert_allclose(
+        actual, [reference_difference(*pair) for pair in zip(one, other, strict=True)], rtol=1e-3
+    )
+    np.testing.assert_array_equal(actual, difference(other, one))
     expected = [np.corrcoef((a @ _LUMA).ravel(), (b @ _LUMA).ravel())[0, 1] for a, b in zip(one, other, strict=True)]
     np.testing.assert_allclose(correlation(one, other), expected, atol=1e-4)
 
 
 def test_of_two_pictures_of_one_colour_neither_is_like_the_other():
     flat = np.full((1, 16, 16, 3), 200, np.uint8)
-    assert contrast(flat)[0] < LEAST_CONTRAST
-    assert np.isfinite(difference(flat, flat)).all() and not are_alike(flat, flat)[0]
+    assert contrast(flat)[0] < MIN_CONTRAST
+    assert np.isfinite(difference(flat, flat)).all() and not are_similar(flat, flat)[0]

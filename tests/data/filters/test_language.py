@@ -50,7 +50,7 @@ def literal(draw, kind):
     return repr(value), repr(value)
 
 
-def test_of(draw, table):
+def condition_of(draw, table):
     """One test as (ours, SQL's)."""
     name = draw(st.sampled_from(list(table)))
     kind, _ = table[name]
@@ -82,7 +82,7 @@ def test_of(draw, table):
 def expression(draw, table, depth):
     form = draw(st.integers(0, 5)) if depth else 0
     if form < 2:
-        return test_of(draw, table)
+        return condition_of(draw, table)
     if form == 2:
         ours, sql = expression(draw, table, depth - 1)
         return f"not ({ours})", f"NOT ({sql})"
@@ -93,7 +93,7 @@ def expression(draw, table, depth):
     return tuple(f"({a}) {word} ({b})" for a, b in zip(one, other, strict=True))
 
 
-test_of.__test__ = False
+condition_of.__test__ = False
 
 
 def sqlite_passes(table, num_rows, where):
@@ -109,7 +109,7 @@ def sqlite_passes(table, num_rows, where):
 
 def passes(text, table, num_rows):
     columns = {name: from_arrow(array) for name, (_, array) in table.items()}
-    true, false = (where(parse(text), columns, num_rows, wanted) for wanted in (True, False))
+    true, false = (where(parse(text), columns, num_rows, expected) for expected in (True, False))
     assert not (true & false).any()
     return np.flatnonzero(true).tolist()
 

@@ -49,7 +49,7 @@ def test_every_kind_of_pixels_is_shown_alike_on_every_path_or_refused(name):
 
 
 @pytest.mark.parametrize("name", TURNED)
-def test_metadata_before_and_behind_the_pixels_turns_the_picture_on_every_path(name):
+def test_metadata_before_and_after_the_pixels_turns_the_picture_on_every_path(name):
     data = TURNED[name]
     shown = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     assert shown.shape == (48, 32, 3)
@@ -81,12 +81,12 @@ def test_the_transparent_value_of_16_bit_grey_is_white():
     assert (pixels[:4] == 255).all() and (pixels[4:] == 0x12).all()
 
 
-def test_text_behind_the_pixels_costs_no_orientation():
+def test_text_after_the_pixels_keeps_the_orientation():
     data = png_with(behind=[text_chunk(b"Comment", b"a" * 100)])
     assert image_size(data) == (48, 32) and decode_image(data).shape == (32, 48, 3)
 
 
-def test_a_cut_png_with_text_behind_is_refused_not_half_read():
+def test_a_truncated_png_with_text_after_the_pixels_is_refused():
     data = bytearray(png_with(behind=[text_chunk(b"Comment", b"words")]))
     at = data.index(b"IDAT") + 40
     data[at] ^= 0xFF
@@ -94,7 +94,7 @@ def test_a_cut_png_with_text_behind_is_refused_not_half_read():
         open_image(bytes(data))
 
 
-def test_files_of_other_kinds_say_how_they_begin():
+def test_files_of_other_kinds_are_refused_with_their_first_bytes():
     with pytest.raises(RowError, match=r"not an image of JPEG.*: it begins with b'<html><body>403 '"):
         open_image(b"<html><body>403 Forbidden</body></html>")
 

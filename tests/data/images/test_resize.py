@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from sd.data.images import decode as decoding
 from sd.data.images.decode import Picture, decode, shrink
 from sd.data.images.open import open_image
-from sd.data.images.resize import resize, resize_planes, shown_size
+from sd.data.images.resize import resize, resize_planes, scaled_size
 from sd.flags.arguments import INTERPOLATIONS
 from tests.data.images.files import encoded
 
@@ -65,7 +65,7 @@ def test_a_jpeg_decoded_at_a_part_of_its_size_stays_within_its_bound(scale, leas
     picture = decode(open_image(data), side)
     assert picture.scale == scale and picture.size == (1203, 901)
     assert picture.pixels.size == (-(-1203 // scale), -(-901 // scale))
-    size = shown_size(*picture.size, side)
+    size = scaled_size(*picture.size, side)
     ours = picture.crop(size, 3, 0, side).transpose(1, 2, 0).astype(int)
     x, y = 1203 / size[0], 901 / size[1]
     differences = np.abs(

@@ -42,7 +42,7 @@ def test_the_reference_command_and_its_defaults():
     assert (plain.per_part_file_num, plain.save_gzip_file, plain.num_repeat) == (1000, False, 1)
 
 
-def test_help_is_there_without_paddle():
+def test_help_does_not_import_paddle():
     code = "import sys, create_pretraining_data; sys.exit('paddle' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
@@ -58,7 +58,7 @@ def test_defect_07_it_runs_from_any_folder_into_any_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "arguments", "code", "says"),
+    ("content", "arguments", "code", "message"),
     [
         (None, [], 2, "data.jsonl: No such file"),
         ("folder", [], 2, "data.jsonl: not a file"),
@@ -80,7 +80,7 @@ def test_defect_07_it_runs_from_any_folder_into_any_folder(tmp_path):
         ),
     ],
 )
-def test_bad_input_ends_with_one_line(tmp_path, content, arguments, code, says):
+def test_bad_input_ends_with_one_line(tmp_path, content, arguments, code, message):
     path = write_input(tmp_path / "input", 1).parent.rename(tmp_path / "in") / "data.jsonl"
     (path.parent / "images/1.png").rename(path.parent / "a.png")
     path.unlink()
@@ -90,7 +90,7 @@ def test_bad_input_ends_with_one_line(tmp_path, content, arguments, code, says):
         path.write_text(content)
     result = script(path.parent, "--input_path", "data.jsonl", "--output_path", "out", "--num_workers", "1", *arguments)
     assert result.returncode == code
-    assert says in last_line(result)
+    assert message in last_line(result)
 
 
 # -- stopped at any moment ------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def start(path, output, hold, **options):
     return process, hold.wait(process, process.stderr.read, processes=2)
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(many_parts, tmp_path):
+def test_a_packer_killed_at_any_moment_resumes_to_the_same_bytes(many_parts, tmp_path):
     output, killed = tmp_path / "one/out", tmp_path / "two/out"
     subprocess.run(command(many_parts, output), check=True, capture_output=True)
     for num_parts in (1, 3):
@@ -147,7 +147,7 @@ def test_a_signal_ends_it_with_one_line_and_no_trace(many_parts, tmp_path, numbe
     assert process.returncode == 128 + number
     assert "Traceback" not in errors
     name = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[number]
-    assert errors.strip().splitlines()[-1] == f"stopped by {name}; the same command goes on from the finished parts"
+    assert errors.strip().splitlines()[-1] == f"stopped by {name}; the same command resumes from the finished parts"
     wait_until_ended(workers)
     assert [name for name in contents(output) if name.endswith(".tmp")] == []
     assert not (output / "filelist/custom_dataset.filelist").exists()
@@ -169,7 +169,7 @@ def test_a_full_disk_ends_with_one_line_and_no_partial_part(many_parts, tmp_path
     try:
         result = subprocess.run(command(many_parts, disk / "out"), capture_output=True, text=True)
         assert result.returncode == 1
-        assert "No space left on device; mend that, and the same command goes on" in last_line(result)
+        assert "No space left on device; mend that, and the same command resumes" in last_line(result)
         names = list(contents(disk / "out"))
         assert len([name for name in names if name.endswith(".gz")]) >= 1
         assert [name for name in names if name.endswith(".tmp")] == []

@@ -88,7 +88,7 @@ def test_every_format_packs_all_captions_with_their_names(tmp_path, kind):
     assert [record.image for record in done.records] == IMAGES[:3]
     assert done.report["rows_with_caption"] == {"caption": 2, "long_caption": 2, "tags": 2}
     assert len(rejected_rows(tmp_path)) == 1 and rejected_rows(tmp_path)[0]["outcome"] in ("bad", "filtered")
-    again = run(tmp_path, path, kind, caption_key=KEYS, max_bad_fraction=0.3)  # goes on from the finished part
+    again = run(tmp_path, path, kind, caption_key=KEYS, max_bad_fraction=0.3)  # resumes from the finished part
     assert again.report == done.report
     firsts = [read_by_the_reference(line) for line in done.lines]
     assert firsts == [(captions[0][1], image) for captions, image in zip(EXPECTED, IMAGES, strict=False)]

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from sd.commands.pack import main
 from sd.data.packing import report as report_module
-from sd.data.packing.columns import ColumnBuilder, KeptColumn, parse_kept
+from sd.data.packing.columns import ColumnBuilder, ColumnSpec, parse_keep_columns
 from sd.data.packing.options import PackOptions
 from sd.data.packing.packer import pack
 from sd.data.parts.columns import SUFFIX, floats, merge_columns, read_columns
@@ -29,7 +29,7 @@ NAN = float("nan")
 
 def built(values, kind=None, typed=True):
     """(type, values, number unfit) of a column of values; ... for a field that is absent."""
-    builder = ColumnBuilder([KeptColumn("a", "a", kind)])
+    builder = ColumnBuilder([ColumnSpec("a", "a", kind)])
     for value in values:
         builder.add({} if value is ... else {"a": value}, (7, 8), typed)
     (column,) = builder.columns().values()
@@ -89,21 +89,21 @@ def test_values_of_csv_are_what_all_of_them_read_as(values, kind, expected):
     ],
 )
 def test_a_type_that_is_named_holds_and_other_values_are_counted(kind, values, expected, unfit):
-    found = built(values, kind)
-    assert found[:2] == (kind, expected)
-    assert found[2] == unfit
+    actual = built(values, kind)
+    assert actual[:2] == (kind, expected)
+    assert actual[2] == unfit
 
 
 @given(st.lists(st.none() | st.integers() | st.floats() | st.booleans() | st.text(), max_size=6), st.booleans())
 def test_any_values_make_a_column(values, typed):
-    kind, found, _ = built(values, typed=typed)
-    assert len(found) == len(values)
+    kind, actual, _ = built(values, typed=typed)
+    assert len(actual) == len(values)
     if typed and kind == "text":  # nothing is lost
-        assert [one is None for one in found] == [value is None or value != value for value in values]
+        assert [one is None for one in actual] == [value is None or value != value for value in values]
 
 
 def test_the_original_size_is_the_picture_s_where_the_input_has_none():
-    builder = ColumnBuilder(parse_kept("original_width,h=original_height"))
+    builder = ColumnBuilder(parse_keep_columns("original_width,h=original_height"))
     builder.add({"original_width": 2000}, (640, 480))
     builder.add({"original_width": None, "original_height": 1000}, (640, 480))
     builder.add({}, (0, 0))
@@ -112,14 +112,14 @@ def test_the_original_size_is_the_picture_s_where_the_input_has_none():
     assert columns["h"].to_arrow().to_pylist() == [480, 1000, None]
 
 
-def test_names_keys_and_types():
-    assert parse_kept("a, url=URL ,s=score:float64,größe:int64") == (
-        KeptColumn("a", "a"),
-        KeptColumn("url", "URL"),
-        KeptColumn("s", "score", "float64"),
-        KeptColumn("größe", "größe", "int64"),
+def test_keep_columns_parses_names_keys_and_types():
+    assert parse_keep_columns("a, url=URL ,s=score:float64,größe:int64") == (
+        ColumnSpec("a", "a"),
+        ColumnSpec("url", "URL"),
+        ColumnSpec("s", "score", "float64"),
+        ColumnSpec("größe", "größe", "int64"),
     )
-    assert parse_kept(None) == ()
+    assert parse_keep_columns(None) == ()
     for text, message in (
         ("a:number", "expected NAME, NAME=KEY or NAME:TYPE, TYPE one of"),
         ("a=b=c", "expected NAME"),
@@ -128,7 +128,7 @@ def test_names_keys_and_types():
         ("width", "every part has the width of its pictures; original_width is kept"),
     ):
         with pytest.raises(InputError, match=message):
-            parse_kept(text)
+            parse_keep_columns(text)
 
 
 FIELDS = [
@@ -179,8 +179,8 @@ def test_every_input_gives_the_same_columns(tmp_path, kind):
     flags = {"input_format": kind, "keep_columns": KEPT, "num_workers": 1, "max_bad_fraction": 0.5, "resize": 20}
     file_list, report = pack(PackOptions(str(path), str(tmp_path / "out"), **flags))
     index = load_index(tmp_path / "out/laion400m_format_data/part-000001")
-    found = {name: column.to_arrow().to_pylist() for name, column in read_columns(index).items()}
-    assert found == {
+    actual = {name: column.to_arrow().to_pylist() for name, column in read_columns(index).items()}
+    assert actual == {
         "aesthetic": [5.5, 6.0, None],
         "punsafe": [0.25, None, 0.5],
         "link": ["https://a/1?x=ü", "b", None],
@@ -193,7 +193,7 @@ def test_every_input_gives_the_same_columns(tmp_path, kind):
     assert Catalog(file_list, 16, data_filter="aesthetic > 5 and n < 2 and original_width >= 60").num_usable == 1
 
 
-def test_packing_goes_on_and_makes_lost_columns_again(tmp_path):
+def test_packing_resumes_and_rebuilds_lost_columns(tmp_path):
     """What was added to a part meanwhile stays; other columns are other flags."""
     (tmp_path / "in").mkdir()
     path, out = written(tmp_path / "in", "jsonl"), tmp_path / "out"
@@ -218,8 +218,8 @@ def test_packing_goes_on_and_makes_lost_columns_again(tmp_path):
     assert not first.exists() and not second.exists()
 
 
-def test_a_key_that_no_row_has_is_told_early_and_in_the_end(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(report_module, "_ROWS_THAT_TELL", 2)
+def test_a_key_that_no_row_has_is_warned_of_early_and_reported(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report_module, "_MIN_ROWS_TO_WARN", 2)
     (tmp_path / "in").mkdir()
     path = written(tmp_path / "in", "jsonl")
     arguments = ["--input_path", str(path), "--output_path", str(tmp_path / "out"), "--max_bad_fraction", "0.5"]

@@ -76,7 +76,7 @@ def test_every_picture_and_every_lone_text_has_one_outcome(tmp_path):
     assert report["rows"] == sum(report["outcomes"].values()) == 9
 
 
-def test_lines_of_a_text_are_captions_if_a_flag_says_so(tmp_path):
+def test_lines_of_a_text_are_captions_with_caption_lines(tmp_path):
     """As OneTrainer reads them."""
     folder = write(tmp_path / "in", {"1.png": 0, "1.txt": "one\r\n\n two \n", "2.png": 1, "2.txt": "\n"})
     file_list, _ = pack(PackOptions(str(folder), str(tmp_path / "out"), input_format="folder", caption_lines=True))
@@ -130,7 +130,7 @@ def test_kohyas_repeats_are_how_often_a_row_is_drawn(tmp_path):
     assert list(captions) == ["dog", *(f"cat {n}" for n in range(4)), "loose"]
     drawn = Counter()
     for sample in range(ends[-1]):  # one pass
-        part, _ = order.place(sample)
+        part, _ = order.position(sample)
         drawn[Path(catalog.paths[part]).name] += 1
     assert drawn == {"part-000002.gz": 3, "part-000003.gz": 9, "part-000004.gz": 3, "part-000005.gz": 1}
 
@@ -145,16 +145,16 @@ def test_without_the_flag_kohyas_folders_count_once_and_lack_captions(tmp_path):
         PackOptions("a", "b", input_format="csv", kohya_folders=True)
 
 
-def test_a_stopped_run_goes_on_with_the_same_bytes_and_a_change_is_seen(tmp_path):
+def test_a_stopped_run_resumes_to_the_same_bytes_and_a_change_is_refused(tmp_path):
     folder = write(tmp_path / "in", {f"{n}.{s}": c for n in range(8) for s, c in (("png", n), ("txt", f"text {n}"))})
     run(tmp_path, folder, "folder", per_part_file_num=3)
     whole = contents(tmp_path / "out")
     for name in ("part-000002.gz", "part-000002.gz.idx"):
         (tmp_path / "out/laion400m_format_data" / name).unlink()
-    kept = tmp_path / "out/laion400m_format_data/part-000001.gz"
-    before = kept.stat().st_mtime_ns
+    stored = tmp_path / "out/laion400m_format_data/part-000001.gz"
+    before = stored.stat().st_mtime_ns
     run(tmp_path, folder, "folder", per_part_file_num=3)
-    assert contents(tmp_path / "out") == whole and kept.stat().st_mtime_ns == before
+    assert contents(tmp_path / "out") == whole and stored.stat().st_mtime_ns == before
     (folder / "1.txt").write_text("other!")
     with pytest.raises(InputError, match=r"part-000001\.gz: its input has changed since"):
         run(tmp_path, folder, "folder", per_part_file_num=3)
@@ -173,8 +173,8 @@ def test_imagefolder_reads_the_metadata_of_every_split(tmp_path):
         writer.writerows([*rows, {"file_name": "gone.png", "text": "x"}])
     parquet.write_table(pa.Table.from_pylist(rows), folder / "valid/metadata.parquet")
     flags = {"caption_key": "text", "max_bad_fraction": 0.2, "per_part_file_num": 3}
-    found, _ = run(tmp_path, folder, "imagefolder", **flags)
-    assert found == [(row["text"].replace("\n", " "), IMAGES[n]) for _ in range(3) for n, row in enumerate(rows)]
+    actual, _ = run(tmp_path, folder, "imagefolder", **flags)
+    assert actual == [(row["text"].replace("\n", " "), IMAGES[n]) for _ in range(3) for n, row in enumerate(rows)]
     [lost] = rejected_rows(tmp_path)
     assert (lost["file"], lost["line"]) == (f"{folder}/train/metadata.csv", 6)
     assert (lost["reason"], lost["detail"]) == ("image missing", "gone.png")
@@ -231,10 +231,10 @@ def test_a_table_that_lacks_a_column_is_not_taken_for_the_texts_beside_it(tmp_pa
         run(tmp_path, tmp_path / "in", "csv")
 
 
-def test_a_folder_without_pictures_says_so(tmp_path):
+def test_a_folder_without_pictures_is_an_error(tmp_path):
     (tmp_path / "in").mkdir()
-    for path, says in ((tmp_path / "in", "no picture in it or its sub-folders"), (tmp_path / "no", "No such file")):
-        with pytest.raises(InputError, match=says):
+    for path, message in ((tmp_path / "in", "no picture in it or its sub-folders"), (tmp_path / "no", "No such file")):
+        with pytest.raises(InputError, match=message):
             run(tmp_path, path, "folder")
     file = write(tmp_path, {"a.txt": "x"}) / "a.txt"
     with pytest.raises(InputError, match="Not a directory"):

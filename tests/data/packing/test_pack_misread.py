@@ -69,7 +69,7 @@ def test_a_change_that_keeps_the_size_is_seen(tmp_path, kind, changed):
     assert rows == [("one", PADDED[0]), ("six", PADDED[1])] if changed == "caption" else rows[1] == ("two", PADDED[2])
 
 
-def test_parts_of_which_nothing_was_packed_are_packed_anew(tmp_path):
+def test_empty_parts_are_packed_again(tmp_path):
     """The corrected command goes on where the wrong one left parts without rows, of any number and suffix."""
     path = write("jsonl", tmp_path / "in", list("abcdef"), IMAGES)
     with pytest.raises(InputError, match="none of 6 rows was packed; most often: no key 'text'"):
@@ -83,7 +83,7 @@ def test_parts_of_which_nothing_was_packed_are_packed_anew(tmp_path):
         run(tmp_path, path, "jsonl", min_caption_length=9, per_part_file_num=4)
 
 
-def test_parts_of_an_earlier_version_say_so(tmp_path, monkeypatch):
+def test_parts_of_an_earlier_version_are_refused_by_name(tmp_path, monkeypatch):
     path = write("jsonl", tmp_path / "in", ["a"], IMAGES[:1])
     monkeypatch.setattr("sd.data.packing.sources.jsonl.JsonlLoader.signature", lambda self, items: 7)
     options = PackOptions(str(path), str(tmp_path / "out"), engine="local", num_workers=1)
@@ -122,7 +122,7 @@ def test_a_path_that_leads_out_names_the_flag_and_the_place(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_jsonl_in_utf16_says_so(tmp_path, encoding):
+def test_jsonl_in_utf16_is_refused_with_the_conversion(tmp_path, encoding):
     path = write("jsonl", tmp_path / "in", ["a"], IMAGES[:1])
     path.write_bytes(path.read_text().encode(encoding))
     with pytest.raises(InputError, match=r"data\.jsonl: UTF-16, expected UTF-8; convert it: iconv -f UTF-16"):
@@ -196,7 +196,7 @@ def test_rows_that_were_not_downloaded_are_an_outcome_of_their_own(tmp_path, kin
     assert "HTTP Error 404" in rejected(tmp_path)[0]["detail"]
 
 
-def test_a_data_set_of_which_nothing_was_downloaded_says_so(tmp_path):
+def test_a_data_set_without_any_downloaded_image_is_an_error(tmp_path):
     (tmp_path / "in").mkdir()
     table = pa.table({"caption": ["a"], "jpg": pa.array([None], pa.binary()), "status": ["failed_to_download"]})
     parquet.write_table(table, tmp_path / "in/a.parquet")

@@ -89,7 +89,7 @@ def only_reason(result, outcome="bad"):
         (row("images/huge.png"), "image file too large"),
     ],
 )
-def test_each_bad_row_has_its_reason_and_the_others_go_on(pack_lines, line, reason):
+def test_each_bad_row_has_its_reason_and_the_others_are_packed(pack_lines, line, reason):
     images = pack_lines.folder / "images"
     os.mkfifo(images / "pipe")
     (images / "text.png").write_text("no image")
@@ -167,7 +167,7 @@ def test_filters_take_out_but_are_not_bad(pack_lines):
     assert pack_lines(row(), min_size=40)[0].num_packed == 1
 
 
-def test_verify_looks_as_deep_as_asked(pack_lines):
+def test_verify_checks_header_pixels_or_nothing(pack_lines):
     whole = image_bytes(200, 200, image_format="JPEG")
     (pack_lines.folder / "images" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (pack_lines.folder / "images" / "text.jpg").write_text("no image")
@@ -226,7 +226,7 @@ def test_exif_rotation_counts_in_the_index_and_is_applied_when_shrinking(pack_li
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         ({"per_part_file_num": 0}, "--per_part_file_num 0; expected at least 1"),
         ({"num_repeat": 0}, "--num_repeat 0"),
@@ -240,6 +240,6 @@ def test_exif_rotation_counts_in_the_index_and_is_applied_when_shrinking(pack_li
         ({"ray_address": "auto"}, "--ray_address auto needs --engine ray"),
     ],
 )
-def test_wrong_options_are_refused(flags, says):
-    with pytest.raises(InputError, match=says):
+def test_wrong_options_are_refused(flags, message):
+    with pytest.raises(InputError, match=message):
         PackOptions("in.jsonl", "out", **flags)

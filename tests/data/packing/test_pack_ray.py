@@ -58,7 +58,7 @@ def test_a_node_that_dies_changes_no_byte(cluster, tmp_path, monkeypatch):
     assert len(list(parts.glob("part-??????.gz"))) == 40
 
 
-def test_no_cluster_and_no_ray_are_said(tmp_path, monkeypatch):
+def test_a_missing_cluster_or_ray_is_one_line(tmp_path, monkeypatch):
     write_input(tmp_path / "data", 1)
     options = PackOptions(str(tmp_path / "data/data.jsonl"), str(tmp_path / "out"), engine="ray", ray_address="1.2.3:x")
     with pytest.raises(InputError, match=r"--ray_address 1\.2\.3:x"):

@@ -1,4 +1,4 @@
-"""Packing from and to a real S3 server on loopback: the same parts as on a disk, and going on from finished ones."""
+"""Packing from and to a real S3 server on loopback: the same parts as on a disk, and resuming from finished ones."""
 
 import gzip
 import secrets
@@ -44,7 +44,7 @@ def flags(**more):
     return {"per_part_file_num": 4, "save_gzip_file": True, "num_workers": 1, "max_bad_fraction": 0.1} | more
 
 
-def test_from_and_to_s3_as_on_a_disk(bucket, folder, tmp_path):
+def test_packing_from_and_to_s3_equals_packing_on_a_disk(bucket, folder, tmp_path):
     fs, _ = storage.filesystem(bucket)
     fs.put(str(folder), f"{bucket}/data", recursive=True)
     pack(PackOptions(str(folder / "data.jsonl"), str(tmp_path / "out"), **flags()))
@@ -64,7 +64,7 @@ def test_from_and_to_s3_as_on_a_disk(bucket, folder, tmp_path):
     assert [record.image for record in records] == [image_bytes(40 + n, 40, n) for n in range(1, 13) if n != 5]
 
 
-def test_on_s3_it_goes_on_from_finished_parts_and_refuses_others(bucket, folder):
+def test_packing_on_s3_resumes_from_finished_parts_and_refuses_others(bucket, folder):
     options = PackOptions(str(folder / "data.jsonl"), f"{bucket}/out", **flags(resize=64))
     pack(options)
     fs, _ = storage.filesystem(bucket)
@@ -80,7 +80,7 @@ def test_on_s3_it_goes_on_from_finished_parts_and_refuses_others(bucket, folder)
 
 
 @pytest.mark.usefixtures("packs_in_process")
-def test_folders_and_tables_on_s3(bucket):
+def test_folders_and_tables_on_s3_are_packed(bucket):
     fs, _ = storage.filesystem(bucket)
     for number, name in enumerate(["b", "sub/a", "sub/deep/c"]):
         fs.pipe_file(f"{bucket}/in/{name}.png", image_bytes(seed=number))
@@ -104,7 +104,7 @@ def test_defect_10_images_stay_below_the_folder_on_s3(bucket):
         pack(PackOptions(f"{bucket}/in/data.jsonl", f"{bucket}/out", **flags()))
 
 
-def test_a_server_that_is_gone_is_said_in_one_line(bucket, folder, monkeypatch):
+def test_an_unreachable_server_is_one_line(bucket, folder, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     type(storage.filesystem(bucket)[0]).clear_instance_cache()
@@ -112,7 +112,7 @@ def test_a_server_that_is_gone_is_said_in_one_line(bucket, folder, monkeypatch):
         pack(PackOptions(str(folder / "data.jsonl"), f"{bucket}/out", **flags()))
 
 
-def test_what_is_not_there_is_said(bucket):
+def test_missing_objects_are_reported(bucket):
     with pytest.raises(InputError, match=r"s3://.*/none\.jsonl"):
         pack(PackOptions(f"{bucket}/none.jsonl", f"{bucket}/out", **flags()))
     with pytest.raises(PartError, match="no such part"):

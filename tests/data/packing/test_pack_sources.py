@@ -61,7 +61,7 @@ def shards(tmp_path):
 
 
 @pytest.mark.parametrize("pattern", ["", "*.tar", "0000[01].tar"])
-def test_webdataset_shards_in_order(shards, tmp_path, pattern):
+def test_webdataset_shards_are_packed_in_order(shards, tmp_path, pattern):
     rows, _ = run(tmp_path, shards / pattern, "webdataset")
     assert rows == [(f"json {n}", IMAGES[n]) for n in range(1, 12)]
 
@@ -125,7 +125,7 @@ def parquet_columns(kind):
 
 @pytest.mark.parametrize("kind", ["bytes", "struct", "paths"])
 @pytest.mark.parametrize("row_group_size", [3, 100])
-def test_parquet_with_bytes_or_paths(tmp_path, kind, row_group_size):
+def test_parquet_images_are_bytes_or_paths(tmp_path, kind, row_group_size):
     (tmp_path / "images").mkdir()
     for number, data in IMAGES.items():
         (tmp_path / f"images/{number}.png").write_bytes(data)
@@ -162,8 +162,8 @@ def test_defect_10_parquet_paths_stay_inside_too(tmp_path):
 
 
 def test_input_that_is_not_there_or_not_parquet_is_refused(tmp_path):
-    def refused(path, input_format, says):
-        with pytest.raises(InputError, match=says):
+    def refused(path, input_format, message):
+        with pytest.raises(InputError, match=message):
             run(tmp_path, path, input_format)
 
     (tmp_path / "empty").mkdir()

@@ -100,7 +100,7 @@ def test_every_row_of_a_table_has_one_outcome(tmp_path, pictures):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         (b"", r"the header cannot be read: there is none"),
         (b"a.png,a cat\n", r"data\.csv, line 1: no column 'caption' \(--caption_key\); the header has a\.png, a cat"),
@@ -109,13 +109,13 @@ def test_every_row_of_a_table_has_one_outcome(tmp_path, pictures):
         ("caption,image\n".encode("utf-16"), "UTF-16, expected UTF-8; convert it: iconv .* > utf8.csv"),
     ],
 )
-def test_a_table_without_a_header_that_fits_is_refused(tmp_path, pictures, text, says):
+def test_a_table_without_a_header_that_fits_is_refused(tmp_path, pictures, text, message):
     (pictures / "data.csv").write_bytes(text)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         run(tmp_path, pictures / "data.csv", "csv")
 
 
-def test_tables_of_several_folders_go_on_with_the_same_bytes_and_see_a_change(tmp_path, pictures):
+def test_tables_of_several_folders_resume_to_the_same_bytes_and_changes_are_refused(tmp_path, pictures):
     (pictures / "a.csv").write_text("image,caption\n" + "".join(f"{n}.png,a {n}\n" for n in range(6)))
     (pictures / "sub/b.csv").write_text("caption,image\nb,x.png\n")
     rows, _ = run(tmp_path, pictures, "csv")

@@ -106,8 +106,10 @@ def test_every_row_has_one_outcome(run, tmp_path):
 
 
 def test_too_many_bad_rows_end_the_run_without_lists(run, tmp_path):
-    says = r"1 of 25 rows are bad, more than --max_bad_fraction 0\.03; most often: image missing \(1 rows, first line 7"
-    with pytest.raises(RunError, match=says):
+    message = (
+        r"1 of 25 rows are bad, more than --max_bad_fraction 0\.03; most often: image missing \(1 rows, first line 7"
+    )
+    with pytest.raises(RunError, match=message):
         run(max_bad_fraction=0.03)
     assert list((tmp_path / "out/filelist").iterdir()) == []
     assert (tmp_path / "out/rejected.jsonl").read_text().count("\n") == 1
@@ -147,7 +149,7 @@ def test_an_empty_part_is_in_no_list(run, tmp_path):
 # -- going on -------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_run_goes_on_from_what_is_there(run, tmp_path):
+def test_a_second_run_resumes_from_finished_parts(run, tmp_path):
     run()
     before = contents(tmp_path / "out")
     parts = tmp_path / "out/laion400m_format_data"
@@ -164,17 +166,17 @@ def test_a_second_run_goes_on_from_what_is_there(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         ({"resize": 30}, "part-000001.gz: it was packed with --resize None, now 30"),
         ({"per_part_file_num": 5}, "it was packed with --per_part_file_num 4, now 5"),
         ({"save_gzip_file": False}, "part-000001.gz: it was packed otherwise, now without --save_gzip_file"),
     ],
 )
-def test_another_flag_is_noticed_and_refused(run, tmp_path, flags, says):
+def test_another_flag_is_noticed_and_refused(run, tmp_path, flags, message):
     run()
     before = contents(tmp_path / "out")
-    with pytest.raises(InputError, match=f"{says}; take another --output_path, or --overwrite"):
+    with pytest.raises(InputError, match=f"{message}; take another --output_path, or --overwrite"):
         run(**flags)
     assert contents(tmp_path / "out") == before
 
@@ -184,8 +186,8 @@ def test_a_changed_input_is_noticed_and_refused(run, tmp_path):
     lines = tmp_path / "data/data.jsonl"
     text = lines.read_text()
 
-    def refused(says):
-        with pytest.raises(InputError, match=says):
+    def refused(message):
+        with pytest.raises(InputError, match=message):
             run()
 
     lines.write_text(text.replace("caption 14", "caption fourteen"))
@@ -248,6 +250,6 @@ def test_two_runs_do_not_share_an_output(run, tmp_path):
 
 
 @pytest.mark.defect(11)
-def test_defect_11_nothing_usable_is_an_error_that_says_why(run):
+def test_defect_11_nothing_usable_is_an_error_with_the_reason(run):
     with pytest.raises(InputError, match=r"none of 25 rows was packed; most often: no key 'text' \(25 rows, first"):
         run(caption_key="text")

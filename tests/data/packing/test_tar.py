@@ -30,7 +30,7 @@ def write_tar(path, members, kind=tarfile.PAX_FORMAT):
 def outcomes(path, caption_key="caption"):
     """(image member or None, caption or reason, image bytes or detail) of each item of the shards."""
     source = WebdatasetSource(str(path), (caption_key,))
-    found = []
+    actual = []
     with source.open() as loader:
         for item, _ in source.items():
             try:
@@ -38,8 +38,8 @@ def outcomes(path, caption_key="caption"):
                 result = loaded.captions[0][1], loaded.image
             except BadRow as row:
                 result = row.reason, row.detail
-            found.append((item.image and item.image.name, *result))
-    return found
+            actual.append((item.image and item.image.name, *result))
+    return actual
 
 
 def pair(stem, suffix="jpg"):
@@ -66,7 +66,7 @@ STEMS = [
 
 
 @pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_names_with_dots_are_names(tmp_path, kind):
+def test_member_names_keep_their_dots(tmp_path, kind):
     path = write_tar(tmp_path / "a.tar", [member for stem in STEMS for member in pair(stem)], kind)
     assert outcomes(path) == packed(*STEMS)
 
@@ -90,9 +90,9 @@ def test_any_archive_has_an_outcome_for_each_image_and_merges_nothing(tmp_path_f
     path = write_tar(tmp_path_factory.mktemp("tar") / "a.tar", members)
     images = [name for name, _ in members if name.rpartition(".")[2].lower() in ("jpg", "png", "jpeg", "webp")]
     captions = {name[:-4] for name, _ in members if name.endswith(".txt")}
-    found = outcomes(path)
-    assert sorted(name for name, *_ in found if name) == sorted(images)
-    for name, caption, image in found:
+    actual = outcomes(path)
+    assert sorted(name for name, *_ in actual if name) == sorted(images)
+    for name, caption, image in actual:
         if name is None:
             assert caption == "no image in the shard"
             continue
@@ -198,7 +198,7 @@ def test_what_img2dataset_did_not_download_is_no_bad_row(tmp_path):
 # -- whole or not ---------------------------------------------------------------------------------------------------
 
 
-def test_wherever_an_archive_is_cut_it_is_said(tmp_path):
+def test_an_archive_truncated_anywhere_is_reported(tmp_path):
     whole = write_tar(tmp_path / "whole.tar", [member for n in range(4) for member in pair(str(n))]).read_bytes()
     end = len(whole.rstrip(b"\0")) // 512 * 512 + 512
     assert list_members(io.BytesIO(whole))[1] == "" == list_members(io.BytesIO(whole[: end + 512]))[1]
@@ -215,7 +215,7 @@ def test_wherever_an_archive_is_cut_it_is_said(tmp_path):
     ]
 
 
-def test_a_damaged_header_between_samples_is_said(tmp_path):
+def test_a_damaged_header_between_samples_is_reported(tmp_path):
     data = bytearray(write_tar(tmp_path / "a.tar", [*pair("0"), *pair("1"), *pair("2")]).read_bytes())
     data[2048:2560] = b"?" * 512
     members, damage = list_members(io.BytesIO(data))
@@ -223,7 +223,7 @@ def test_a_damaged_header_between_samples_is_said(tmp_path):
     assert damage == "damaged at byte 2048: neither a header nor the end mark, after 0.txt"
 
 
-def test_archives_one_behind_the_other_are_read_whole(tmp_path):
+def test_concatenated_archives_are_read_whole(tmp_path):
     one, two = (write_tar(tmp_path / f"{n}.tar", pair(str(n))).read_bytes() for n in range(2))
     path = tmp_path / "both.tar"
     path.write_bytes(one + two)
@@ -233,20 +233,20 @@ def test_archives_one_behind_the_other_are_read_whole(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "message"),
     [
         (b"", "the file is empty"),
         (gzip.compress(b"a" * 2000, mtime=0), "it is compressed with gzip; unpack it to a plain tar"),
         (b"no tar" * 200, "truncated header"),
     ],
 )
-def test_what_is_no_archive_is_one_outcome_among_good_ones(tmp_path, data, says):
+def test_what_is_no_archive_is_one_outcome_among_good_ones(tmp_path, data, message):
     write_tar(tmp_path / "0.tar", pair("0"))
     (tmp_path / "1.tar").write_bytes(data)
     write_tar(tmp_path / "2.tar", pair("2"))
     first, (image, reason, detail), last = outcomes(tmp_path)
     assert [first, last] == packed("0", "2") and (image, reason) == (None, "the shard is damaged")
-    assert says in detail or data.startswith(b"no tar")
+    assert message in detail or data.startswith(b"no tar")
 
 
 def test_the_share_done_ends_at_one(tmp_path):
@@ -274,8 +274,8 @@ def test_shards_are_found_in_folders_and_by_braces(tmp_path):
     names = ["0.tar", "03.tar", "sub/1.tar", "sub/deep/2.tar"]
     assert find_inputs(str(tmp_path), ".tar") == [str(tmp_path / name) for name in names]
     assert find_inputs(f"{tmp_path}/{{0,sub/1}}.tar", ".tar") == [f"{tmp_path}/0.tar", f"{tmp_path}/sub/1.tar"]
-    found = outcomes(f"{tmp_path}/{{02..04}}.tar")
-    assert [reason for _, reason, _ in found] == ["the shard is damaged", "caption 03.tar", "the shard is damaged"]
-    assert found[0][2] == "no such file"
+    actual = outcomes(f"{tmp_path}/{{02..04}}.tar")
+    assert [reason for _, reason, _ in actual] == ["the shard is damaged", "caption 03.tar", "the shard is damaged"]
+    assert actual[0][2] == "no such file"
     with pytest.raises(InputError, match="no such file, nor a folder or glob"):
         find_inputs(f"{tmp_path}/{{5..6}}.tar", ".tar")

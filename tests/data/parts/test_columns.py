@@ -64,7 +64,7 @@ def written(part):
 
 
 @given(st.data(), st.integers(0, 40))
-def test_whatever_arrow_holds_comes_back(tmp_path_factory, data, num_rows):
+def test_every_arrow_column_round_trips(tmp_path_factory, data, num_rows):
     kind = data.draw(st.sampled_from(list(VALUES)))
     values = data.draw(st.lists(st.none() | VALUES[kind], min_size=num_rows, max_size=num_rows))
     name = data.draw(st.text(min_size=1, max_size=20).filter(str.isprintable))
@@ -82,7 +82,7 @@ def test_columns_are_read_one_by_one_and_in_their_order(part, written):
     assert read_columns(part)["original_width"].num_missing == 1
 
 
-def test_the_documented_layout_is_what_lies_in_the_file(part, written):
+def test_the_columns_file_has_the_documented_layout(part, written):
     """Read without the module: struct, json and the places of the directory."""
     data = file_of(part).read_bytes()
     magic, version, num_bytes, rows, part_bytes, crc, _ = module._FIXED.unpack_from(data)
@@ -105,9 +105,9 @@ def test_a_part_without_columns_is_a_part(part):
 def test_nan_is_missing_and_infinity_is_not(part):
     given = np.array([math.nan, math.inf, 1])
     write_columns(part, {"a": floats(given), "b": from_arrow(pa.array([math.nan, None, 2]))})
-    found = read_columns(part)
-    assert found["a"].to_arrow().to_pylist() == [None, math.inf, 1]
-    assert found["b"].to_arrow().to_pylist() == [None, None, 2]
+    actual = read_columns(part)
+    assert actual["a"].to_arrow().to_pylist() == [None, math.inf, 1]
+    assert actual["b"].to_arrow().to_pylist() == [None, None, 2]
 
 
 @pytest.mark.parametrize(
@@ -120,12 +120,12 @@ def test_nan_is_missing_and_infinity_is_not(part):
         (pa.nulls(3), FLOAT),
     ],
 )
-def test_types_of_arrow(array, expected):
+def test_each_arrow_type_has_its_column_type(array, expected):
     column = from_arrow(array)
     assert column.type == expected and column.to_arrow().to_pylist() == array.to_pylist()
 
 
-def test_a_type_that_is_no_column(part):
+def test_values_that_fit_no_column_are_refused(part):
     with pytest.raises(ValueError, match="expected numbers, bool or text"):
         from_arrow(pa.array([[1], [2], [3]]))
     with pytest.raises(ValueError, match="2 values, the part has 3 rows"):
@@ -173,12 +173,12 @@ def test_a_long_directory_is_read_whole(part):
 
 def test_merging_keeps_other_columns_and_replaces_its_own(part, written):
     merge_columns(part, {"duplicate": Column(BOOL, np.zeros(3, bool)), "new": floats(np.ones(3))})
-    found = read_columns(part)
-    assert list(found) == [*written, "new"]
-    assert not found["duplicate"].values.any() and found["url"].to_arrow().to_pylist() == ["https://a/ü", "", None]
+    actual = read_columns(part)
+    assert list(actual) == [*written, "new"]
+    assert not actual["duplicate"].values.any() and actual["url"].to_arrow().to_pylist() == ["https://a/ü", "", None]
 
 
-def test_merging_into_a_damaged_file_starts_anew(part, written):
+def test_merging_into_a_damaged_file_replaces_it(part, written):
     file_of(part).write_bytes(b"no columns")
     merge_columns(part, {"new": floats(np.ones(3))})
     assert list(read_columns(part)) == ["new"]

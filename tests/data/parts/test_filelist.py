@@ -25,7 +25,7 @@ def test_unequal_repeats_keep_their_ratio():
     assert _divide_repeats(["a", "b", "b", "a", "b", "b"]) == ["a", "b", "b"]
 
 
-def test_weights_and_spaces_in_paths(tmp_path):
+def test_weights_and_paths_with_spaces_are_read(tmp_path):
     for name in ("one.filelist", "my two.filelist", "three 3"):
         (tmp_path / name).write_text(f"{name} part\r\n\n")
     lists = tmp_path / "all.list"
@@ -38,8 +38,8 @@ def test_weights_and_spaces_in_paths(tmp_path):
 
 
 def test_wrong_lists_are_refused_by_name(tmp_path):
-    def fails(says, path):
-        with pytest.raises(InputError, match=says):
+    def fails(message, path):
+        with pytest.raises(InputError, match=message):
             read_file_list(path)
 
     fails(r"none\.list: No such file", tmp_path / "none.list")
@@ -57,7 +57,7 @@ def test_wrong_lists_are_refused_by_name(tmp_path):
     fails(r"Is a directory", tmp_path)
 
 
-def test_lists_edited_on_windows(tmp_path):
+def test_lists_edited_on_windows_are_read(tmp_path):
     (tmp_path / "one.filelist").write_bytes("\ufeffdata/part-1.gz\r\ndata/part 2.gz\r\n".encode())
     (tmp_path / "zwei.filelist").write_bytes("\ufeffdata/部分.gz\r\n".encode("utf-16-le"))
     lists = f"{tmp_path}/one.filelist\t0.5\r\n{tmp_path}/zwei.filelist   2\r\n"
@@ -96,7 +96,7 @@ def test_relative_lists_are_read_from_any_folder_and_after_a_move(tmp_path, monk
         assert read_file_list("mine.filelist.list") == [Source(1.0, [f"../{part[-36:]}" for part in parts])]
 
 
-def test_paths_that_are_there_are_taken_as_they_stand(tmp_path, monkeypatch):
+def test_existing_paths_are_used_unchanged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("data", "lists/data"):
         (tmp_path / folder).mkdir(parents=True)
@@ -108,25 +108,25 @@ def test_paths_that_are_there_are_taken_as_they_stand(tmp_path, monkeypatch):
     assert read_file_list("lists/a.list")[0].parts == ["lists/data/part-1"]
 
 
-def test_what_is_missing_is_answered_by_what_it_is(tmp_path, monkeypatch):
-    def told(path):
+def test_a_missing_list_is_reported_with_a_remedy_of_its_kind(tmp_path, monkeypatch):
+    def reported(path):
         with pytest.raises(InputError) as caught:
             read_file_list(path)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
     monkeypatch.chdir(tmp_path)
-    assert "laion400m_demo_data.tar.gz" in told("./data/filelist/train.filelist.list")
-    assert "makes it" not in told("my.filelist.list") and "precompute_latents.py" in told("cache.filelist.list")
+    assert "laion400m_demo_data.tar.gz" in reported("./data/filelist/train.filelist.list")
+    assert "makes it" not in reported("my.filelist.list") and "precompute_latents.py" in reported("cache.filelist.list")
     (tmp_path / "packed/filelist").mkdir(parents=True)
-    assert "name the .filelist.list" in told("packed")
+    assert "name the .filelist.list" in reported("packed")
     (tmp_path / "packed/filelist/a.filelist.list").write_text("gone.filelist\n")
-    assert told("packed").endswith("name a file list, here packed/filelist/a.filelist.list")
-    assert "correct that line of packed/filelist/a.filelist.list" in told("packed/filelist/a.filelist.list")
+    assert reported("packed").endswith("name a file list, here packed/filelist/a.filelist.list")
+    assert "correct that line of packed/filelist/a.filelist.list" in reported("packed/filelist/a.filelist.list")
 
 
-def test_what_is_no_list_of_lists_is_told_so(tmp_path, monkeypatch):
-    def told(path):
+def test_what_is_no_list_of_lists_is_refused_with_a_remedy(tmp_path, monkeypatch):
+    def error_of(path):
         with pytest.raises(InputError) as caught:
             read_file_list(path)
         assert "\n" not in str(caught.value)
@@ -134,21 +134,21 @@ def test_what_is_no_list_of_lists_is_told_so(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.jsonl").write_text('{"caption": "a", "image": "a.png"}\n')
-    assert told("data.jsonl").startswith("data.jsonl: holds JSON, not paths; pack it (create_pretraining_data.py ")
+    assert error_of("data.jsonl").startswith("data.jsonl: holds JSON, not paths; pack it (create_pretraining_data.py ")
     for name in ("out/laion400m_format_data/part-000001.gz", "out/laion400m_format_data/part-000001.gz.idx"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"\x1f\x8b\xff\x00")
     (tmp_path / "out/filelist").mkdir()
     written = write_file_lists("out/filelist", "mine", ["out/laion400m_format_data/part-000001.gz"], 1)
-    told_of_parts = told(written.removesuffix(".list"))
-    assert told_of_parts.endswith(f"names parts, so it is one .filelist; name {written}")
+    error_of_parts = error_of(written.removesuffix(".list"))
+    assert error_of_parts.endswith(f"names parts, so it is one .filelist; name {written}")
     (tmp_path / "alone.filelist").write_text("out/laion400m_format_data/part-000001.gz\n")
-    assert told("alone.filelist").endswith("name the .filelist.list, which has its path on a line")
+    assert error_of("alone.filelist").endswith("name the .filelist.list, which has its path on a line")
     (tmp_path / "out/laion400m_format_data/part-000001.gz.idx").unlink()  # as PaddleMIX writes parts
-    assert told(written.removesuffix(".list")).endswith(f"name {written}")
+    assert error_of(written.removesuffix(".list")).endswith(f"name {written}")
     (tmp_path / "README.md").write_text("# A title\n")
-    assert "(a file list? they end in .filelist.list)" in told("README.md")
-    assert told("out/filelist/mine.filelst.list").endswith(f"; did you mean {written}?")
+    assert "(a file list? they end in .filelist.list)" in error_of("README.md")
+    assert error_of("out/filelist/mine.filelst.list").endswith(f"; did you mean {written}?")
 
 
 def test_a_store_without_credentials_is_one_line(monkeypatch):

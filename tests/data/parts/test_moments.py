@@ -43,28 +43,32 @@ def test_a_payload_comes_back(variants, channels, side, captions):
         np.testing.assert_array_equal(back_text, text)
 
 
-def test_every_second_column_of_a_view_is_stored_as_it_stands():
+def test_a_strided_view_is_stored_by_value():
     moments = halves((1, 2, 4, 8))[..., ::-2]
     np.testing.assert_array_equal(decode_payload(encode_payload(moments))[0], moments)
 
 
 @pytest.mark.parametrize(
-    "moments, text, says",
+    "moments, text, message",
     [
         (np.zeros((1, 8, 2, 2), np.float32), None, "moments: float32"),
         (np.zeros((8, 2, 2), np.float16), None, r"moments: float16 \[8, 2, 2\], expected float16 of 4"),
         (np.zeros((0, 8, 2, 2), np.float16), None, r"moments: float16 \[0, 8, 2, 2\]"),
         (np.zeros((1, 7, 2, 2), np.float16), None, "7 channels"),
-        (np.full((1, 8, 2, 2), np.inf, np.float16), None, "moments: not finite"),
-        (np.zeros((1, 8, 2, 2), np.float16), np.full((1, 2, 2), np.nan, np.float16), "text_states: not finite"),
+        (np.full((1, 8, 2, 2), np.inf, np.float16), None, "moments: NaN or infinite values"),
+        (
+            np.zeros((1, 8, 2, 2), np.float16),
+            np.full((1, 2, 2), np.nan, np.float16),
+            "text_states: NaN or infinite values",
+        ),
         (np.zeros((1, 8, 2, 2), np.float16), np.zeros((2, 2), np.float16), "text_states: float16"),
     ],
 )
-def test_wrong_tensors_are_neither_written_nor_read(moments, text, says):
-    with pytest.raises(RowError, match=says):
+def test_wrong_tensors_are_neither_written_nor_read(moments, text, message):
+    with pytest.raises(RowError, match=message):
         encode_payload(moments, text)
     tensors = {"moments": moments} | ({} if text is None else {"text_states": text})
-    with pytest.raises(RowError, match=says):
+    with pytest.raises(RowError, match=message):
         decode_payload(save(tensors))
 
 
@@ -100,13 +104,13 @@ def test_differences_name_both_values():
 
 
 def test_a_damaged_or_edited_or_newer_manifest_is_refused():
-    told = json.loads(MANIFEST.to_bytes())
-    for change, says in (
+    reported = json.loads(MANIFEST.to_bytes())
+    for change, message in (
         ({"resolution": 512}, "changed since it was written"),
         ({"version": 2}, "version 2, this program reads 1"),
     ):
-        with pytest.raises(InputError, match=rf"x\.cache\.json: {says}"):
-            parse_manifest(json.dumps(told | change).encode(), "x.cache.json")
+        with pytest.raises(InputError, match=rf"x\.cache\.json: {message}"):
+            parse_manifest(json.dumps(reported | change).encode(), "x.cache.json")
     for data in (b"{", b"[]", b"{}", b'{"version": 1}', b"\xff"):
         with pytest.raises(InputError, match=r"x\.cache\.json: no manifest"):
             parse_manifest(data, "x.cache.json")
@@ -126,8 +130,8 @@ def write_list(folder, **manifests):
 def test_the_manifest_is_found_beside_the_filelist(tmp_path):
     assert find_manifest(write_list(tmp_path, one=None, two=None)) is None
     assert manifest_path("a/one.filelist") == "a/one.cache.json"
-    found = find_manifest(write_list(tmp_path, one=MANIFEST, two=replace(MANIFEST, num_rows=9, seed=5)))
-    assert found == MANIFEST and found.path == f"{tmp_path}/one.cache.json"
+    actual = find_manifest(write_list(tmp_path, one=MANIFEST, two=replace(MANIFEST, num_rows=9, seed=5)))
+    assert actual == MANIFEST and actual.path == f"{tmp_path}/one.cache.json"
 
 
 def test_a_cache_names_its_resizer_and_one_of_before_stays_valid(tmp_path):
@@ -140,13 +144,13 @@ def test_a_cache_names_its_resizer_and_one_of_before_stays_valid(tmp_path):
     assert MANIFEST.id == hashlib.sha256(text.encode()).hexdigest()[:32] and "resizer" not in settings
     named, other = replace(MANIFEST, resizer="a 4"), replace(MANIFEST, resizer="b 1")
     assert len({MANIFEST.id, named.id, other.id}) == 3
-    found = find_manifest(write_list(tmp_path, one=named, two=MANIFEST))
-    assert found == named and found.ids == (named.id, MANIFEST.id)
+    actual = find_manifest(write_list(tmp_path, one=named, two=MANIFEST))
+    assert actual == named and actual.ids == (named.id, MANIFEST.id)
     with pytest.raises(InputError, match=r"\(resizer was a 4, is b 1\)"):
         find_manifest(write_list(tmp_path, one=named, two=other))
 
 
-def test_a_mixture_says_which_filelist_is_which(tmp_path):
+def test_a_mixture_of_images_and_cache_names_both_filelists(tmp_path):
     with pytest.raises(InputError, match=r"two\.filelist is a cache of latents, .*one\.filelist is not"):
         find_manifest(write_list(tmp_path, one=None, two=MANIFEST))
     with pytest.raises(InputError, match=r"one\.filelist and .*two\.filelist are .* \(resolution was 256, is 512\)"):

@@ -69,7 +69,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
     assert (tmp_path / "a.idx").read_bytes() == (tmp_path / "b.idx").read_bytes()
 
 
-def test_the_index_knows_sizes_and_usable_rows(part):
+def test_the_index_holds_sizes_and_usable_rows(part):
     index, header = load_index(part), load_header(part)
     assert list(zip(index.widths.tolist(), index.heights.tolist(), strict=True)) == SIZES
     assert (index.part_bytes, index.layout, index.kind) == (part.stat().st_size, "members", "image")
@@ -123,23 +123,23 @@ def test_a_changed_foreign_part_is_scanned_again(tmp_path, bare_part):
 
 def test_where_the_cache_folder_takes_nothing_the_index_is_made_in_each_run(tmp_path, bare_part, monkeypatch, caplog):
     (tmp_path / "cache").write_text("a file where the folder should be")
-    monkeypatch.setattr("sd.data.parts.part._not_kept", {})
+    monkeypatch.setattr("sd.data.parts.part._unsaved_indexes", {})
     scans = []
     monkeypatch.setattr("sd.data.parts.part.scan_part", lambda path: scans.append(path) or scan_part(path))
     for _ in range(3):
         assert load_index(bare_part, tmp_path / "cache").num_rows == len(ROWS)
         assert load_header(bare_part, tmp_path / "cache").num_rows == len(ROWS)
     [line] = caplog.messages
-    assert str(tmp_path / "cache") in line and "indexes of parts are made anew in each run" in line
+    assert str(tmp_path / "cache") in line and "indexes of parts are rebuilt in each run" in line
     assert scans == [bare_part]  # once within a run
 
 
-def test_a_damaged_kept_index_is_made_again(tmp_path, bare_part):
+def test_a_damaged_cached_index_is_rebuilt(tmp_path, bare_part):
     before = load_index(bare_part, tmp_path / "cache").to_bytes()
-    [kept] = (tmp_path / "cache").iterdir()
+    [stored] = (tmp_path / "cache").iterdir()
     for damaged in (b"", before[:2000], before[:-1] + b"?"):
-        kept.write_bytes(damaged)
-        assert load_index(bare_part, tmp_path / "cache").to_bytes() == before == kept.read_bytes()
+        stored.write_bytes(damaged)
+        assert load_index(bare_part, tmp_path / "cache").to_bytes() == before == stored.read_bytes()
 
 
 def test_a_scan_marks_bad_rows_with_size_zero(tmp_path):
@@ -157,7 +157,7 @@ def cut(path, num_bytes):
     path.write_bytes(path.read_bytes()[:num_bytes])
 
 
-def test_an_indexed_part_cut_in_a_member_loses_only_the_rows_behind(part):
+def test_an_indexed_part_cut_in_a_member_loses_only_later_rows(part):
     index = load_index(part)
     cut(part, int(index.offsets[3]) + 100)
     with PartReader(part, load_index(part)) as reader:
@@ -167,14 +167,14 @@ def test_an_indexed_part_cut_in_a_member_loses_only_the_rows_behind(part):
                 reader.read(row)
 
 
-def test_a_bare_part_cut_in_a_member_says_where(bare_part, tmp_path):
+def test_a_part_without_index_cut_in_a_member_names_the_row(bare_part, tmp_path):
     cut(bare_part, int(scan_part(bare_part).offsets[3]) + 100)
     index = load_index(bare_part, tmp_path / "cache")
     assert index.damage == "cut in the middle of gzip data, after row 3"
     assert read_all(bare_part, index) == ROWS[:3]
 
 
-def test_a_bare_part_cut_between_members_is_noticed(bare_part, tmp_path):
+def test_a_part_without_index_cut_between_members_is_detected(bare_part, tmp_path):
     for num_rows in (5, 2, 1):
         cut(bare_part, int(scan_part(bare_part).offsets[num_rows]))
         index = load_index(bare_part, tmp_path / "cache")
@@ -209,7 +209,7 @@ def test_a_flipped_bit_in_a_foreign_part_ends_the_scan_with_a_reason(tmp_path):
     assert "damaged" in load_index(tmp_path / "part", tmp_path).damage
 
 
-def test_no_bytes(bare_part, tmp_path):
+def test_an_empty_file_is_a_part_of_no_rows_with_damage(bare_part, tmp_path):
     bare_part.write_bytes(b"")
     index = load_index(bare_part, tmp_path / "cache")
     assert (index.num_rows, index.damage) == (0, "the file is empty")

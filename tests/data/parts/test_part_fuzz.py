@@ -75,7 +75,7 @@ def test_damage_of_any_kind_gives_rows_or_a_named_error(tmp_path_factory, chance
 
 
 @pytest.mark.slow
-def test_a_minute_of_damage(tmp_path):
+def test_fuzzed_parts_give_rows_or_named_errors_for_a_minute(tmp_path):
     end = time.monotonic() + 60
     seed = 0
     while time.monotonic() < end:

@@ -70,7 +70,7 @@ def test_the_bytes_of_a_row_are_those_of_the_reference_layout():
         ({"caption_en": None, "blip_caption_en": "two"}, "two"),
     ],
 )
-def test_laion_aes_rows(texts, expected):
+def test_laion_aes_rows_are_read(texts, expected):
     line = b"\t".join([b"0", b"x|y", json.dumps(texts).encode(), b"", b"", IMAGE64, b"more"])
     assert decode_row(line).captions == (expected,)
     assert decode_row(line).image == IMAGE
@@ -88,7 +88,7 @@ def test_text_that_is_not_utf8_is_read_as_gb18030():
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
         (b"", "1 fields, expected 3 or 6"),
         (b"caption\t" + IMAGE64, "2 fields"),
@@ -99,8 +99,8 @@ def test_text_that_is_not_utf8_is_read_as_gb18030():
         (b'\t\t{"caption_en": 3}\t\t\t' + IMAGE64, "neither 'caption_en' nor"),
     ],
 )
-def test_what_is_wrong_with_a_row_is_said(line, says):
-    with pytest.raises(RowError, match=says):
+def test_a_bad_row_has_its_reason(line, message):
+    with pytest.raises(RowError, match=message):
         decode_row(line)
 
 
@@ -158,6 +158,6 @@ def test_rows_without_names_are_of_the_usual_source():
 
 
 @pytest.mark.parametrize("text", ['{"captions":', '{"captions":{}}', '{"captions":{"a":[1]}}', '{"captions":[1]}'])
-def test_a_damaged_field_of_captions_is_said(text):
+def test_a_damaged_field_of_captions_is_reported(text):
     with pytest.raises(RowError, match="the second field does not hold captions"):
         decode_row(b"a\t" + text.encode() + b"\t" + IMAGE64)

@@ -101,13 +101,13 @@ def test_each_row_once_a_pass_in_whole_groups_of_its_bucket(counts, dealing, buf
     seen = {}
     passes = 3
     for sample in range((passes * sum(rows) // group + len(rows)) * group):
-        unit, lane, pass_number, _, _ = order.position(sample)
+        unit, lane, pass_number, _, _ = order.coordinates(sample)
         assert unit == order.bucket_of(sample) == order.bucket_of(sample - sample % group)
-        seen.setdefault((unit, lane, pass_number), []).append(order.place(sample))
+        seen.setdefault((unit, lane, pass_number), []).append(order.position(sample))
     for bucket, places in expected.items():
         for number in range(passes - 1 if places else 0):
-            found = [place for lane in range(lanes) for place in seen.get((bucket, lane, number), [])]
-            assert sorted(found) == places, (bucket, number)
+            actual = [place for lane in range(lanes) for place in seen.get((bucket, lane, number), [])]
+            assert sorted(actual) == places, (bucket, number)
     for places in seen.values():
         assert len(set(places)) == len(places)
 
@@ -118,7 +118,7 @@ def test_over_k_passes_each_row_is_seen_k_times_within_a_group():
     order = make_order(counts, group_size=group, deal_size=2, buffer_size=8)
     rows = [sum(bucket) for bucket in counts]
     groups = [10 * count // group for count in rows]
-    seen = Counter((order.position(s)[0], order.place(s)) for s in range(sum(groups) * group))
+    seen = Counter((order.coordinates(s)[0], order.position(s)) for s in range(sum(groups) * group))
     for bucket, places in all_rows(counts).items():
         times = [seen[bucket, place] for place in places]
         assert max(times) - min(times) <= 1 and sum(times) == groups[bucket] * group
@@ -153,7 +153,7 @@ def test_a_group_of_several_rounds_serves_each_machine_its_own_lane():
     order = make_order([[500], [300]], lanes=4, deal_size=8, group_size=64, buffer_size=9)
     for rank in range(4):
         samples = itertools.islice(worker_samples(0, 8, rank, 4, 0, 1), 200)
-        assert {order.position(sample)[1] for sample in samples} == {rank}
+        assert {order.coordinates(sample)[1] for sample in samples} == {rank}
 
 
 def test_buckets_are_mixed_and_in_proportion_all_along():
@@ -173,7 +173,7 @@ def test_sources_are_mixed_group_by_group_by_weight_and_each_is_read_whole():
     of_second = Counter(unit for unit in units if unit >= 2)
     passes = share[1] * 4 // 111
     assert abs(of_second[2] - passes * 100 / 4) <= 26 and abs(of_second[3] - passes * 11 / 4) <= 4
-    first = [order.place(s) for g, unit in enumerate(units[:200]) for s in range(4 * g, 4 * g + 4) if unit == 2]
+    first = [order.position(s) for g, unit in enumerate(units[:200]) for s in range(4 * g, 4 * g + 4) if unit == 2]
     assert sorted(set(first)) == [(1, k) for k in range(100)] and max(Counter(first).values()) - 1 <= len(first) // 100
 
 
@@ -181,12 +181,12 @@ def test_replacements_come_from_the_bucket_and_are_the_same_for_every_world():
     counts = [[30, 10], [20, 25]]
     order, expected = make_order(counts, group_size=4, lanes=2, deal_size=2), all_rows(counts)
     for sample in (0, 5, 44, 1000, 12_345):
-        found = list(order.candidates(sample))
-        assert found[0] == order.place(sample)
-        assert set(found) <= set(expected[order.bucket_of(sample)])
-        assert found == list(make_order(counts, group_size=4, lanes=2, deal_size=2).candidates(sample))
+        actual = list(order.candidates(sample))
+        assert actual[0] == order.position(sample)
+        assert set(actual) <= set(expected[order.bucket_of(sample)])
+        assert actual == list(make_order(counts, group_size=4, lanes=2, deal_size=2).candidates(sample))
         parts, ordinals, slot = order.window(sample)
-        assert (int(parts[slot]), int(ordinals[slot])) == found[0]
+        assert (int(parts[slot]), int(ordinals[slot])) == actual[0]
 
 
 def test_buckets_walk_through_the_parts_side_by_side():
@@ -197,7 +197,7 @@ def test_buckets_walk_through_the_parts_side_by_side():
     assert [order.window_rows(unit) for unit in range(3)] == [-(-2000 * int(n) // 20_000) for n in rows.sum(1)]
     at = {}
     for sample in range(0, 20_000 - group, group):
-        unit, *_ = order.position(sample)
+        unit, *_ = order.coordinates(sample)
         at.setdefault((sample // 4000, unit), set()).update(order.window(sample)[0].tolist())
     for fifth in range(4):
         common = set.intersection(*(at[fifth, unit] for unit in range(3)))
@@ -208,17 +208,17 @@ def test_buckets_walk_through_the_parts_side_by_side():
 def test_one_bucket_is_whole_and_its_passes_are_permutations():
     order = make_order([[10, 0, 15]], buffer_size=4)
     for number in range(3):
-        found = [order.place(s) for s in range(25 * number, 25 * number + 25)]
-        assert sorted(found) == [(0, k) for k in range(10)] + [(2, k) for k in range(15)]
+        actual = [order.position(s) for s in range(25 * number, 25 * number + 25)]
+        assert sorted(actual) == [(0, k) for k in range(10)] + [(2, k) for k in range(15)]
 
 
-def test_a_place_after_a_thousand_million_samples_is_found_at_once(monkeypatch):
+def test_the_position_of_sample_1e9_is_computed_without_replay(monkeypatch):
     counts = np.random.default_rng(0).multinomial(1000, [0.5, 0.2, 0.2, 0.1], size=60_000).T
     streams = []
     for module in ("order", "bucket_order"):
         monkeypatch.setattr(f"sd.data.streaming.{module}.rng", lambda *words: streams.append(words) or rng(*words))
     order = BucketOrder([(1.0, counts)], seed=1, lanes=128, deal_size=256, group_size=128 * 256, buffer_size=20_000)
-    part, ordinal = order.place(10**9)
+    part, ordinal = order.position(10**9)
     assert len(streams) == 3  # the block of its group, the parts of its pass, the rows of its window
     assert 0 <= part < 60_000 and 0 <= ordinal < 1000
 

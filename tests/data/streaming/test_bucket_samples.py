@@ -27,11 +27,11 @@ def dataset(file_list, **changed):
 
 
 def take(data, count, batch_size=4):
-    samples, found = iter(data), []
+    samples, actual = iter(data), []
     for _ in range(count):
-        found.append(collate(list(itertools.islice(samples, batch_size))))
-        raise_if_failed(found[-1])
-    return found
+        actual.append(collate(list(itertools.islice(samples, batch_size))))
+        raise_if_failed(actual[-1])
+    return actual
 
 
 def shape_of(batch):
@@ -43,7 +43,7 @@ def test_each_row_is_seen_at_its_bucket_once_a_pass(file_list):
     sizes = {(part, row): size for part, rows in enumerate(PARTS) for row, size in enumerate(rows)}
     seen, passes = Counter(), 4
     for batch in take(data, passes * 54 // 4):
-        for place in map(tuple, batch["place"].tolist()):
+        for place in map(tuple, batch["position"].tolist()):
             width, height = sizes[place]
             assert all(side <= own < side + 5 for side, own in zip(shape_of(batch), (width, height), strict=True))
             seen[place] += 1
@@ -117,7 +117,7 @@ def test_a_bad_row_is_replaced_from_its_bucket(tmp_path):
         broken[at : at + 8] = b"\0" * 8
     (folder / "part-000000.gz").write_bytes(broken)
     batches = take(dataset(name, max_bad_fraction=0.9), 16)
-    rows = [(shape_of(batch), row) for batch in batches for row in batch["place"][:, 1].tolist()]
+    rows = [(shape_of(batch), row) for batch in batches for row in batch["position"][:, 1].tolist()]
     assert {SIZES[row % 3] == shape for shape, row in rows} == {True}
     assert not {row for _, row in rows} & {0, 4, 8, 12} and len({row for _, row in rows}) == 26
 
@@ -128,7 +128,7 @@ def test_filters_decide_before_the_buckets_are_counted(file_list):
     upright = {place for place in expected if PARTS[place[0]][place[1]][0] < 30}
     assert data.num_usable == len(expected)
     seen = Counter(
-        place for batch in take(data, 3 * len(expected) // 4) for place in map(tuple, batch["place"].tolist())
+        place for batch in take(data, 3 * len(expected) // 4) for place in map(tuple, batch["position"].tolist())
     )
     assert upright <= set(seen) <= expected
 
@@ -138,8 +138,8 @@ def test_sources_are_mixed_by_weight_in_groups_of_one(tmp_path):
         write_part(tmp_path / f"part-{number}.gz", number, sizes)
     name = write_lists(tmp_path, (3, [tmp_path / "part-0.gz"]), (1, [tmp_path / "part-1.gz"]))
     batches = take(dataset(name), 160)
-    assert all(len(set(batch["place"][:, 0].tolist())) == 1 for batch in batches)
-    share = np.mean([batch["place"][0, 0] for batch in batches])
+    assert all(len(set(batch["position"][:, 0].tolist())) == 1 for batch in batches)
+    share = np.mean([batch["position"][0, 0] for batch in batches])
     assert 0.12 < share < 0.38  # a quarter of 160 drawn from 4,096 without replacement: deviation 0.034
     assert len({shape_of(batch) for batch in batches}) == 3
 
@@ -157,7 +157,7 @@ def test_a_small_bucket_is_merged_within_its_source(tmp_path, caplog):
         "bucket 32x32 of source0.filelist has 2 rows, fewer than a group of 4 samples: they go to 24x40",
         "bucket 40x24 has no row",
     ]
-    seen = {(shape_of(batch), *place) for batch in take(data, 60) for place in batch["place"].tolist()}
+    seen = {(shape_of(batch), *place) for batch in take(data, 60) for place in batch["position"].tolist()}
     assert {((24, 40), 0, row) for row in range(11)} <= seen
 
 
@@ -166,7 +166,7 @@ def test_enlarging_takes_what_is_smaller_than_every_bucket(tmp_path):
     assert dataset(name).num_usable == 12
     data = dataset(name, enlarge=True)
     assert data.num_usable == 24 and data.catalog.bucket_rows.counts[:, 0].tolist() == [8, 8, 8]
-    assert {row for batch in take(data, 8) for row in batch["place"][:, 1].tolist()} == set(range(24))
+    assert {row for batch in take(data, 8) for row in batch["position"][:, 1].tolist()} == set(range(24))
 
 
 def test_evaluation_pairs_have_the_shape_of_their_bucket(file_list):
@@ -176,7 +176,7 @@ def test_evaluation_pairs_have_the_shape_of_their_bucket(file_list):
     for number in range(54):
         item = pairs[number]
         assert item["pixel_values"].shape[:0:-1] == pairs.sizes[pairs.bucket(number)]
-        places.add(tuple(item["place"].tolist()))
+        places.add(tuple(item["position"].tolist()))
     assert len(places) == 54
 
 
@@ -201,12 +201,12 @@ def test_impossible_streams_are_refused_with_their_numbers(file_list, changed, m
         dataset(file_list, **changed)
 
 
-def test_counts_are_kept_between_starts_and_belong_to_the_bytes_of_a_part(file_list, tmp_path, monkeypatch):
+def test_bucket_counts_are_cached_between_starts_by_the_bytes_of_a_part(file_list, tmp_path, monkeypatch):
     from sd.data.streaming import bucket_counts
     from sd.data.streaming.bucketing import Bucketing
     from sd.data.streaming.catalog import Catalog
 
-    monkeypatch.setattr(bucket_counts, "LEAST_NEW", 1)
+    monkeypatch.setattr(bucket_counts, "MIN_NEW_PARTS", 1)
 
     def counted(name, text=BUCKETS):
         calls, bucketing = [], Bucketing(BucketTable.from_flag(text, 32, 8))
@@ -214,7 +214,7 @@ def test_counts_are_kept_between_starts_and_belong_to_the_bytes_of_a_part(file_l
         monkeypatch.setattr(BucketTable, "choose", lambda *a, **k: calls.append(1) or choose(*a, **k))
         counts = Catalog(name, 32, cache_dir=tmp_path / "kept", bucketing=bucketing).bucket_rows.counts
         monkeypatch.undo()
-        monkeypatch.setattr(bucket_counts, "LEAST_NEW", 1)
+        monkeypatch.setattr(bucket_counts, "MIN_NEW_PARTS", 1)
         return counts.tolist(), len(calls)
 
     first, calls = counted(file_list)

@@ -28,14 +28,14 @@ def test_a_number_gives_the_sizes_nearest_to_the_square():
 
 @pytest.mark.parametrize(("resolution", "multiple"), [(256, 64), (512, 64), (1024, 64), (512, 8), (32, 8), (64, 64)])
 def test_possible_sizes_are_all_that_no_other_covers(resolution, multiple):
-    found, most = possible_sizes(resolution, multiple), resolution**2 // multiple**2
-    assert found[0] == (resolution, resolution) and len(set(found)) == len(found)
-    assert {(h, w) for w, h in found} == set(found)
-    for width, height in found:
+    actual, most = possible_sizes(resolution, multiple), resolution**2 // multiple**2
+    assert actual[0] == (resolution, resolution) and len(set(actual)) == len(actual)
+    assert {(h, w) for w, h in actual} == set(actual)
+    for width, height in actual:
         assert width % multiple == height % multiple == 0 and width * height <= resolution**2
         w, h = width // multiple, height // multiple
         assert (w + 1) * h > most and w * (h + 1) > most
-    assert sum((w + 1) * (most // w) > most and w * (most // w + 1) > most for w in range(1, most + 1)) == len(found)
+    assert sum((w + 1) * (most // w) > most and w * (most // w + 1) > most for w in range(1, most + 1)) == len(actual)
 
 
 def nearest(width, height, sizes, enlarge):
@@ -51,8 +51,8 @@ def nearest(width, height, sizes, enlarge):
 def test_a_row_goes_to_the_nearest_aspect_among_those_it_covers(rows, count, enlarge):
     buckets = table(str(count))
     chosen = buckets.choose(*np.array(rows).T, enlarge=enlarge)
-    for (width, height), found in zip(rows, chosen.tolist(), strict=True):
-        assert found in nearest(width, height, buckets.sizes, enlarge), (width, height)
+    for (width, height), actual in zip(rows, chosen.tolist(), strict=True):
+        assert actual in nearest(width, height, buckets.sizes, enlarge), (width, height)
 
 
 def test_every_small_size_is_chosen_as_by_fractions():
@@ -60,9 +60,9 @@ def test_every_small_size_is_chosen_as_by_fractions():
     grid = np.array([(w, h) for w in range(60) for h in range(60)])
     for enlarge in (False, True):
         chosen = sizes.choose(*grid.T, enlarge=enlarge)
-        for (width, height), found in zip(grid.tolist(), chosen.tolist(), strict=True):
+        for (width, height), actual in zip(grid.tolist(), chosen.tolist(), strict=True):
             expected = nearest(width, height, sizes.sizes, enlarge) if width and height else {-1}
-            assert found in expected, (width, height)
+            assert actual in expected, (width, height)
 
 
 def test_the_bucket_of_a_row_does_not_depend_on_the_rows_beside_it():

@@ -74,7 +74,7 @@ def bytes_below(cache):
     return total
 
 
-def test_the_copies_stay_within_their_bound_and_are_used_again(folder, remote, monkeypatch):
+def test_the_copy_cache_stays_within_its_bound_and_is_reused(folder, remote, monkeypatch):
     address, fs = remote
     file_list, local = upload(folder, address, fs)
     sizes = [fs.size(f"/bucket/part-{number:06d}.gz") for number in range(len(ROWS))]
@@ -84,7 +84,7 @@ def test_the_copies_stay_within_their_bound_and_are_used_again(folder, remote, m
     stream = iter(dataset(file_list, cache_bytes=limit))
     expected = iter(dataset(local))
     for _ in range(3 * sum(ROWS)):
-        np.testing.assert_array_equal(next(stream)["place"], next(expected)["place"])
+        np.testing.assert_array_equal(next(stream)["position"], next(expected)["position"])
         largest = max(largest, bytes_below(cache))
     assert max(sizes) <= largest <= limit + max(sizes)  # one may be fetched while another is opened
     copies = LocalCopies(10**9)
@@ -96,7 +96,7 @@ def test_the_copies_stay_within_their_bound_and_are_used_again(folder, remote, m
         assert reader.read(2) == row
 
 
-def test_many_readers_of_a_cache_that_holds_nothing_all_get_their_part(folder, remote):
+def test_many_readers_of_a_cache_of_no_capacity_all_get_their_part(folder, remote):
     """Each opening takes the copies of the others away; every reader must work all the same."""
     address, fs = remote
     upload(folder, address, fs)
@@ -122,11 +122,11 @@ def test_the_next_window_is_fetched_ahead(folder, remote):
     """With the whole pass in two windows, the parts of both are there before a second row is asked for."""
     file_list, _ = upload(folder, *remote)
     data = dataset(file_list, buffer_size=22, lanes=1, deal_size=1)
-    ahead = {data.order.place(s)[0] for s in range(22, 44)}
+    ahead = {data.order.position(s)[0] for s in range(22, 44)}
     stream = iter(data)
     next(stream)
     cache = folder / "cache" / "sd_parts"
-    opened = {data.order.place(s)[0] for s in range(22)}
+    opened = {data.order.position(s)[0] for s in range(22)}
     wait_for(lambda: len(list(cache.glob("*.part"))) == len(ahead | opened) > 1, "the parts of both windows")
 
 
@@ -143,7 +143,7 @@ def test_a_gzip_stream_is_unpacked_once_for_all_readers(folder):
     assert copy.read_bytes() == text
 
 
-def test_a_store_that_fails_for_a_while_is_asked_again(folder, remote, monkeypatch):
+def test_a_store_that_fails_for_a_while_is_retried(folder, remote, monkeypatch):
     address, fs = remote
     upload(folder, address, fs)
     monkeypatch.setattr("sd.data.streaming.local_copies._PAUSE_SECONDS", 0.01)
@@ -164,7 +164,7 @@ def test_a_store_that_fails_for_a_while_is_asked_again(folder, remote, monkeypat
         LocalCopies().open(f"{address}/part-000002.gz", load_index(f"{address}/part-000002.gz"))
 
 
-def test_a_folder_that_cannot_take_the_copy_ends_the_run_with_one_line(folder, remote):
+def test_a_cache_folder_that_cannot_be_written_ends_the_run_with_one_line(folder, remote):
     file_list, _ = upload(folder, *remote)
     (folder / "cache").mkdir()
     (folder / "cache" / "sd_parts").write_text("a file where the folder should be")
@@ -178,12 +178,12 @@ def test_a_remote_part_that_is_missing_is_replaced_and_named(folder, remote, cap
     address, fs = remote
     file_list, _ = upload(folder, address, fs)
     fs.rm("/bucket/part-000002.gz")
-    found = batches(dataset(file_list, max_bad_fraction=0.9), 22)
-    assert 2 not in np.concatenate([batch["place"][:, 0] for batch in found])
+    actual = batches(dataset(file_list, max_bad_fraction=0.9), 22)
+    assert 2 not in np.concatenate([batch["position"][:, 0] for batch in actual])
     assert "part-000002.gz" in caplog.text
 
 
-def test_half_made_copies_count_and_go_with_their_maker(tmp_path, monkeypatch):
+def test_partial_copies_count_and_are_removed_with_their_process(tmp_path, monkeypatch):
     """A kill leaves the file of a copy that was being made; a running maker holds its lock."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     rows = gzip.compress(b"".join(encode_row(f"row {n}", jpeg(n)) for n in range(4)))

@@ -75,11 +75,11 @@ def test_evaluation_takes_the_first_variant_and_the_first_caption(make):
 @pytest.mark.parametrize(
     "data", [payload(variants=2), payload(captions=2), payload(text=False), payload()[:-9], b"", jpeg(0)]
 )
-def test_a_payload_that_is_not_what_the_manifest_says_is_a_bad_row(make, data):
+def test_a_payload_that_contradicts_the_manifest_is_a_bad_row(make, data):
     with pytest.raises(RowError):
         make().train(Record(CAPTIONS, data), 0)
 
 
-def test_stored_states_are_left_alone_where_the_manifest_knows_of_none(make):
+def test_stored_states_are_ignored_where_the_manifest_has_no_text(make):
     arrays = make(text=False).evaluate(Record(CAPTIONS, payload(text=True)), 0, rng(0, 1))
     assert "text_states" not in arrays and untokenize(arrays["input_ids"]) == "one"

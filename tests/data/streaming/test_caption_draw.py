@@ -83,16 +83,16 @@ def test_text_and_cached_states_are_of_the_same_caption():
 # -- tags -----------------------------------------------------------------------------------------------------------
 
 
-def test_tags_are_shuffled_behind_the_kept_ones_and_left_out_by_chance():
+def test_tags_after_the_first_are_shuffled_and_dropped_at_random():
     tags = [f"tag {n}" for n in range(6)]
     record = Record((", ".join(tags),), b"", ("tags",))
     draw = CaptionDraw(7, 0.0, CaptionFlags((), ("tags",), keep=2, tag_dropout=0.25))
     orders, numbers = Counter(), Counter()
     for sample in range(4000):
-        found = draw.text(record, sample).split(", ")
-        assert found[:2] == tags[:2] and len(set(found)) == len(found) and set(found) <= set(tags)
-        numbers[len(found) - 2] += 1
-        orders[found[2] if len(found) > 2 else None] += 1
+        actual = draw.text(record, sample).split(", ")
+        assert actual[:2] == tags[:2] and len(set(actual)) == len(actual) and set(actual) <= set(tags)
+        numbers[len(actual) - 2] += 1
+        orders[actual[2] if len(actual) > 2 else None] += 1
     expected = [4000 * stats.binom.pmf(n, 4, 0.75) for n in range(5)]
     assert stats.chisquare([numbers[n] for n in range(5)], expected).pvalue > 0.01
     del orders[None]
@@ -125,7 +125,7 @@ def file_list(tmp_path_factory):
 
 def stream(file_list, count, *, ranks=1, workers=1, start=0, shares="long_caption=0.7,caption=0.3"):
     """{sample: ids} of the first rounds of all ranks."""
-    found = {}
+    actual = {}
     for rank in range(ranks):
         data = TextImagePair(
             file_list,
@@ -141,8 +141,8 @@ def stream(file_list, count, *, ranks=1, workers=1, start=0, shares="long_captio
             captions=flags(shares),
         )
         for sample, _ in zip(data, range(count // ranks), strict=False):
-            found[int(sample["sample"])] = sample["input_ids"].tolist()
-    return found
+            actual[int(sample["sample"])] = sample["input_ids"].tolist()
+    return actual
 
 
 def test_any_ranks_and_a_resume_see_the_same_captions(file_list):
@@ -154,18 +154,18 @@ def test_any_ranks_and_a_resume_see_the_same_captions(file_list):
     assert stream(file_list, 48, shares="caption=3,long_caption=7") == whole
 
 
-def test_what_rows_lack_is_said_and_a_name_that_none_has_is_refused(file_list):
+def test_rows_without_a_source_are_counted_and_an_unknown_source_is_refused(file_list):
     records = sample_records(Catalog(file_list, 32))
     assert {source: len(texts) for source, texts in by_source(records).items()} == {"caption": 24, "long_caption": 18}
-    found = [record.sources for record in records]
-    assert check_sources(found, flags("long_caption=0.7,caption=0.3")) == [
+    actual = [record.sources for record in records]
+    assert check_sources(actual, flags("long_caption=0.7,caption=0.3")) == [
         "6 of 24 rows read have no 'long_caption'; they draw from the sources they have"
     ]
-    says = "caption_shares: none of 24 rows read has a caption named 'long'; they have caption, long_caption"
-    with pytest.raises(InputError, match=says):
-        check_sources(found, flags("long=0.7,caption=0.3"))
+    message = "caption_shares: none of 24 rows read has a caption named 'long'; they have caption, long_caption"
+    with pytest.raises(InputError, match=message):
+        check_sources(actual, flags("long=0.7,caption=0.3"))
     with pytest.raises(InputError, match="shuffle_tags: none of 24 rows read has a caption named 'tags'"):
-        check_sources(found, flags(shuffled=("tags",)))
+        check_sources(actual, flags(shuffled=("tags",)))
     assert check_sources([], flags("long=1")) == []  # nothing could be read here, as of remote parts
 
 
@@ -176,8 +176,8 @@ def test_shuffled_tags_and_cached_text_are_refused_in_one_line():
     check_tags(args, None)
     check_tags(args, SimpleNamespace(has_text=False))
     check_tags(SDDataArguments(), SimpleNamespace(has_text=True))
-    says = r"--shuffle_tags tags, but cache\.list has the texts' states, .*; cache without --cache_text"
-    with pytest.raises(InputError, match=says):
+    message = r"--shuffle_tags tags, but cache\.list has the texts' states, .*; cache without --cache_text"
+    with pytest.raises(InputError, match=message):
         check_tags(args, SimpleNamespace(has_text=True))
 
 
@@ -203,7 +203,7 @@ def test_shares_that_are_none_are_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
         ({"keep_tags": 1}, "need --shuffle_tags"),
         ({"shuffle_tags": "a,,b"}, "expected names of captions"),
@@ -211,6 +211,6 @@ def test_shares_that_are_none_are_refused(text):
         ({"shuffle_tags": "a", "keep_tags": -1}, "expected at least 0"),
     ],
 )
-def test_tag_flags_that_do_not_fit_are_refused(wrong, says):
-    with pytest.raises(InputError, match=says):
+def test_tag_flags_that_do_not_fit_are_refused(wrong, message):
+    with pytest.raises(InputError, match=message):
         SDDataArguments(**wrong)

@@ -10,7 +10,7 @@ from sd.commands.pack import main as pack_main
 from sd.data import inspect
 from sd.data.parts.part import PartWriter
 from sd.data.parts.record import encode_row
-from sd.data.streaming.captions import describe_cut, num_tokens, sample_captions
+from sd.data.streaming.captions import describe_truncation, num_tokens, sample_captions
 from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.dataset import EvalPairs, TextImagePair
 from sd.data.streaming.sample import short_side
@@ -31,20 +31,20 @@ def test_pieces_are_as_many_as_clips_tokens_of_common_words(caption, length):
     assert num_tokens(caption, 77) == length
 
 
-def test_the_share_of_cut_captions_is_told_by_pieces_or_by_a_tokenizer():
+def test_truncated_captions_are_counted_by_pieces_or_by_a_tokenizer():
     class Letters:
         @staticmethod
         def tokenize(text):
             return list(text)
 
     captions = ["word " * 75, "word " * 78, "a" * 75, "a" * 76]
-    told = "captions read are longer than the 77 tokens of --model_max_length; what is beyond is cut,"
-    assert describe_cut({"caption": captions}, 77) == [f"at least 25% of 4 {told} 3 words (1.9%)"]
-    [line] = describe_cut({"caption": captions}, 77, Letters)  # 18 words of four letters fit, of 76 letters none
-    assert line == f"75% of 4 {told} {75 - 18 + 78 - 18 + 1} words (76.1%)"
-    assert describe_cut({"caption": captions[:1]}, 77) == []
+    reported = "captions read are longer than the 77 tokens of --model_max_length and are truncated,"
+    assert describe_truncation({"caption": captions}, 77) == [f"at least 25% of 4 {reported} 3 words (1.9%)"]
+    [line] = describe_truncation({"caption": captions}, 77, Letters)  # 18 words of four letters fit, of 76 letters none
+    assert line == f"75% of 4 {reported} {75 - 18 + 78 - 18 + 1} words (76.1%)"
+    assert describe_truncation({"caption": captions[:1]}, 77) == []
     by_name = {"caption": ["a cat"] * 3, "long_caption": ["word " * 150, "short"]}
-    assert describe_cut(by_name, 77) == [f"long_caption: at least 50% of 2 {told} 75 words (49.7%)"]
+    assert describe_truncation(by_name, 77) == [f"long_caption: at least 50% of 2 {reported} 75 words (49.7%)"]
     assert num_tokens("a" * 10**7, 77, Letters) == 77 * 40 + 2  # no more is looked at
 
 
@@ -72,7 +72,7 @@ def test_small_images_are_left_out_with_a_line_or_enlarged(small, caplog):
     dataset = TextImagePair(small, tokenize, resolution=32, enlarge=True)
     assert dataset.num_usable == 10 and caplog.text == ""
     samples = [sample for sample, _ in zip(dataset, range(10), strict=False)]
-    assert sorted(int(sample["place"][1]) for sample in samples) == list(range(10))
+    assert sorted(int(sample["position"][1]) for sample in samples) == list(range(10))
     assert {sample["pixel_values"].shape for sample in samples} == {(3, 32, 32)}
 
 
@@ -87,11 +87,13 @@ def test_an_enlarged_image_is_what_pillow_makes_of_it(tmp_path):
     side = short_side(32)
     larger = Image.fromarray(slope).resize((side, side * 30 // 20), Image.Resampling.LANCZOS)
     left, top = (side - 32) // 2, (larger.height - 32) // 2
-    wanted = np.asarray(larger.crop((left, top, left + 32, top + 32))).transpose(2, 0, 1).astype(int)
-    assert np.abs(pairs[0]["pixel_values"].astype(int) - wanted).max() <= 1  # where each rounds between its two passes
+    expected = np.asarray(larger.crop((left, top, left + 32, top + 32))).transpose(2, 0, 1).astype(int)
+    assert (
+        np.abs(pairs[0]["pixel_values"].astype(int) - expected).max() <= 1
+    )  # where each rounds between its two passes
 
 
-def test_packing_says_what_training_will_leave_out(tmp_path, monkeypatch, capsys):
+def test_packing_reports_what_training_will_leave_out(tmp_path, monkeypatch, capsys):
     source = write_input(tmp_path / "in", 5)  # 41 to 45 x 40
     text = source.read_text().replace("caption 5", "word " * 90)
     source.write_text(text)
@@ -104,7 +106,7 @@ def test_packing_says_what_training_will_leave_out(tmp_path, monkeypatch, capsys
     assert lines[-1].startswith("train with --file_list")
 
 
-def test_inspect_says_so_too(small, tmp_path, capsys):
+def test_inspect_reports_what_training_will_leave_out(small, tmp_path, capsys):
     inspect.main([small, "--resolution", "16", "--output", str(tmp_path / "sheet.png")])
     assert "at least 10% of 10 captions read are longer than the 77 tokens" in capsys.readouterr().out
     inspect.main([small, "--resolution", "16", "--model_max_length", "99", "--output", str(tmp_path / "sheet.png")])

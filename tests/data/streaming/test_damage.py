@@ -91,15 +91,15 @@ def part_with(folder, bad_row, at, num_rows=40):
 @pytest.mark.parametrize("kind", BAD_ROWS)
 def test_defect_11_a_bad_row_is_named_and_the_next_of_its_window_takes_its_place(tmp_path, caplog, kind):
     data = dataset(part_with(tmp_path, BAD_ROWS[kind](), 17))
-    place = next(s for s in range(60) if data.order.place(s) == (0, 17))
+    place = next(s for s in range(60) if data.order.position(s) == (0, 17))
     substitute = list(data.order.candidates(place))[1]
     with caplog.at_level(logging.WARNING):
-        found = joined(batches(data, 10))
+        actual = joined(batches(data, 10))
     assert "bad row replaced: part-000000.gz row 18: " in caplog.text
-    rows = {int(s): tuple(p) for s, p in zip(found["sample"], found["place"], strict=True)}
-    expected = {s: data.order.place(s) for s in range(40)} | {place: substitute}
+    rows = {int(s): tuple(p) for s, p in zip(actual["sample"], actual["position"], strict=True)}
+    expected = {s: data.order.position(s) for s in range(40)} | {place: substitute}
     assert rows == expected
-    names = {int(s): untokenize(ids) for s, ids in zip(found["sample"], found["input_ids"], strict=True)}
+    names = {int(s): untokenize(ids) for s, ids in zip(actual["sample"], actual["input_ids"], strict=True)}
     assert names[place] == caption(0, substitute[1])
 
 
@@ -107,13 +107,13 @@ def test_defect_11_a_bad_row_is_named_and_the_next_of_its_window_takes_its_place
 def test_defect_11_replacements_do_not_depend_on_ranks_and_workers(tmp_path):
     name = part_with(tmp_path, BAD_ROWS["no image"](), 17)
     reference = joined(batches(dataset(name), 20))
-    assert 17 not in reference["place"][:, 1]
+    assert 17 not in reference["position"][:, 1]
     for num_workers in (1, 2):
         np.testing.assert_array_equal(
-            joined(batches(dataset(name), 20, num_workers=num_workers))["place"], reference["place"]
+            joined(batches(dataset(name), 20, num_workers=num_workers))["position"], reference["position"]
         )
     ranks = [batches(dataset(name, rank=rank, world_size=2), 10, num_workers=rank) for rank in (0, 1)]
-    np.testing.assert_array_equal(joined(ranks[0] + ranks[1])["place"], reference["place"])
+    np.testing.assert_array_equal(joined(ranks[0] + ranks[1])["position"], reference["position"])
 
 
 @pytest.mark.defect(11)
@@ -187,24 +187,24 @@ DAMAGES = {
 @pytest.mark.defect(11)
 @pytest.mark.parametrize("with_index", [True, False])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_defect_11_a_damaged_part_is_named_and_the_others_go_on(tmp_path, caplog, damage, with_index):
+def test_defect_11_a_damaged_part_is_named_and_the_others_are_read(tmp_path, caplog, damage, with_index):
     name = make_data(tmp_path, [20, 20, 20])
     part = tmp_path / "part-000001.gz"
     damage(part, load_index(part))
     if not with_index:
         part.with_name(part.name + ".idx").unlink()
     with caplog.at_level(logging.WARNING):
-        found = joined(batches(dataset(name), 15))
+        actual = joined(batches(dataset(name), 15))
     assert "part-000001.gz" in caplog.text
     left = DAMAGES[damage][0 if with_index else 1]
-    rows = {tuple(place) for place in found["place"].tolist()}
+    rows = {tuple(place) for place in actual["position"].tolist()}
     assert {r for p, r in rows if p == 1} <= set(range(20)) and len({r for p, r in rows if p == 1}) <= left
     assert len([r for p, r in rows if p != 1]) >= 30
     with pytest.raises((InputError, RunError), match="max_bad_fraction"):
         batches(dataset(name, max_bad_fraction=0.01), 15)
 
 
-def test_a_damaged_index_takes_its_part_out_and_says_so(tmp_path, caplog):
+def test_a_damaged_index_excludes_its_part_and_is_reported(tmp_path, caplog):
     name = make_data(tmp_path, [20, 20])
     index = tmp_path / "part-000001.gz.idx"
     index.write_bytes(index.read_bytes()[:500])
@@ -241,9 +241,9 @@ def test_foreign_parts_of_every_row_format_are_read(tmp_path, own_cache, packed,
     text = b"\n".join(make_row(number) for number in range(24)) + b"\n"
     path.write_bytes(gzip.compress(text) if packed == "gzip stream" else text)
     name = write_lists(tmp_path, (1, [path]))
-    found = joined(batches(dataset(name), 24, num_workers=2))
+    actual = joined(batches(dataset(name), 24, num_workers=2))
     seen = {}
-    for ids, (_, number) in zip(found["input_ids"], found["place"].tolist(), strict=True):
+    for ids, (_, number) in zip(actual["input_ids"], actual["position"].tolist(), strict=True):
         seen.setdefault(number, set()).add(untokenize(ids))
     assert sorted(seen) == list(range(24))
     for number, captions in seen.items():
@@ -259,7 +259,7 @@ def test_a_missing_part_is_a_part_error(tmp_path):
         load_index(tmp_path / "nothing.gz")
 
 
-def test_full_memory_is_not_a_damaged_image(tmp_path, monkeypatch):
+def test_out_of_memory_is_not_a_damaged_image(tmp_path, monkeypatch):
     """It would count against --max_bad_fraction, and the row would be replaced."""
     from sd.data.images import decode
     from sd.data.images import open as images
@@ -275,5 +275,5 @@ def test_full_memory_is_not_a_damaged_image(tmp_path, monkeypatch):
                 images.load(images.open_image(jpeg(0)).image)
     data = dataset(make_data(tmp_path, [20]))
     monkeypatch.setattr(decode.simplejpeg, "decode_jpeg", full)
-    with pytest.raises(RunError, match="memory ran out in a data worker; fewer --dataloader_num_workers"):
+    with pytest.raises(RunError, match="a data worker ran out of memory; fewer --dataloader_num_workers"):
         raise_if_failed(next(iter(data)))

@@ -34,12 +34,12 @@ def batches(data, num_batches, batch_size=4, num_workers=0):
     loader = DataLoader(
         data, batch_size=batch_size, num_workers=num_workers, collate_fn=collate, worker_init_fn=worker_init_fn
     )
-    found, iterator = [], iter(loader)
+    batches, iterator = [], iter(loader)
     with end_workers(iterator):
         for batch in itertools.islice(iterator, num_batches):
             raise_if_failed(batch)
-            found.append({key: np.asarray(value) for key, value in batch.items()})
-    return found
+            batches.append({key: np.asarray(value) for key, value in batch.items()})
+    return batches
 
 
 def assert_equal(ours, theirs):
@@ -50,9 +50,9 @@ def assert_equal(ours, theirs):
             np.testing.assert_array_equal(one[key], other[key], err_msg=key)
 
 
-def joined(found):
+def joined(actual):
     """One batch that holds the samples of several, in the order of the run."""
-    whole = {key: np.concatenate([batch[key] for batch in found]) for key in found[0]}
+    whole = {key: np.concatenate([batch[key] for batch in actual]) for key in actual[0]}
     order = np.argsort(whole["sample"])
     return {key: value[order] for key, value in whole.items()}
 
@@ -74,8 +74,8 @@ def test_defect_03_every_record_once_a_pass(tmp_path, rows_per_part, ranks, work
     first = [
         tuple(place)
         for batch in seen
-        for sample, place in zip(batch["sample"], batch["place"], strict=True)
-        if data.order.position(int(sample))[2] == 0
+        for sample, place in zip(batch["sample"], batch["position"], strict=True)
+        if data.order.coordinates(int(sample))[2] == 0
     ]
     assert sorted(first) == [(part, row) for part, num_rows in enumerate(rows_per_part) for row in range(num_rows)]
 
@@ -83,7 +83,7 @@ def test_defect_03_every_record_once_a_pass(tmp_path, rows_per_part, ranks, work
 @pytest.mark.defect(6)
 def test_defect_06_ranks_without_workers_read_different_records(file_list):
     zero, one = (joined(batches(dataset(file_list, rank=rank, world_size=2), 4)) for rank in (0, 1))
-    places = [set(map(tuple, whole["place"])) for whole in (zero, one)]
+    places = [set(map(tuple, whole["position"])) for whole in (zero, one)]
     assert len(places[0]) == len(places[1]) == 16 and places[0].isdisjoint(places[1])
 
 
@@ -101,17 +101,17 @@ def test_defect_05_batches_are_equal_for_any_number_of_workers_and_no_paddle_ten
         "pixel_values": (np.uint8, (4, 3, 32, 32)),
         "input_ids": (np.int64, (4, 32)),
         "sample": (np.int64, (4,)),
-        "place": (np.int64, (4, 2)),
+        "position": (np.int64, (4, 2)),
         "noise": (np.float32, (4, 2, 2, 2)),
         "timestep": (np.int64, (4,)),
     }
 
 
-def test_samples_hold_the_record_that_their_place_names(file_list):
+def test_samples_hold_the_record_of_their_position(file_list):
     data = dataset(file_list, caption_dropout=0.0)
     for batch in batches(data, 8):
         for ids, (part, row), name in zip(
-            batch["input_ids"], batch["place"], data.name_rows(batch["place"]), strict=True
+            batch["input_ids"], batch["position"], data.name_rows(batch["position"]), strict=True
         ):
             assert untokenize(ids) == caption(part, row)
             assert name == f"part-{part:06d}.gz row {row + 1}"
@@ -119,7 +119,7 @@ def test_samples_hold_the_record_that_their_place_names(file_list):
 
 def test_another_seed_gives_another_order_and_other_draws(file_list):
     one, other = (joined(batches(dataset(file_list, seed=seed), 4)) for seed in (1, 2))
-    assert (one["place"] != other["place"]).any() and (one["noise"] != other["noise"]).all()
+    assert (one["position"] != other["position"]).any() and (one["noise"] != other["noise"]).all()
 
 
 @pytest.mark.parametrize(("dropout", "low", "high"), [(0.0, 0, 0), (0.1, 18, 50), (1.0, 320, 320)])
@@ -130,14 +130,14 @@ def test_captions_are_dropped_at_the_given_rate(file_list, dropout, low, high):
 
 @pytest.mark.defect(14)
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_defect_14_resume_goes_on_with_the_next_batch_twice(file_list, num_workers):
+def test_defect_14_a_resume_continues_with_the_next_batch_twice(file_list, num_workers):
     reference = batches(dataset(file_list), 21)
-    found, samples_seen = [], 0
+    actual, samples_seen = [], 0
     for num_batches in (5, 9, 7):
         data = dataset(file_list, start_sample=samples_seen)
-        found += batches(data, num_batches, num_workers=num_workers)
+        actual += batches(data, num_batches, num_workers=num_workers)
         samples_seen = data.state(samples_seen + num_batches * 4)["samples_seen"]
-    assert_equal(found, reference)
+    assert_equal(actual, reference)
 
 
 @pytest.mark.defect(14)
@@ -152,7 +152,7 @@ def test_defect_14_nothing_that_was_seen_is_decoded_again(file_list, monkeypatch
 def test_world_size_may_change_in_the_middle(file_list):
     """2 ranks -> 1 -> 4, global batch 8: the samples of every global batch stay what they were."""
     reference = [joined(batches(dataset(file_list, batch_size=8), 6, 8)[k : k + 1]) for k in range(6)]
-    found, samples_seen = [], 0
+    actual, samples_seen = [], 0
     for ranks in (2, 1, 4):
         per_device = 8 // ranks
         streams = [
@@ -166,12 +166,12 @@ def test_world_size_may_change_in_the_middle(file_list):
             )
             for rank in range(ranks)
         ]
-        found += [joined([rank[step] for rank in streams]) for step in range(2)]
+        actual += [joined([rank[step] for rank in streams]) for step in range(2)]
         samples_seen += 16
-    assert_equal(found, reference)
+    assert_equal(actual, reference)
 
 
-def test_state_says_what_would_change_the_stream(file_list, tmp_path):
+def test_the_state_holds_everything_that_changes_the_stream(file_list, tmp_path):
     state = dataset(file_list).state(80)
     assert state["samples_seen"] == 80 and state == dataset(file_list).state(80)
     other = dataset(make_data(tmp_path, [64]), lanes=2, buffer_size=9).state(80)
@@ -179,7 +179,7 @@ def test_state_says_what_would_change_the_stream(file_list, tmp_path):
     assert (state["lanes"], other["lanes"]) == (4, 2)
 
 
-def test_the_fingerprint_names_contents_and_not_places(tmp_path):
+def test_the_fingerprint_depends_on_contents_and_not_on_paths(tmp_path):
     one, same, other = (make_data(tmp_path / str(k), rows) for k, rows in enumerate([[8, 9], [8, 9], [9, 8]]))
     prints = [dataset(name).fingerprint for name in (one, same, other)]
     assert prints[0] == prints[1] != prints[2]
@@ -189,7 +189,7 @@ def test_sources_are_mixed_by_weight(tmp_path):
     for number, rows in ((0, 20), (1, 60)):
         write_part(tmp_path / f"part-{number}.gz", number, rows)
     name = write_lists(tmp_path, (3, [tmp_path / "part-0.gz"]), (1, [tmp_path / "part-1.gz"]))
-    parts = joined(batches(dataset(name, lanes=1), 256))["place"][:, 0]
+    parts = joined(batches(dataset(name, lanes=1), 256))["position"][:, 0]
     assert (parts == 0).sum() == pytest.approx(768, abs=30)
 
 
@@ -211,7 +211,7 @@ def test_defect_11_small_images_are_left_out_before_the_order_is_made(tmp_path):
     write_part_of_two_sizes(with_small, 12)
     data = dataset(write_lists(mixed, (1, [with_small])), lanes=1, deal_size=1)
     assert (data.num_rows, data.num_usable) == (12, 6)
-    rows = joined(batches(data, 3))["place"][:, 1]
+    rows = joined(batches(data, 3))["position"][:, 1]
     assert sorted(rows[:6]) == [1, 3, 5, 7, 9, 11]
 
 
@@ -241,10 +241,10 @@ def test_defect_11_file_lists_that_name_nothing_are_refused(tmp_path, text, mess
 def test_evaluation_pairs_never_change_and_cover_the_list_evenly(file_list):
     pairs = EvalPairs(file_list, tokenize, resolution=32, draw=draw, limit=16)
     assert len(pairs) == 16
-    found = joined(batches(pairs, 4, num_workers=2))
-    assert_equal([found], [joined(batches(pairs, 4))])
-    assert found["place"].tolist() == [[p, r] for p, n in enumerate((30, 20, 14)) for r in range(n)][::4]
-    assert [untokenize(ids) for ids in found["input_ids"]] == [caption(p, r) for p, r in found["place"]]
+    actual = joined(batches(pairs, 4, num_workers=2))
+    assert_equal([actual], [joined(batches(pairs, 4))])
+    assert actual["position"].tolist() == [[p, r] for p, n in enumerate((30, 20, 14)) for r in range(n)][::4]
+    assert [untokenize(ids) for ids in actual["input_ids"]] == [caption(p, r) for p, r in actual["position"]]
     assert len(EvalPairs(file_list, tokenize, resolution=32, limit=1000)) == 64
 
 

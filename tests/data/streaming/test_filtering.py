@@ -70,9 +70,9 @@ def dataset(file_list, **changed):
 
 
 def samples(data, count):
-    found = list(islice(data, count))
-    assert not any("error" in sample for sample in found), bytes(found[-1]["error"]).decode()
-    return found
+    actual = list(islice(data, count))
+    assert not any("error" in sample for sample in actual), bytes(actual[-1]["error"]).decode()
+    return actual
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -87,11 +87,11 @@ def test_the_batches_are_those_of_the_passing_rows_packed_alone_bit_for_bit(whol
         packed = {0: passing(0), 1: passing(1), 2: passing(3)}
         count = 3 * ours.num_usable // ranks
         for one, other in zip(samples(ours, count), samples(theirs, count), strict=True):
-            part, row = one["place"]
-            other_part, other_row = other["place"]
+            part, row = one["position"]
+            other_part, other_row = other["position"]
             assert part == other_part and row == packed[int(other_part)][int(other_row)]
             assert one.keys() == other.keys()
-            for key in one.keys() - {"place"}:
+            for key in one.keys() - {"position"}:
                 np.testing.assert_array_equal(one[key], other[key], err_msg=key)
 
 
@@ -152,17 +152,17 @@ def test_width_and_height_are_known_without_columns(tmp_path):
 
 
 def test_clauses_are_counted_alone_and_together(whole):
-    found = Catalog(whole, 32, data_filter="aesthetic > 5 and license == 'cc0'").filtering
+    actual = Catalog(whole, 32, data_filter="aesthetic > 5 and license == 'cc0'").filtering
     all_scores = [row for number in range(4) for row in zip(*scores(number).values(), strict=True)]
     low = sum(not (score and score > 5) for score, _, _ in all_scores)
     other = sum(license_ != "cc0" for _, license_, _ in all_scores)
     left = sum(bool(score and score > 5) and license_ == "cc0" for score, license_, _ in all_scores)
-    assert found.num_large == sum(ROWS) and found.num_left == left
-    assert found.clauses() == [f"aesthetic > 5 removes {low}", f'license == "cc0" removes {other}']
-    assert found.types == {"aesthetic": "float64", "license": "text", "duplicate": "bool"}
+    assert actual.num_large == sum(ROWS) and actual.num_left == left
+    assert actual.clauses() == [f"aesthetic > 5 removes {low}", f'license == "cc0" removes {other}']
+    assert actual.types == {"aesthetic": "float64", "license": "text", "duplicate": "bool"}
 
 
-def test_a_filter_that_leaves_nothing_says_what_each_clause_removes(whole):
+def test_a_filter_that_leaves_nothing_lists_what_each_clause_removes(whole):
     with pytest.raises(InputError, match=r"no row passes.* of 72 rows.* aesthetic > 9 removes 72, duplicate removes"):
         Catalog(whole, 32, data_filter="aesthetic > 9 and duplicate")
     with pytest.raises(InputError, match=r"source0.filelist: no row passes license == \"none\""):

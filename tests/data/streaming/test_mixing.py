@@ -7,7 +7,7 @@ import pytest
 
 from sd.data.parts import storage
 from sd.data.streaming import dataset as dataset_module
-from sd.data.streaming.dataset import LEAST_WINDOW_ROWS, WINDOW_ROWS, default_window
+from sd.data.streaming.dataset import MIN_WINDOW_ROWS, WINDOW_ROWS, default_window
 from sd.data.streaming.order import Order
 from sd.errors import RunError
 from tests.data.packing.test_pack_s3 import bucket
@@ -26,7 +26,7 @@ def test_a_step_of_the_defaults_comes_from_many_parts_and_images(ranks, least_im
     order = Order([(1.0, np.full(500, 1000))], seed=23, lanes=1, deal_size=32 * ranks, buffer_size=WINDOW_ROWS)
     batch, parts, images = 32 * ranks, [], []
     for step in range(0, 4000, 40):
-        places = [order.place(sample) for sample in range(step * batch, (step + 1) * batch)]
+        places = [order.position(sample) for sample in range(step * batch, (step + 1) * batch)]
         parts.append(len({part for part, _ in places}))
         images.append(len({(part, row // 5) for part, row in places}))
     assert np.mean(parts) >= 16 and np.mean(images) >= least_images
@@ -39,7 +39,7 @@ def test_the_window_is_what_half_the_cache_holds():
     assert default_window(remote, 10 * 2**30) == WINDOW_ROWS
     # Half of 800 MB is 5,000 rows of 80 KB; a window of 3,000 may begin and end within a part of 1,000.
     assert default_window(remote, 800_000_000) == 3000
-    assert default_window(remote, 0) == LEAST_WINDOW_ROWS
+    assert default_window(remote, 0) == MIN_WINDOW_ROWS
 
 
 def test_a_pass_over_s3_fetches_each_part_once_and_stays_within_the_cache(bucket, tmp_path, monkeypatch):
@@ -52,7 +52,7 @@ def test_a_pass_over_s3_fetches_each_part_once_and_stays_within_the_cache(bucket
     file_list = write_lists(tmp_path, (1.0, [f"{bucket}/data/part-{number:06d}.gz" for number in range(len(rows))]))
     sizes = [(tmp_path / f"local/part-{number:06d}.gz").stat().st_size for number in range(len(rows))]
     limit = sum(sizes) // 3
-    monkeypatch.setattr(dataset_module, "LEAST_WINDOW_ROWS", 1)
+    monkeypatch.setattr(dataset_module, "MIN_WINDOW_ROWS", 1)
     fetched, open_binary = [], storage.open_binary
     largest = 0
 
@@ -72,7 +72,7 @@ def test_a_pass_over_s3_fetches_each_part_once_and_stays_within_the_cache(bucket
             sample = next(samples)
             if "error" in sample:
                 raise RunError(bytes(sample["error"]).decode())
-            seen.add(tuple(sample["place"].tolist()))
+            seen.add(tuple(sample["position"].tolist()))
         largest = max(largest, bytes_below(tmp_path / "cache/sd_parts"))
     assert len(seen) > 0.9 * sum(rows)
     assert largest <= limit

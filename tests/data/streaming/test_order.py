@@ -44,9 +44,9 @@ def test_each_record_exactly_once_a_pass(counts, lanes, deal_size, buffer_size, 
     passes = {0: [], 1: []}
     # Lanes differ by a row, so one may be a deal block ahead of another: a few more samples than two passes.
     for sample in range(2 * total + lanes * (2 * deal_size + 2)):
-        _, _, pass_number, _, _ = order.position(sample)
+        _, _, pass_number, _, _ = order.coordinates(sample)
         if pass_number in passes:
-            passes[pass_number].append(order.place(sample))
+            passes[pass_number].append(order.position(sample))
     assert sorted(passes[0]) == sorted(passes[1]) == all_places(counts)
 
 
@@ -81,7 +81,7 @@ def test_defect_03_any_number_of_parts_ranks_and_workers(parts, ranks, workers):
     order = make_order(counts, lanes=lanes, deal_size=batch)
     micro_batches = -(-sum(counts) // (ranks * batch)) + workers
     samples = [s for rank in range(ranks) for s in take(0, batch, rank, ranks, workers, micro_batches)]
-    first = [order.place(s) for s in samples if order.position(s)[2] == 0]
+    first = [order.position(s) for s in samples if order.coordinates(s)[2] == 0]
     assert sorted(first) == all_places(counts)
 
 
@@ -100,7 +100,7 @@ def test_each_worker_serves_one_lane_when_lanes_are_ranks_times_workers():
 
 
 @given(st.integers(0, 10**15), st.integers(1, 9000), st.integers(1, 64))
-def test_a_sample_is_found_again_from_its_lane_and_index(sample, lanes, deal_size):
+def test_lane_and_index_are_the_inverse_of_the_sample_number(sample, lanes, deal_size):
     order = make_order([lanes * deal_size], lanes=lanes, deal_size=deal_size)
     lane, index = order.lane_of(sample)
     assert 0 <= lane < lanes and order.sample_at(lane, index) == sample
@@ -112,7 +112,7 @@ def test_defect_12_windows_are_shuffled_whole():
     buffer_size, windows = 200, 300
     order = make_order([buffer_size * windows], buffer_size=buffer_size)
     first = order._passes[0, 0][2]
-    offsets = np.array([order.place(s)[1] for s in range(buffer_size * windows)])
+    offsets = np.array([order.position(s)[1] for s in range(buffer_size * windows)])
     offsets = (offsets - first) % (buffer_size * windows)
     slots = np.arange(buffer_size * windows)
     assert (offsets // buffer_size == slots // buffer_size).all()
@@ -126,24 +126,24 @@ def test_defect_12_windows_are_shuffled_whole():
 def test_seeds_and_passes_give_different_orders_and_the_same_seed_the_same():
     counts = [40, 60, 20]
     first, again, other = (make_order(counts, seed=seed, lanes=3) for seed in (1, 1, 2))
-    places = [first.place(s) for s in range(240)]
-    assert places == [again.place(s) for s in range(240)]
-    assert places != [other.place(s) for s in range(240)]
+    places = [first.position(s) for s in range(240)]
+    assert places == [again.position(s) for s in range(240)]
+    assert places != [other.position(s) for s in range(240)]
     assert places[:120] != places[120:]
 
 
 def test_windows_of_a_single_part_hold_other_rows_in_another_pass():
     order = make_order([1000], buffer_size=100)
-    held = [{order.place(s)[1] for s in range(p * 1000, p * 1000 + 100)} for p in range(5)]
+    held = [{order.position(s)[1] for s in range(p * 1000, p * 1000 + 100)} for p in range(5)]
     assert len({frozenset(rows) for rows in held}) == 5
 
 
-def test_a_place_after_a_thousand_million_samples_is_found_at_once(monkeypatch):
+def test_the_position_of_sample_1e9_is_computed_without_replay(monkeypatch):
     counts = np.full(60_000, 1000)
     streams = []
     monkeypatch.setattr("sd.data.streaming.order.rng", lambda *words: streams.append(words) or rng(*words))
     order = make_order(counts, lanes=8192, deal_size=32, buffer_size=1000)
-    place = order.place(10**9)
+    place = order.position(10**9)
     assert len(streams) == 2  # the parts of its pass and the rows of its window; nothing before them is drawn
     assert 0 <= place[0] < 60_000 and 0 <= place[1] < 1000
 
@@ -153,7 +153,7 @@ def test_sixty_million_records_start_within_the_limits():
     counts = rng(0, 99).integers(0, 2001, size=60_000)
     order = make_order(counts, lanes=1024 * 8, deal_size=32, buffer_size=1000)
     for lane in range(0, 8192, 64):
-        order.place(lane * 32)
+        order.position(lane * 32)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1e9
@@ -165,7 +165,7 @@ def test_the_whole_of_a_large_world_is_disjoint():
     seen = set()
     for rank, worker in itertools.product(range(1024), range(8)):
         samples = itertools.islice(worker_samples(0, 4, rank, 1024, worker, 8), 4)
-        seen.update(order.place(s) for s in samples)
+        seen.update(order.position(s) for s in samples)
     assert len(seen) == 1024 * 8 * 4
 
 
@@ -180,16 +180,16 @@ def test_sources_are_mixed_by_weight_and_each_is_read_whole(weighted, lanes, see
     order = make_order(sources, lanes=lanes, seed=seed)
     share = np.array([weight for weight, _ in weighted])
     assert np.abs(order.quotas - share / share.sum() * MIX_BLOCK).max() <= len(sources)
-    seen = Counter(order.position(s)[0] for s in range(lanes * MIX_BLOCK))
+    seen = Counter(order.coordinates(s)[0] for s in range(lanes * MIX_BLOCK))
     assert [seen[k] for k in range(len(sources))] == [int(q) * lanes for q in order.quotas]
     places = {}
     for sample in range(lanes * MIX_BLOCK):
-        source, _, pass_number, _, _ = order.position(sample)
-        places.setdefault((source, pass_number), []).append(order.place(sample))
-    for (source, pass_number), found in places.items():
-        assert len(set(found)) == len(found), (source, pass_number)
+        source, _, pass_number, _, _ = order.coordinates(sample)
+        places.setdefault((source, pass_number), []).append(order.position(sample))
+    for (source, pass_number), actual in places.items():
+        assert len(set(actual)) == len(actual), (source, pass_number)
         first = order.first_part[source]
-        assert all(first <= part < order.first_part[source + 1] for part, _ in found)
+        assert all(first <= part < order.first_part[source + 1] for part, _ in actual)
     for source, (_, rows) in enumerate(weighted):
         if order.quotas[source] * lanes > 2 * rows + 2 * lanes:
             assert len(places[source, 0]) == rows
@@ -197,7 +197,7 @@ def test_sources_are_mixed_by_weight_and_each_is_read_whole(weighted, lanes, see
 
 def test_equal_weights_alternate_finely():
     order = make_order([(1.0, [50]), (1.0, [5000])])
-    drawn = np.array([order.position(s)[0] for s in range(8192)])
+    drawn = np.array([order.coordinates(s)[0] for s in range(8192)])
     assert drawn.sum() == 4096
     assert np.abs(np.add.reduceat(drawn, np.arange(0, 8192, 128)) - 64).max() < 40
 
@@ -208,14 +208,14 @@ def test_replacements_stay_in_the_window_first_and_are_the_same_for_every_world(
     for sample in (0, 17, 44, 1000):
         parts, ordinals, slot = order.window(sample)
         window = list(zip(parts.tolist(), ordinals.tolist(), strict=True))
-        found = list(order.candidates(sample))
-        assert found[0] == order.place(sample) == window[slot]
-        assert found[: len(window)] == window[slot:] + window[:slot]
-        assert found == list(make_order(counts, lanes=2, buffer_size=10).candidates(sample))
-        assert len(found) > len(window) and set(found) <= set(all_places(counts))
+        actual = list(order.candidates(sample))
+        assert actual[0] == order.position(sample) == window[slot]
+        assert actual[: len(window)] == window[slot:] + window[:slot]
+        assert actual == list(make_order(counts, lanes=2, buffer_size=10).candidates(sample))
+        assert len(actual) > len(window) and set(actual) <= set(all_places(counts))
 
 
-def test_replacements_from_the_whole_source_are_drawn_for_each_sample_anew():
+def test_replacements_from_the_whole_source_are_drawn_per_sample():
     """Else a corrupt row in each of many windows would put the same few rows in all their places."""
     order = make_order([1000], buffer_size=4)
     beyond = [list(order.candidates(sample))[4:] for sample in range(100)]
@@ -231,7 +231,7 @@ def test_lanes_and_sources_shuffle_their_windows_each_in_its_own_way():
     for source in (0, 1):
         begin = order._passes[source, 0][2]
         for lane in (0, 1):
-            sample = next(s for s in range(10_000) if order.position(s)[:4] == (source, lane, 0, 1))
+            sample = next(s for s in range(10_000) if order.coordinates(s)[:4] == (source, lane, 0, 1))
             rows = (order.window(sample)[1] - begin) % counts[0]
             assert sorted(rows) == [*range(min(rows), min(rows) + size)]
             shuffles.append(tuple(rows - min(rows)))
@@ -273,4 +273,4 @@ def test_impossible_orders_are_refused_with_their_numbers(sources, changed, mess
 
 def test_a_source_without_weight_or_rows_is_never_drawn():
     order = make_order([(0.0, [50]), (2.0, [50]), (1.0, [0])])
-    assert {order.position(s)[0] for s in range(500)} == {1}
+    assert {order.coordinates(s)[0] for s in range(500)} == {1}

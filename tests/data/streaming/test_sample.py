@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
 
 from sd.data.images.decode import Picture, decode_image
-from sd.data.images.resize import shown_size
+from sd.data.images.resize import scaled_size
 from sd.data.parts.record import Record, RowError
 from sd.data.streaming.order import CAPTION, CROP, rng
 from sd.data.streaming.sample import SampleMaker, centre_crop, choose_caption, random_crop, short_side
@@ -66,7 +66,7 @@ def resized_then_cropped(image, size, left, top, resolution, interpolation):
 )
 def test_pixels_equal_resize_then_crop_within_two_levels(width, height, kind, interpolation, resolution, where):
     image = picture(width, height, kind=kind)
-    size = shown_size(width, height, short_side(resolution))
+    size = scaled_size(width, height, short_side(resolution))
     left, top = (int(at * (side - resolution)) for at, side in zip(where, size, strict=True))
     ours = Picture(image, image.size).crop(size, left, top, resolution, interpolation)
     pillow = resized_then_cropped(image, size, left, top, resolution, interpolation)
@@ -77,7 +77,7 @@ def test_pixels_equal_resize_then_crop_within_two_levels(width, height, kind, in
 @pytest.mark.parametrize("size", [(300, 700), (500, 375), (700, 700), (256, 400), (2000, 1500)])
 def test_pixels_equal_resize_then_crop_at_real_sizes(size):
     image = picture(*size, kind="smooth")
-    width, height = shown_size(*size, short_side(256))
+    width, height = scaled_size(*size, short_side(256))
     ours = Picture(image, size).crop((width, height), 13, 20, 256)
     pillow = resized_then_cropped(image, (width, height), 13, 20, 256, "lanczos")
     assert np.abs(ours.astype(int) - pillow).max() <= 2
@@ -103,10 +103,10 @@ def test_nearest_takes_pixels_as_they_are():
     ],
 )
 def test_the_short_side_becomes_resolution_over_nine_tenths(size, resolution, expected):
-    assert shown_size(*size, short_side(resolution)) == expected
+    assert scaled_size(*size, short_side(resolution)) == expected
 
 
-def test_crops_are_uniform_over_every_possible_place():
+def test_crops_are_uniform_over_every_position():
     """A 50 x 40 image at resolution 36 becomes 50 x 40: corners 0 to 14 and 0 to 4."""
     ramp = np.zeros((40, 50, 3), np.uint8)
     ramp[..., 0], ramp[..., 1] = np.arange(50), np.arange(40)[:, None]

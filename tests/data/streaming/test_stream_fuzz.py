@@ -79,7 +79,7 @@ def test_any_damage_gives_samples_or_one_clear_line(tmp_path_factory, sound_part
 @pytest.mark.slow
 @settings(deadline=None, max_examples=600)
 @given(DAMAGE, st.sampled_from(["index", "no index", "damaged index"]))
-def test_fuzz_damage_for_a_minute(tmp_path_factory, sound_part, damage, kind):
+def test_fuzzed_streams_give_samples_or_one_error_for_a_minute(tmp_path_factory, sound_part, damage, kind):
     run_fuzz(tmp_path_factory.mktemp("fuzz"), sound_part, damage, kind)
 
 

@@ -24,33 +24,33 @@ _BY_SUFFIX = {"tar": "webdataset", "parquet": "parquet", "csv": "csv", "tsv": "t
 
 
 def open_source(options: PackOptions) -> Source:
-    """The source that the options ask for."""
+    """The source of the options' input format."""
     path, keys = options.input_path, options.caption_keys
     image_key, outside = options.image_key, options.allow_outside
-    kept = tuple(column.key for column in options.kept_columns)
+    column_keys = tuple(column.key for column in options.column_specs)
     match options.input_format:
         case "webdataset":
             return WebdatasetSource(path, keys)
         case "parquet":
-            return ParquetSource(path, keys, image_key, outside, kept)
+            return ParquetSource(path, keys, image_key, outside, column_keys)
         case "folder":
             return PairSource(path, keys, outside, options.kohya_folders, bool(options.caption_lines))
         case "csv" | "tsv" as kind:
             return TableSource(path, kind, keys, image_key, outside)
         case "imagefolder":
             named = IMAGE_KEY if image_key == DEFAULT_IMAGE_KEY else image_key
-            return ImagefolderSource(path, keys, named, outside, kept)
+            return ImagefolderSource(path, keys, named, outside, column_keys)
     return JsonlSource(path, keys, image_key, outside)
 
 
 def other_format(options: PackOptions) -> str:
     """What an input looks like, where that is not the format that was named: the end of an error's line, else ""."""
-    seen = _format_of(options.input_path, options.input_format)
-    if not seen or seen[0] == options.input_format:
+    guess = _format_of(options.input_path, options.input_format)
+    if not guess or guess[0] == options.input_format:
         return ""
-    name, path, why = seen
+    name, path, evidence = guess
     moved = f" --input_path {path}" if path != options.input_path else ""
-    return f"; {why}, so give --input_format {name}{moved}"
+    return f"; {evidence}, so give --input_format {name}{moved}"
 
 
 def _format_of(path, named):

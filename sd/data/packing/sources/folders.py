@@ -49,10 +49,10 @@ class LocalFolder:
         return storage.version_or_error(path)
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Nothing: a local file is read when it is wanted."""
+        """No-op: a local file is read on demand."""
 
     @staticmethod
-    def holds(name: str) -> bool:
+    def is_prefetched(name: str) -> bool:
         return True
 
     def read(self, name: str) -> bytes:
@@ -62,27 +62,27 @@ class LocalFolder:
         """The bytes of a file that holds a caption. Raises BadRow."""
         return self._checked(name, check_text_size, "caption")
 
-    def _checked(self, name, check, what):
+    def _checked(self, name, check, subject):
         try:
             return self._read(self._located.pop(name, None) or self._locate(name), name, check)
         except FileNotFoundError as error:
-            raise BadRow(f"{what} missing", name) from error
+            raise BadRow(f"{subject} missing", name) from error
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             reason = getattr(error, "strerror", None) or error
-            raise BadRow(f"{what} cannot be read", f"{name}: {reason}") from error
+            raise BadRow(f"{subject} cannot be read", f"{name}: {reason}") from error
 
     def _locate(self, name):
         head, _, tail = (name if name.startswith("/") else f"{self._folder}/{name}").rpartition("/")
         path = f"{self._resolve(head or '/')}/{tail}"
         if tail in ("", ".", ".."):
             path = os.path.realpath(path)
-        self._hold_inside(path, name)
+        self._check_inside(path, name)
         if stat.S_ISLNK(os.lstat(path).st_mode):
             path = os.path.realpath(path)
-            self._hold_inside(path, name)
+            self._check_inside(path, name)
         return path
 
-    def _hold_inside(self, path, name):
+    def _check_inside(self, path, name):
         if not self._allow_outside and not path.startswith(self._inside):
             raise BadRow(_OUTSIDE, f"{name}; --allow_outside takes it from {path}")
 
@@ -106,7 +106,7 @@ class RemoteFolder:
         self._protocol = str(folder).partition("://")[0]
         self._inside = self._folder.rstrip("/") + "/"
         self._allow_outside = allow_outside
-        self._held = {}
+        self._prefetched = {}
 
     def versions(self, names: Iterable[str]) -> list[str]:
         """Size and tag of each object, or why there is none; many at a time, since each is a request."""
@@ -123,18 +123,18 @@ class RemoteFolder:
         """Read objects at once, none further than the largest image goes, for `read` to hand out."""
         paths = {}
         for name in names:
-            self._held.setdefault(name)
+            self._prefetched.setdefault(name)
             with suppress(BadRow):
                 paths[name] = self._locate(name)
         starts, ends = [0] * len(paths), [MAX_IMAGE_BYTES + 1] * len(paths)
-        found = self._fs.cat_ranges(list(paths.values()), starts, ends, on_error="return")
-        self._held.update(zip(paths, found, strict=True))
+        contents = self._fs.cat_ranges(list(paths.values()), starts, ends, on_error="return")
+        self._prefetched.update(zip(paths, contents, strict=True))
 
-    def holds(self, name: str) -> bool:
-        return name in self._held
+    def is_prefetched(self, name: str) -> bool:
+        return name in self._prefetched
 
     def read(self, name: str) -> bytes:
-        data = self._held.pop(name, None)
+        data = self._prefetched.pop(name, None)
         path = self._locate(name)
         try:
             if not isinstance(data, bytes):  # an error, among them that of a range in an empty object

@@ -39,16 +39,16 @@ class ImagefolderSource:
     caption_keys: tuple[str, ...]
     image_key: str
     allow_outside: bool
-    kept_keys: tuple[str, ...] = ()
+    column_keys: tuple[str, ...] = ()
 
     def items(self) -> Iterator[tuple[MetadataItem, float]]:
         """Raises InputError for a folder without a metadata file, and for one with two."""
         num_files = 0
         for listed in walk(self.path):
-            found = [name for name in METADATA if name in listed.names]
-            if len(found) > 1:
-                raise InputError(f"{self.path}/{listed.folder}: {' and '.join(found)}; keep one of them")
-            for name in found:
+            metadata = [name for name in METADATA if name in listed.names]
+            if len(metadata) > 1:
+                raise InputError(f"{self.path}/{listed.folder}: {' and '.join(metadata)}; keep one of them")
+            for name in metadata:
                 num_files += 1
                 path = storage.join(self.path, listed.folder + name)
                 for item, done in self.source(path).items():
@@ -63,10 +63,10 @@ class ImagefolderSource:
             return JsonlSource(path, *keys)
         if path.endswith(".csv"):
             return TableSource(path, "csv", *keys)
-        return ParquetSource(path, *keys, self.kept_keys)
+        return ParquetSource(path, *keys, self.column_keys)
 
-    def place(self, item: MetadataItem) -> dict:
-        return {"file": item.path} | self.source(item.path).place(item.item)
+    def position(self, item: MetadataItem) -> dict:
+        return {"file": item.path} | self.source(item.path).position(item.item)
 
     @contextmanager
     def open(self) -> Any:

@@ -37,22 +37,22 @@ def find_inputs(path: str, suffix: str, label: str = "--input_path ") -> list[st
     """
     find = _find_remote if storage.is_remote(path) else _find_local
     try:
-        found = find(path, suffix)
-        if not found and (names := expand_braces(path)) != [path]:
+        files = find(path, suffix)
+        if not files and (names := expand_braces(path)) != [path]:
             lists = {name: find(name, suffix) for name in names}
-            found = [file for name in names for file in lists[name] or [name]] if any(lists.values()) else []
+            files = [file for name in names for file in lists[name] or [name]] if any(lists.values()) else []
     except OSError as error:
         raise input_error(path, error.strerror or str(error), label) from error
-    if not found:
+    if not files:
         others = f", nor a folder or glob with *{suffix} files" if suffix else ""
         raise input_error(path, f"no such file{others}", label)
-    return found
+    return files
 
 
 def expand_braces(pattern: str) -> list[str]:
     """`{00..12}` and `{a,b}` in a name written out, as a shell does it. Raises InputError for a million names."""
     pieces = _BRACES.split(pattern)
-    options = [[piece] if at % 2 == 0 else _written_out(piece) for at, piece in enumerate(pieces)]
+    options = [[piece] if at % 2 == 0 else _expand_one(piece) for at, piece in enumerate(pieces)]
     count = 1
     for names in options:
         count *= len(names)
@@ -61,9 +61,9 @@ def expand_braces(pattern: str) -> list[str]:
     return ["".join(names) for names in product(*options)]
 
 
-def _written_out(inside):
-    if found := _RANGE.fullmatch(inside):
-        first, last = found.groups()
+def _expand_one(inside):
+    if match := _RANGE.fullmatch(inside):
+        first, last = match.groups()
         return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     return inside.split(",") if "," in inside else [f"{{{inside}}}"]
 
@@ -86,13 +86,13 @@ def _visible(files):
 def _find_remote(path, suffix):
     fs, name = storage.filesystem(path)
     protocol = path.partition("://")[0]
-    if any(letter in name for letter in "*?["):
-        found = fs.glob(name)
+    if any(character in name for character in "*?["):
+        names = fs.glob(name)
     elif fs.isfile(name):
-        found = [name]
+        names = [name]
     else:
-        found = [file for file in fs.find(name) if file.endswith(suffix)]
-    return sorted(f"{protocol}://{file}" for file in found if not storage.base_name(file).startswith("."))
+        names = [file for file in fs.find(name) if file.endswith(suffix)]
+    return sorted(f"{protocol}://{file}" for file in names if not storage.base_name(file).startswith("."))
 
 
 def text_of(fields: dict, key: str) -> str:
@@ -114,7 +114,7 @@ def raise_if_not_downloaded(fields: dict) -> None:
 
 
 def refuse_utf16(file: BinaryIO, path: str) -> None:
-    """Raise InputError for a file whose lines cannot be told apart byte by byte."""
+    """Raise InputError for a file in UTF-16, which cannot be split into lines bytewise."""
     head = file.read(4)
     file.seek(0)
     suffix = posixpath.splitext(path)[1]

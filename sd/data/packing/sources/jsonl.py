@@ -59,7 +59,7 @@ class JsonlSource:
                     yield (number, line), num_read / num_bytes
 
     @staticmethod
-    def place(item: Any) -> dict[str, Any]:
+    def position(item: Any) -> dict[str, Any]:
         return {"line": item[0]}
 
     @contextmanager
@@ -80,10 +80,10 @@ class JsonlLoader:
             with suppress(BadRow):
                 self._rows[number] = self._parse(line)
         versions = self._folder.versions([image_path for _, image_path, _ in self._rows.values()])
-        seen = dict(zip(self._rows, versions, strict=True))
+        version_of = dict(zip(self._rows, versions, strict=True))
         crc = 0
         for number, line in items:
-            crc = isal_zlib.crc32(b"%d %b %b\n" % (number, line, seen.get(number, "").encode()), crc)
+            crc = isal_zlib.crc32(b"%d %b %b\n" % (number, line, version_of.get(number, "").encode()), crc)
         return f"{crc:08x}"
 
     def image_name(self, item: Any) -> str:
@@ -95,7 +95,7 @@ class JsonlLoader:
     def load(self, item: Any) -> Loaded:
         number, line = item
         captions, image_path, fields = self._rows.pop(number, None) or self._parse(line)
-        if not self._folder.holds(image_path):
+        if not self._folder.is_prefetched(image_path):
             following = (path for _, path, _ in islice(self._rows.values(), _PREFETCH - 1))
             self._folder.prefetch([image_path, *following])
         return Loaded(captions, self._folder.read(image_path), fields)

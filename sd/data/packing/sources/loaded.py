@@ -27,14 +27,14 @@ def captions_of(fields: Any, keys: Sequence[str]) -> Captions:
     """
     if not isinstance(fields, dict):
         raise BadRow("not a JSON object", type(fields).__name__)
-    found = tuple((key, text) for key in keys for text in _texts(fields, key))
-    if not found:
+    captions = tuple((key, text) for key in keys for text in _texts(fields, key))
+    if not captions:
         present = [key for key in keys if key in fields]
         if present:
             raise BadRow(f"{present[0]!r} is not text", repr(fields[present[0]]))
         named = f"no key {keys[0]!r}" if len(keys) == 1 else f"none of the keys {', '.join(keys)}"
         raise BadRow(named, f"keys: {', '.join(map(str, fields))}")
-    return found
+    return captions
 
 
 def captions_beside(
@@ -46,16 +46,16 @@ def captions_beside(
     the first key, where nothing else has it, stands the first of the suffixes `plain` that is there. read: gives the
     texts of the file with a suffix. Raises BadRow.
     """
-    found: list[tuple[str, str]] = []
+    captions: list[tuple[str, str]] = []
     for number, key in enumerate(keys):
         texts = _texts(fields, key, strict=False) if isinstance(fields, dict) else []
         suffixes = (key, *plain) if number == 0 else (key,)
         suffix = next((suffix for suffix in suffixes if suffix in files and suffix != "json"), None)
         if not texts and suffix:
             texts = read(suffix)
-        found += [(key, text) for text in texts]
-    if found:
-        return tuple(found)
+        captions += [(key, text) for text in texts]
+    if captions:
+        return tuple(captions)
     return None if fields is None else captions_of(fields, keys)
 
 

@@ -64,18 +64,18 @@ class PairSource:
             raise InputError(f"--input_path {self.path}: no picture in it or its sub-folders")
 
     def _kohya(self, folder):
-        found = _REPEAT.fullmatch(folder.partition("/")[0]) if self.kohya_folders else None
-        if not found:
+        match = _REPEAT.fullmatch(folder.partition("/")[0]) if self.kohya_folders else None
+        if not match:
             return 1, None
-        if int(found[1]) > _MAX_REPEAT:
+        if int(match[1]) > _MAX_REPEAT:
             raise InputError(
-                f"{self.path}/{found[0]}: a repeat of {found[1]}, expected at most {_MAX_REPEAT}; rename the "
+                f"{self.path}/{match[0]}: a repeat of {match[1]}, expected at most {_MAX_REPEAT}; rename the "
                 "folder, or leave out --kohya_folders"
             )
-        return int(found[1]), found[2]
+        return int(match[1]), match[2]
 
     @staticmethod
-    def place(item: PairItem) -> dict:
+    def position(item: PairItem) -> dict:
         return {"file": item.image or next(iter(item.texts.values()))}
 
     @contextmanager
@@ -83,7 +83,7 @@ class PairSource:
         yield PairLoader(self.caption_keys, folder_at(self.path, self.allow_outside), self.caption_lines)
 
 
-def looks_like_kohya(path: str) -> list[str]:
+def find_kohya_folders(path: str) -> list[str]:
     """The folders right below `path` that kohya's scripts would read a repeat from."""
     return [name for name in top_folders(path) if _REPEAT.fullmatch(name)]
 
@@ -102,22 +102,22 @@ def _pairs(listed: Listed, keys, repeat, default):
             unusual.setdefault(stem, {})[suffix] = name
 
     def named(stem, suffix):
-        found = (f"{stem}.{variant}" for variant in (suffix, suffix.upper()) if f"{stem}.{variant}" in names)
-        return next(found, None) or unusual.get(stem, {}).get(suffix)
+        candidates = (f"{stem}.{variant}" for variant in (suffix, suffix.upper()) if f"{stem}.{variant}" in names)
+        return next(candidates, None) or unusual.get(stem, {}).get(suffix)
 
     for number, name in enumerate(listed.names, 1):
         stem, suffix = _split(name)
         if suffix in IMAGE_SUFFIXES:
-            found = {end: named(stem, end) or named(name, end) for end in suffixes}
-            texts = {end: listed.folder + text for end, text in sorted(found.items()) if text}
+            text_names = {end: named(stem, end) or named(name, end) for end in suffixes}
+            texts = {end: listed.folder + text for end, text in sorted(text_names.items()) if text}
             yield PairItem(listed.folder + name, texts, repeat, default), number
         elif suffix in CAPTION_SUFFIXES and not _has_image(stem, names, named):
             yield PairItem("", {suffix: listed.folder + name}, repeat), number
 
 
 def _has_image(stem, names, named):
-    whole = stem in names and _split(stem)[1] in IMAGE_SUFFIXES
-    return whole or any(named(stem, suffix) for suffix in IMAGE_SUFFIXES)
+    named_after_image = stem in names and _split(stem)[1] in IMAGE_SUFFIXES
+    return named_after_image or any(named(stem, suffix) for suffix in IMAGE_SUFFIXES)
 
 
 def _split(name):
@@ -161,7 +161,7 @@ class PairLoader:
             if item.default is None:
                 raise BadRow("no caption beside the image", "expected a .txt of the same name")
             captions = ((self._caption_keys[0], item.default),)
-        if not self._folder.holds(item.image):
+        if not self._folder.is_prefetched(item.image):
             self._folder.prefetch([item.image, *islice(self._ahead, _PREFETCH - 1)])
         return Loaded(captions, self._folder.read(item.image), fields if isinstance(fields, dict) else {})
 

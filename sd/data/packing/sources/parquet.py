@@ -42,7 +42,7 @@ class ParquetSource:
     caption_keys: tuple[str, ...]
     image_key: str
     allow_outside: bool
-    kept_keys: tuple[str, ...] = ()  # columns that a row's `fields` have besides
+    column_keys: tuple[str, ...] = ()  # columns that a row's `fields` have besides
 
     def items(self) -> Iterator[tuple[ParquetItem, float]]:
         """Raises InputError where the first readable file lacks a column, or the only one is not readable."""
@@ -79,7 +79,7 @@ class ParquetSource:
                 raise InputError(f"{path}: no column {key!r} (--{flag}); it has {', '.join(names)}")
 
     @staticmethod
-    def place(item: ParquetItem) -> dict:
+    def position(item: ParquetItem) -> dict:
         return {"file": item.path} | ({"row": item.row} if item.row else {})
 
     @contextmanager
@@ -131,9 +131,9 @@ class ParquetLoader:
     def load(self, item: ParquetItem) -> Loaded:
         if item.damage:
             raise BadRow("not readable as parquet", item.damage)
-        place = (item.path, item.group)
-        if self._at != place or item.row_in_group < self._start:
-            self._open(*place)
+        row_group = (item.path, item.group)
+        if self._at != row_group or item.row_in_group < self._start:
+            self._open(*row_group)
         while item.row_in_group >= self._start + self._batch.num_rows:
             self._start += self._batch.num_rows
             self._batch = self._next_batch()
@@ -167,7 +167,7 @@ class ParquetLoader:
                 raise BadRow(f"no column {key!r}", f"it has {', '.join(names)}")
         self._folder = folder_at(storage.folder_of(path), self._source.allow_outside)
         self._columns = [*captions, self._image_column]
-        for name in (*_STATUS_COLUMNS, *self._source.kept_keys):
+        for name in (*_STATUS_COLUMNS, *self._source.column_keys):
             if name in names and name not in self._columns:
                 self._columns.append(name)
         self._batches = opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=self._columns)

@@ -18,7 +18,7 @@ from sd.data.parts import storage
 from sd.errors import InputError, first_line
 from sd.text import TextError, decode_text, unquoted
 
-MAX_LINE_LETTERS = 16 << 20
+MAX_LINE_CHARS = 16 << 20
 _DELIMITERS = {"csv": ",;", "tsv": "\t"}
 _BETWEEN = b"\x1f"  # ASCII's unit separator
 _PREFETCH = 32  # remote images in memory at a time
@@ -63,7 +63,7 @@ class TableSource:
                 raise InputError(f"{path}: {error.strerror or error}") from error
 
     def _rows(self, path, file):
-        """Bytes stand as letters of Latin-1 until a row is told apart; then each field is decoded on its own."""
+        """Bytes are read as Latin-1 until a row is split; then each field is decoded on its own."""
         text = io.TextIOWrapper(file, "latin-1")  # its newline=None ends a line as Unix, Windows and old Macs do
         try:
             lines = _lines(text, path)
@@ -91,7 +91,7 @@ class TableSource:
         return names
 
     @staticmethod
-    def place(item: TableItem) -> dict:
+    def position(item: TableItem) -> dict:
         return {"file": item.path, "line": item.line}
 
     @contextmanager
@@ -107,10 +107,10 @@ _REMEDY = {
 
 def _lines(text, path):
     number = 0
-    while line := text.readline(MAX_LINE_LETTERS):
+    while line := text.readline(MAX_LINE_CHARS):
         number += 1
-        if len(line) == MAX_LINE_LETTERS and not line.endswith("\n"):
-            raise InputError(f"{path}, line {number}: longer than {MAX_LINE_LETTERS >> 20} MiB; not a table?")
+        if len(line) == MAX_LINE_CHARS and not line.endswith("\n"):
+            raise InputError(f"{path}, line {number}: longer than {MAX_LINE_CHARS >> 20} MiB; not a table?")
         yield line
 
 
@@ -159,9 +159,9 @@ class TableLoader:
                 self._ahead[item.path, item.line] = name
         versions = {}
         for path in {item.path for item in items}:
-            places = [place for place in self._ahead if place[0] == path]
-            found = self._folder(path).versions([self._ahead[place] for place in places])
-            versions |= dict(zip(places, found, strict=True))
+            positions = [position for position in self._ahead if position[0] == path]
+            own_versions = self._folder(path).versions([self._ahead[position] for position in positions])
+            versions |= dict(zip(positions, own_versions, strict=True))
         named = [
             (storage.base_name(item.path), item.line, item.names, item.fields, versions.get((item.path, item.line)))
             for item in items
@@ -182,7 +182,7 @@ class TableLoader:
             raise BadRow("no image in the row", f"{self._source.image_key!r} is empty")
         self._ahead.pop((item.path, item.line), None)
         folder = self._folder(item.path)
-        if not folder.holds(image):
+        if not folder.is_prefetched(image):
             following = (name for (path, _), name in self._ahead.items() if path == item.path)
             folder.prefetch([image, *islice(following, _PREFETCH - 1)])
         return Loaded(captions_of(row, self._source.caption_keys), folder.read(image), row, has_types=False)
@@ -194,7 +194,7 @@ class TableLoader:
 
 
 def _row(item: TableItem) -> dict[str, str]:
-    """Text by column; decoded as a whole, since an encoding shows better in a row than in a word. Raises BadRow."""
+    """Text by column; the row is decoded as a whole, since more text makes its encoding surer. Raises BadRow."""
     if item.damage:
         raise BadRow("not a row of the table", item.damage)
     try:

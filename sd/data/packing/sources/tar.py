@@ -61,23 +61,23 @@ def list_members(file: BinaryIO) -> tuple[list[Member], str]:
         return [], f"it is compressed with {kind}; unpack it to a plain tar"
     while start is not None and not damage:
         file.seek(start)
-        found = []
+        infos = []
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 end = start
                 for info in tar:
-                    found.append(info)
+                    infos.append(info)
                 end = tar.offset
         except (tarfile.TarError, ValueError, LookupError, OverflowError) as error:
             damage = str(error) or type(error).__name__
         else:
-            start, damage = _behind(file, end)
-        members += _files(found, file)
+            start, damage = _next_archive(file, end)
+        members += _files(infos, file)
     last = f", after {members[-1].name}" if damage and members else ""
     return members, damage + last
 
 
-def _behind(file, end):
+def _next_archive(file, end):
     """(where another archive begins, or None; why this one is not whole, or "")."""
     file.seek(end)
     mark = file.read(_BLOCK)
@@ -93,15 +93,15 @@ def _behind(file, end):
     return None, ""
 
 
-def _files(found, file):
-    places = {info.name: info for info in found if info.isreg()}
-    for info in found:
+def _files(infos, file):
+    by_name = {info.name: info for info in infos if info.isreg()}
+    for info in infos:
         target, problem = info, ""
         if info.islnk() or info.issym():
             name = info.linkname
             if info.issym():
                 name = posixpath.normpath(posixpath.join(posixpath.dirname(info.name), name))
-            target = places.get(name)
+            target = by_name.get(name)
             problem = "" if target else f"a link to {info.linkname}, which is no file of the archive"
         elif not info.isreg():
             continue

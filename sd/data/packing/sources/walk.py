@@ -27,10 +27,10 @@ def walk(root: str) -> Iterator[Listed]:
     """
     list_one = _list_remote if storage.is_remote(root) else _list_local
     try:
-        found = list_one(root)
+        content = list_one(root)
     except OSError as error:
         raise input_error(root, error.strerror or str(error)) from error
-    yield from _walk(root, "", found, list_one, 0.0, 1.0, (_identity(root),))
+    yield from _walk(root, "", content, list_one, 0.0, 1.0, (_identity(root),))
 
 
 def top_folders(root: str) -> list[str]:
@@ -41,8 +41,8 @@ def top_folders(root: str) -> list[str]:
         return []
 
 
-def _walk(root, folder, found, list_one, start, share, above):
-    names, folders = found
+def _walk(root, folder, content, list_one, start, share, above):
+    names, folders = content
     piece = share / max(1, len(folders) + bool(names))
     if names:
         yield Listed(folder, names, start, piece)

@@ -47,7 +47,7 @@ class WebdatasetSource:
                 yield item, (number + at / len(items)) / len(shards)
 
     @staticmethod
-    def place(item: TarItem) -> dict:
+    def position(item: TarItem) -> dict:
         named = {"key": item.key} if item.key else {}
         return {"shard": item.shard} | named | ({"image": item.image.name} if item.image else {})
 

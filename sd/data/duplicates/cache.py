@@ -1,4 +1,4 @@
-"""Fingerprints of finished parts, in a cache folder by the checksum of the part: a stopped run goes on from them."""
+"""A cache of the fingerprints of parts, by the part's checksum: a stopped run resumes from it."""
 
 import io
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _SUFFIX = ".npz"
 
 
-class KeptFingerprints:
+class FingerprintCache:
     """The cache folder. What is damaged or of another version is made again; where it cannot be written, a warning."""
 
     def __init__(self, folder: str | Path | None = None):
@@ -28,10 +28,10 @@ class KeptFingerprints:
     def load(self, part: PartHeader) -> Fingerprints | None:
         try:
             with self._path(part).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                found = Fingerprints(**arrays)
+                prints = Fingerprints(**arrays)
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
             return None
-        return found if found.fits(part.num_rows) else None
+        return prints if prints.fits(part.num_rows) else None
 
     def save(self, part: PartHeader, prints: Fingerprints) -> None:
         """Atomic. A folder that cannot be written costs the resumption, not the run."""
@@ -41,11 +41,11 @@ class KeptFingerprints:
         np.savez(buffer, **prints.arrays())  # type: ignore[arg-type]
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            storage.write_whole(self._path(part), buffer.getvalue())
+            storage.write_atomic(self._path(part), buffer.getvalue())
         except OSError as error:
             self._writable = False
             logger.warning("%s: %s; a stopped run will start again", self._folder, first_line(error))
 
     def _path(self, part):
-        made_by = RESIZER.replace(" ", "-")
-        return self._folder / f"{part.checksum}-{part.num_rows}-v{VERSION}-{made_by}{_SUFFIX}"
+        resizer = RESIZER.replace(" ", "-")
+        return self._folder / f"{part.checksum}-{part.num_rows}-v{VERSION}-{resizer}{_SUFFIX}"
