@@ -184,9 +184,12 @@ def usable_rows(task: Task) -> tuple[PartIndex, list[int], list[tuple[int, int]]
 
 
 def with_table(options: CacheOptions) -> CacheOptions:
-    """The CacheOptions with --aspect_buckets as a list of sizes, as the models need them. Raises InputError."""
-    if options.aspect_buckets is None or not isinstance(parse_aspect_buckets(options.aspect_buckets), int):
+    """The CacheOptions with --aspect_buckets as a sorted list of sizes, as training names it. Raises InputError."""
+    if options.aspect_buckets is None:
         return options
+    parsed = parse_aspect_buckets(options.aspect_buckets)
+    if not isinstance(parsed, int):
+        return replace(options, aspect_buckets=str(BucketTable(parsed)))
     factor, unet_factor = (
         2 ** (len(component_config(component, *component_source(options, component))["block_out_channels"]) - 1)
         for component in ("vae", "unet")

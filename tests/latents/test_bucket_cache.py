@@ -53,6 +53,14 @@ def test_each_row_is_cached_at_its_bucket_and_checked(file_list, tmp_path, capsy
     assert capsys.readouterr().out.count("PSNR") == 7
 
 
+def test_a_list_of_sizes_in_any_order_is_the_same_cache(file_list, tmp_path):
+    name, _ = precompute(options(file_list, tmp_path, aspect_buckets="40x24,24x40,32x32"))
+    manifest = find_manifest(name)
+    assert manifest.aspect_buckets == "24x40,32x32,40x24"
+    assert manifest.differences(aspect_buckets="32x32,40x24,24x40") == []
+    assert manifest.differences(aspect_buckets="32x32") == ["aspect_buckets was 24x40,32x32,40x24, is 32x32"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -149,7 +149,7 @@ class Manifest:
         return [
             f"{name} was {_abbreviate(getattr(self, name))}, is {_abbreviate(value)}"
             for name, value in run.items()
-            if getattr(self, name) != value
+            if _comparable(name, getattr(self, name)) != _comparable(name, value)
         ]
 
     def differences_from(self, other: "Manifest", left_out: Collection[str] = ()) -> list[str]:
@@ -169,6 +169,11 @@ class Manifest:
             return load(storage.read_bytes(path))["empty"]
         except (OSError, SafetensorError, KeyError) as error:
             raise InputError(f"{path}: no text states of the empty caption ({error}); cache the text again") from error
+
+
+def _comparable(name, value):
+    """Sizes of buckets in any order are the same buckets."""
+    return parse_sizes(value) if name == "aspect_buckets" and value is not None else value
 
 
 def _abbreviate(value):
