@@ -98,7 +98,7 @@ def draw() -> Picture:
     picture.box(1, 136, 54, blue, "sd.data.columns", "joins scores by a key")
     picture.box(2, 136, 54, blue, "sd.data.duplicates", "hashes; writes a column")
     picture.box(3, 136, 54, blue, "sd.data.inspect", "statistics, contact sheet")
-    picture.arrow(f"M{right(1)} 163H{left(2) - 11}V122")
+    picture.arrow(f"M{right(1)} 163H{left(2) - 11}V104H{left(2) - 2}")
     picture.arrow(f"M{middle(2)} 136V122")
     picture.arrow(f"M{middle(3)} 120V134")
 
@@ -115,11 +115,11 @@ def draw() -> Picture:
         dashed=True,
     )
     picture.box(2, 232, 90, "#e2e2ee", "encode once", "frozen VAE and", "text encoder;", "ranks or Ray", dashed=True)
-    picture.arrow(f"M{right(3)} 70h12V277H{right(2) + 2}", dashed=True)
+    picture.arrow(f"M{right(3) + 12} 277H{right(2) + 2}", dashed=True)
     picture.arrow(f"M{left(2)} 277H{right(1) + 2}", dashed=True)
     picture.arrow(f"M{left(1)} 277H{right(0) + 2}", dashed=True)
     picture.arrow(f"M{middle(1)} 322V351H{middle(3) - 30}V378", dashed=True)
-    picture.arrow(f"M{right(3) + 12} 277V351H{middle(3) + 30}V378")
+    picture.arrow(f"M{right(3)} 70h12V351H{middle(3) + 30}V378")
 
     picture.box(
         3, 380, 100, green, "order", "filters, then buckets;", "sample s \u2192 lane, window, row:", "integers only"
@@ -134,7 +134,14 @@ def draw() -> Picture:
     picture.arrow(f"M{middle(0)} 480V520")
 
     picture.box(
-        0, 522, 90, "#ececec", "frozen", "VAE \u2192 latents", "text encoder \u2192 states", "(not loaded with a cache)"
+        0,
+        522,
+        90,
+        "#ececec",
+        "frozen models",
+        "VAE \u2192 latents",
+        "text encoder \u2192 states",
+        "(not loaded with a cache)",
     )
     picture.box(1, 522, 90, orange, "UNet", "predicts noise or v;", "loss weights over", "timesteps")
     picture.box(2, 522, 90, orange, "step", "AdamW, moving average;", "a NaN or infinite step", "is skipped")
