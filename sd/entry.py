@@ -38,12 +38,12 @@ def check() -> None:
 
 def pack() -> None:
     """sd-pack, create_pretraining_data.py"""
-    run("sd.commands.pack", "the same command goes on from the finished parts")
+    run("sd.commands.pack", "the same command resumes from the finished parts")
 
 
 def cache() -> None:
     """sd-cache, precompute_latents.py"""
-    run("sd.commands.cache", "the same command goes on from the finished parts")
+    run("sd.commands.cache", "the same command resumes from the finished parts")
 
 
 def train() -> None:

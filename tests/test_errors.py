@@ -130,7 +130,7 @@ def test_ctrl_c_gives_one_line_and_the_exit_code_of_shells(body, tmp_path, monke
         (("train_txt2img_laion400m_trainer.py", "--do_train"), "the same command starts again"),
         (("-m", "sd.doctor", "--do_train"), "nothing was changed"),
         (("train_txt2img_laion400m_trainer.py", "--doctor", "--do_train"), "nothing was changed"),
-        (("precompute_latents.py", "--file_list", "a", "--output_path", "b"), "goes on from the finished parts"),
+        (("precompute_latents.py", "--file_list", "a", "--output_path", "b"), "resumes from the finished parts"),
         (("eval.py",), "finished pictures are kept; the same command resumes"),
     ],
 )

@@ -32,10 +32,10 @@ class StopSignals:
 
 
 def report_early_stop() -> None:
-    """In a rank of paddle.distributed.launch: SIGTERM ends this process at once, as without a handler; rank 0 writes a line.
+    """In a rank of paddle.distributed.launch: SIGTERM ends this process at once, as by default; rank 0 reports it.
 
-    The launcher answers Ctrl-C with SIGTERM to its ranks, and prints "Exit with signal 2" alone. The training loop has a
-    handler of its own.
+    The launcher answers Ctrl-C with SIGTERM to its ranks, and prints "Exit with signal 2" alone. The training loop has
+    a handler of its own.
     """
     if "PADDLE_TRAINER_ID" not in os.environ:
         return

@@ -10,7 +10,7 @@ from ppdiffusers.models.attention_processor import AttnProcessor
 from sd import devices
 from sd.errors import InputError
 from sd.models.attention import KernelAttnProcessor
-from sd.models.loading import load_part
+from sd.models.loading import load_component
 from sd.sampling import pipeline
 from sd.sampling.models import load_models
 from sd.sampling.pipeline import (
@@ -256,11 +256,11 @@ def test_nothing_assumes_a_factor_of_eight(models):
 
 
 @pytest.mark.parametrize("before", ["", "a", "ab ", "a b c "])
-def test_a_letter_that_is_cut_in_its_bytes_is_told_as_cut(before):
-    tokenizer = load_part("tokenizer", "demo/tiny_sd", "tokenizer")
+def test_a_letter_that_is_cut_in_its_bytes_counts_as_truncated(before):
+    tokenizer = load_component("tokenizer", "demo/tiny_sd", "tokenizer")
     prompt = before + "一个红色的圆形"
-    cut = cut_text(tokenizer, prompt)
+    cut = truncated_text(tokenizer, prompt)
     assert cut and prompt.endswith(cut)
     seen = len(tokenizer.tokenize(prompt.removesuffix(cut)))
     assert seen <= tokenizer.model_max_length - 2 < seen + len(tokenizer.tokenize(cut[0]))
-    assert cut_text(tokenizer, "一圆") == ""
+    assert truncated_text(tokenizer, "一圆") == ""
