@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sd.data.parts.gunzip import DamageError, ForwardReader
 from sd.data.parts.part import PartError, PartReader, PartWriter, load_header, load_index
 from sd.data.parts.record import RowError, encode_row
 from sd.data.parts.scan import MAX_ROW_BYTES, scan_part
@@ -289,3 +290,17 @@ def test_defect_09_the_part_appears_last_and_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "rename", watch)
     write_part(tmp_path / "part-000001.gz")
     assert seen == [("part-000001.gz.idx", []), ("part-000001.gz", ["part-000001.gz.idx"])]
+
+
+def test_a_stream_read_past_its_end_or_damage_says_so_however_often(tmp_path):
+    (tmp_path / "whole").write_bytes(gzip.compress(b"abcdef"))
+    with (tmp_path / "whole").open("rb") as file:
+        reader = ForwardReader(file)
+        assert [reader.read(6, 1), reader.read(6, 1), reader.read(0, 2)] == [b"", b"", b"ab"]
+    (tmp_path / "cut").write_bytes(gzip.compress(b"abcdef" * 1000, 0)[:-100])
+    with (tmp_path / "cut").open("rb") as file:
+        reader = ForwardReader(file)
+        for _ in range(2):
+            with pytest.raises(DamageError, match="cut in the middle"):
+                reader.read(6000, 1)
+        assert reader.read(0, 2) == b"ab"
