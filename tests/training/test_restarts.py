@@ -104,7 +104,7 @@ def test_fifty_disturbances_change_nothing(workshop):
     assert workshop.start("alone", *flags, ranks=2).wait(600) == 0
     gate = Gate(workshop.folder / "gate")
     begin = time.monotonic()
-    run = start(workshop, name, *flags, "--hang_timeout", 3, hold=gate)
+    run = start(workshop, name, *flags, "--hang_timeout", 20, hold=gate)
 
     def not_saved():  # by rank 0 of this life
         log = (workshop.folder / f"{name}.ranks/workerlog.0").read_text()
