@@ -63,7 +63,7 @@ def test_pip_s_own_last_error_is_the_reason(tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 'WARNING: first' >&2\necho 'ERROR: No matching distribution' >&2\nexit 1\n")
     python.chmod(0o755)
-    program = f". {ROOT}/pip_install.sh; pip_install {python} -r x || exit 7"
+    program = f". '{ROOT}/pip_install.sh'; pip_install '{python}' -r x || exit 7"
     done = subprocess.run(["sh", "-eu", "-c", program], capture_output=True, text=True)
     assert done.returncode == 7
     assert done.stderr.splitlines()[-1] == (
