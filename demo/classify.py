@@ -21,9 +21,12 @@ from PIL import Image, ImageDraw
 from demo.shapes import BACKGROUNDS, COLOURS, SHAPES, labels_of, outline
 from sd.flags.parser import Parser
 
-# A picture whose strongest colour is weaker than this (0..255), or that covers less than this share, shows nothing.
+# A picture whose strongest colour is weaker than this (0..255), or covers less than this share of a square of its
+# shorter side, which is what the size of a shape goes by, shows nothing.
 MIN_CHROMA = 60
 MIN_AREA = 0.05
+# The strongest colour is that of the least strong pixel of the strongest ones that cover this share of such a square.
+STRONGEST_AREA = 0.1
 # Overlap with the ideal shape below which the picture shows none of the three.
 MIN_OVERLAP = 0.75
 OVERSAMPLING = 4
@@ -32,8 +35,13 @@ OVERSAMPLING = 4
 def coverage(picture):
     """How much of each pixel is coloured, [H, W] float in 0..1; both backgrounds are grey, so chroma tells."""
     chroma = picture.max(axis=-1).astype(float) - picture.min(axis=-1)
-    strongest = np.percentile(chroma, 90)
+    strongest = np.percentile(chroma, 100 * (1 - STRONGEST_AREA * min(chroma.shape) / max(chroma.shape)))
     return np.clip(chroma / max(strongest, MIN_CHROMA), 0, 1)
+
+
+def covers_enough(covered):
+    """Whether a `coverage` is large enough for a shape."""
+    return covered.sum() >= MIN_AREA * min(covered.shape) ** 2
 
 
 def ideal(shape, x, y, area, height, width):
@@ -65,7 +73,7 @@ def classify(picture):
     empty = covered < 0.25
     ground = picture[empty].mean() if empty.any() else picture.mean()
     background = min(BACKGROUNDS, key=lambda name: abs(np.mean(BACKGROUNDS[name]) - ground))
-    if covered.mean() < MIN_AREA or not (covered > 0.75).any():
+    if not covers_enough(covered) or not (covered > 0.75).any():
         return None, None, background
     fill = np.median(picture[covered > 0.75], axis=0)
     colour = min(COLOURS, key=lambda name: np.square(fill - COLOURS[name]).sum())

@@ -119,6 +119,11 @@ def example(index, seed, size):
     return draw(*labels, np.random.default_rng((seed, index)), size), labels
 
 
+def sizes_of(text):
+    """`48x80,64x64` as [(48, 80), (64, 64)]: width, then height."""
+    return [tuple(map(int, word.split("x"))) for word in text.split(",")]
+
+
 def write(output, count, seed, size, long_captions=False):
     """Write `count` captioned pictures below the folder `output`; every second one is a JPEG. Returns the JSONL.
 
@@ -149,5 +154,5 @@ def main():
     parser.add_argument("--sizes", help="several in turn instead, width x height: 48x80,64x64,80x48")
     parser.add_argument("--long_captions", action="store_true", help="a short caption and a long one for each")
     args = parser.parse_args()
-    sizes = [tuple(map(int, word.split("x"))) for word in args.sizes.split(",")] if args.sizes else args.size
+    sizes = sizes_of(args.sizes) if args.sizes else args.size
     print(write(args.output, args.count, args.seed, sizes, args.long_captions))

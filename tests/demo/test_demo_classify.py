@@ -9,7 +9,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from demo.classify import classify, read_samples, score
-from demo.shapes import ALL_LABELS, caption_of, example, short_caption_of
+from demo.compare_formats import SHOWN, is_whole
+from demo.shapes import ALL_LABELS, caption_of, draw, example, short_caption_of
 
 
 def cropped(picture, index):
@@ -24,6 +25,22 @@ def test_every_drawing_is_read_right(size):
     for index in range(1440):
         picture, labels = example(index, 987_000 + size, size)
         assert classify(picture) == labels, index
+
+
+@pytest.mark.parametrize("size", [(24, 40), (40, 24), (80, 48)])
+def test_every_drawing_of_another_format_is_read_right_and_as_whole(size):
+    for index in range(1440):
+        picture, labels = example(index, 988_000 + size[0], size)
+        assert classify(picture) == labels and is_whole(picture), index
+
+
+@pytest.mark.parametrize("size", [(24, 40), (40, 24)])
+def test_a_cut_shape_is_not_whole(size):
+    whole = draw("red", "square", "black", np.random.default_rng(0), size)
+    rows, columns = np.nonzero(whole[..., 0] > 128)
+    assert not is_whole(whole[(rows.min() + rows.max()) // 2 :, :])
+    assert not is_whole(whole[:, (columns.min() + columns.max()) // 2 :])
+    assert not is_whole(np.zeros_like(whole))
 
 
 def test_every_cropped_training_picture_is_read_right():
@@ -80,3 +97,10 @@ def test_the_command_reads_captions_from_the_pngs(tmp_path):
     assert done.stdout.startswith("36 pictures: colour 100.0%, background 100.0%, shape 100.0%, all 100.0%")
     Image.fromarray(example(1, 4, 32)[0]).save(tmp_path / "000.png", pnginfo=text)
     assert subprocess.run([*command, "0.999"], capture_output=True, text=True).returncode == 1
+
+
+def test_the_grid_of_formats_shows_each_colour_on_both_backgrounds_and_each_shape_on_both():
+    assert len({(colour, background) for colour, _, background in SHOWN}) == 12
+    assert sorted((shape, background) for _, shape, background in SHOWN) == sorted(
+        2 * [(shape, background) for shape in ("circle", "square", "triangle") for background in ("black", "white")]
+    )
