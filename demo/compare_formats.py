@@ -22,7 +22,7 @@ import numpy as np
 from demo.classify import classify, coverage, covers_enough, read_samples
 from demo.shapes import ALL_LABELS, caption_of, draw, labels_of, sizes_of
 from sd import runtime
-from sd.flags.aspect import shown
+from sd.flags.aspect import format_size
 from sd.flags.parser import Parser
 from sd.sampling.grid import labelled_table
 
@@ -85,8 +85,8 @@ def main():
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for size in sizes_of(FORMATS):
         pictures, captions = true_pictures(size)
-        _row("the data", shown(size), pictures, captions)
-        _row("the data, through the VAE", shown(size), through_vae(pictures, args.vae), captions)
+        _row("the data", format_size(size), pictures, captions)
+        _row("the data, through the VAE", format_size(size), through_vae(pictures, args.vae), captions)
     rows, labels = [], []
     for model in MODELS:
         for size in FORMATS.split(","):
