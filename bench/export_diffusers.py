@@ -53,7 +53,7 @@ def write(folder, checkpoint):
         empty = paddle.concat([states[2:]] * len(PROMPTS))
         latents = denoise(models.unet, scheduler, paddle.to_tensor(noise), states, empty, GUIDANCE)
     images = draw_images(
-        *parts,
+        models,
         PROMPTS,
         seeds=range(len(PROMPTS)),
         height=side,

@@ -54,13 +54,13 @@ def load(checkpoint=None, unet_config=DEMO / "unet_config.json", folder=DEMO / "
 
 def draw(components, side, count, batch_size, steps=STEPS, guidance=7.5, repeats=REPEATS):
     """((processor seconds, those of the clock), pictures) of the quickest of some drawings of `count` pictures."""
-    from sd.sampling.pipeline import draw_images, make_scheduler
+    from sd.sampling.pipeline import Networks, draw_images, make_scheduler
 
     best = (float("inf"), float("inf"))
     for _ in range(repeats):
         processor, clock = time.process_time(), time.perf_counter()
         images = draw_images(
-            *components,
+            Networks(*components),
             [PROMPT] * count,
             seeds=range(count),
             height=side,

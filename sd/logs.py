@@ -11,6 +11,12 @@ def rank() -> int:
     return int(os.environ.get("PADDLE_TRAINER_ID") or 0)
 
 
+def bar_seconds() -> float:
+    """Seconds between two updates of a progress bar: in a log file, where each is a line, one in half a minute is
+    enough."""
+    return 0.5 if sys.stderr.isatty() else 30
+
+
 class _BesideProgressBar(logging.StreamHandler):
     """Writes through tqdm, which moves an open progress bar out of the way."""
 

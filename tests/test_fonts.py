@@ -9,7 +9,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 from sd import fonts
-from sd.data.inspect import contact_sheet
+from sd.data.findings import contact_sheet
 from sd.sampling.grid import labelled_sheet
 
 

@@ -1,10 +1,9 @@
 """Pack captioned images into parts for training: folders, tables, JSONL, shards in, parts and file lists out."""
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from sd.data.packing.options import ENGINES, INPUT_FORMATS, VERIFY, PackOptions
+from sd.data.packing.options import PackOptions
 from sd.data.packing.packer import pack
 from sd.data.packing.sources.pairs import find_kohya_folders
 from sd.data.parts import storage
@@ -13,51 +12,14 @@ from sd.data.streaming.captions import by_source, describe_truncation, sample_re
 from sd.data.streaming.catalog import Catalog
 from sd.flags.arguments import SDModelArguments
 from sd.flags.files import expand
-from sd.flags.parser import Parser
+from sd.flags.options import parse
 
 TEXT_LENGTH = SDModelArguments.model_max_length
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> PackOptions:
-    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--input_path", required=True, help="JSONL, one object a line; or a folder, tables, shards: see --input_format")
-    add("--output_path", required=True, help="folder for parts, file lists and report")
-    add("--output_name", default="custom_dataset", help="name of the file list")
-    add("--caption_key", default="caption", help="key of the caption, or several: caption,long_caption,tags")
-    add("--image_key", default="image", help="key of the image's path, relative to the folder of the JSONL or table")
-    add(
-        "--keep_columns", metavar="NAMES", help="fields to keep as columns for filters: aesthetic,url=URL,score:float64"
-    )
-    add("--per_part_file_num", type=int, default=1000, help="input rows a part")
-    add("--save_gzip_file", action="store_true", help="gzip the parts")
-    add("--num_repeat", type=int, default=1, help="how often the file list names every part")
-    add("--num_workers", type=int, help="processes on this machine (default: the cores)")
-    add(
-        "--input_format",
-        choices=INPUT_FORMATS,
-        default="jsonl",
-        help="what --input_path holds; folder: cat.jpg and cat.txt",
-    )
-    add(
-        "--kohya_folders",
-        action="store_true",
-        help="of --input_format folder: list the parts of a folder NN_name NN times",
-    )
-    add("--caption_lines", action="store_true", help="of --input_format folder: every line of a text is a caption")
-    add("--verify", choices=VERIFY, default="header", help="open each image, decode it whole, or neither")
-    add("--min_size", type=int, default=0, help="leave out images with a shorter short side")
-    add("--max_aspect_ratio", type=float, help="leave out images that are longer than this times their short side")
-    add("--min_caption_length", type=int, default=0, help="leave out captions with fewer characters")
-    add("--resize", type=int, metavar="SHORT_SIDE", help="shrink larger images to this short side, as JPEG")
-    add("--quality", type=int, default=95, help="JPEG quality for --resize")
-    add("--max_bad_fraction", type=float, default=0.05, help="fail if a larger share of the rows is bad")
-    add("--allow_outside", action="store_true", help="follow image paths out of the JSONL's folder")
-    add("--max_pixels", type=int, default=PackOptions.max_pixels, help="refuse larger images")
-    add("--overwrite", action="store_true", help="remove the parts of an earlier run instead of resuming from them")
-    add("--engine", choices=ENGINES, default="local", help="this machine, or a Ray cluster")
-    add("--ray_address", help="address of the Ray cluster (default: start one here)")
-    return PackOptions(**vars(parser.parse_args(expand(sys.argv[1:] if argv is None else argv))))
+    """The flags."""
+    return parse(PackOptions, expand(sys.argv[1:] if argv is None else argv), description=__doc__)
 
 
 def main() -> None:

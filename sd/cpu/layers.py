@@ -15,6 +15,8 @@ from ppdiffusers.models.resnet import Downsample2D, ResnetBlock2D
 from sd.cpu import convolution, gates, norms, onednn, products
 from sd.runtime import is_off
 
+_Layer: Any = object  # a class that goes before a layer's own has its attributes and, behind itself, its forward
+
 
 def speed_up(layer: Any, frozen: bool = False) -> None:
     """Let the layers in `layer` compute by sd.cpu, transposed tensors be copied at once (Paddle's views of them,
@@ -55,7 +57,7 @@ def _with(faster, layer_class):
     return type(layer_class.__name__, (_Float32OnCPU, faster, layer_class), {"_plain_class": layer_class})
 
 
-class _Float32OnCPU:
+class _Float32OnCPU(_Layer):
     """Float32 tensors on the CPU go to the faster forward, which reads their memory itself; all others to Paddle's."""
 
     def forward(self, x, *arguments, **options):
@@ -83,12 +85,12 @@ def _is_affine(layer):
     return onednn.is_available() and rows and channels and layer.weight is not None and layer.bias is not None
 
 
-class _FastLinear:
+class _FastLinear(_Layer):
     def forward(self, x, scale=None):
         return products.linear(x, self.weight, self.bias)
 
 
-class _FastConvolution:
+class _FastConvolution(_Layer):
     def forward(self, x, scale=None):
         sides = _padding(self)
         geometry = self._stride, self._dilation, (sides, sides)
@@ -102,24 +104,24 @@ def _pads_one_side(layer):
     return layer.use_conv and layer.padding == 0 and _is_simple_convolution(layer.conv)
 
 
-class _FastDownsample:
+class _FastDownsample(_Layer):
     def forward(self, hidden_states, scale=1.0):
         conv = self.conv
         one_side = ((0, 0), (1, 1))
         return convolution.convolution(hidden_states, conv.weight, conv.bias, conv._stride, conv._dilation, one_side)
 
 
-class _FastLayerNorm:
+class _FastLayerNorm(_Layer):
     def forward(self, x):
         return norms.layer_norm(x, self.weight, self.bias, self._epsilon)
 
 
-class _FastGroupNorm:
+class _FastGroupNorm(_Layer):
     def forward(self, x):
         return norms.group_norm(x, self.weight, self.bias, self._num_groups, self._epsilon)
 
 
-class _FastGEGLU:
+class _FastGEGLU(_Layer):
     def forward(self, hidden_states, scale=1.0):
         return gates.gated_gelu(self.proj(hidden_states))
 
@@ -135,7 +137,7 @@ def _norm_and_silu(norm, x):
     return norms.group_norm(x, norm.weight, norm.bias, norm._num_groups, norm._epsilon, True)
 
 
-class _FastResnetBlock:
+class _FastResnetBlock(_Layer):
     def forward(self, input_tensor, temb, scale=1.0):
         if scale != 1.0:  # LoRA's
             return super().forward(input_tensor, temb, scale)
@@ -154,7 +156,7 @@ def _is_plain_attention(layer):
     return onednn.is_available() and plain and not layer.residual_connection and layer.rescale_output_factor == 1.0
 
 
-class _FastAttention:
+class _FastAttention(_Layer):
     def forward(self, hidden_states, encoder_hidden_states=None, attention_mask=None, **options):
         supported = type(self.processor) is AttnProcessor and attention_mask is None and not options
         if not supported or hidden_states.ndim != 3:

@@ -195,7 +195,7 @@ class _Call:
     def __init__(self, descriptor, layouts):
         self._primitive = new("primitive", descriptor)
         memories = {index: new("memory", layout, engine(), None) for index, layout in layouts.items()}
-        self._arguments = (_Argument * len(layouts))(*memories.items())
+        self._arguments = (_Argument * len(layouts))(*(_Argument(index, memory) for index, memory in memories.items()))
         self._memories = list(memories.items())
         self._point, self._execute = _library().dnnl_memory_set_data_handle, _library().dnnl_primitive_execute
 

@@ -4,18 +4,21 @@ float32, contiguous tensors. Most are primitives of oneDNN; a primitive is made 
 
 import functools
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import paddle
 from paddle import Tensor
 
 
+class _NoContext:
+    """Takes what a forward keeps for a backward pass that will not come."""
+
+
 def apply(operation: Any, *arguments: Any) -> Tensor:
     """Call a PyLayer; without gradients its forward alone, which saves making a node of the graph."""
     if paddle.is_grad_enabled():
         return operation.apply(*arguments)
-    return operation.forward(SimpleNamespace(), *arguments)
+    return operation.forward(_NoContext(), *arguments)
 
 
 def pop_saved(ctx: Any) -> Any:

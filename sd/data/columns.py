@@ -11,7 +11,6 @@ if __name__ == "__main__":  # before the imports, so that a wrong Python gets on
     columns()
     sys.exit()
 
-import argparse
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +37,7 @@ from sd.data.parts.index import PartError, PartHeader
 from sd.data.parts.part import load_header, load_index
 from sd.data.scores import Scores, check_kinds, read_scores
 from sd.errors import InputError, RunError
+from sd.flags.options import REQUIRED, add_flags, option
 from sd.flags.parser import Parser
 from sd.home import ensure_writable_home
 from sd.processes.locks import locked_folder
@@ -209,37 +209,67 @@ def _cast_or_null(array, kind, num_rows):
     return pa.nulls(num_rows, kind) if array is None else array.cast(kind)
 
 
+@dataclass(frozen=True)
+class AddOptions:
+    """The flags of `add`. Raises InputError for a key without a name."""
+
+    scores: str = option(
+        REQUIRED, "Parquet, CSV, TSV or JSONL; or a folder, glob or braces of one kind", positional=True
+    )
+    file_list: str = option(REQUIRED, "a .filelist.list of images or of a cache", positional=True)
+    key: str = option(REQUIRED, "column of both by which rows are found; or part,row")
+    columns: str | None = option(None, "names to take, separated by commas; default: all but the key")
+    overwrite: bool = option(False, "replace columns of the same name")
+
+    def __post_init__(self):
+        if not _names_in(self.key):
+            raise InputError(f"--key {self.key!r}; expected the name of a column, or several separated by commas")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The flags of `export`."""
+
+    file_list: str = option(REQUIRED, "a .filelist.list", positional=True)
+    output: str = option(REQUIRED, "the Parquet file", positional=True)
+
+
+def _names_in(text):
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m sd.data.columns", description=__doc__.split("\n\n")[0])
+    """Read the flags, join or write."""
+    parser = Parser(prog="python -m sd.data.columns", description=(__doc__ or "").split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     joining = commands.add_parser("add", help="join the columns of a table to the parts of a list, by a key")
-    joining.add_argument("scores", help="Parquet, CSV, TSV or JSONL; or a folder, glob or braces of one kind")
-    joining.add_argument("file_list", help="a .filelist.list of images or of a cache")
-    joining.add_argument("--key", required=True, help="column of both by which rows are found; or part,row")
-    joining.add_argument("--columns", help="names to take, separated by commas; default: all but the key")
-    joining.add_argument("--overwrite", action="store_true", help="replace columns of the same name")
+    add_flags(joining, AddOptions)
     writing = commands.add_parser("export", help="write part, row, width, height and all columns to one Parquet file")
-    writing.add_argument("file_list", help="a .filelist.list")
-    writing.add_argument("output", help="the Parquet file")
-    options = parser.parse_args(arguments)
+    add_flags(writing, ExportOptions)
+    given = vars(parser.parse_args(arguments))
     ensure_writable_home(os.environ)
-    if options.command == "export":
-        try:
-            print(f"{export(options.file_list, options.output)} rows in {options.output}")
-        except (PartError, OSError) as error:
-            raise RunError(f"{options.output}: {error}") from error
-        return
-    key = [name.strip() for name in options.key.split(",") if name.strip()]
-    column_names = [name.strip() for name in options.columns.split(",") if name.strip()] if options.columns else None
-    if not key:
-        raise InputError(f"--key {options.key!r}; expected the name of a column, or several separated by commas")
-    scores = read_scores(options.scores, key, column_names)
+    if given.pop("command") == "export":
+        _export(ExportOptions(**given))
+    else:
+        _join(AddOptions(**given))
+
+
+def _export(options):
+    try:
+        print(f"{export(options.file_list, options.output)} rows in {options.output}")
+    except (PartError, OSError) as error:
+        raise RunError(f"{options.output}: {error}") from error
+
+
+def _join(options):
+    key = _names_in(options.key)
+    scores = read_scores(options.scores, key, _names_in(options.columns) if options.columns else None)
     total = add_scores(options.file_list, scores, key, options.overwrite)
     for line in lines_of(total, scores, options):
         print(line)
 
 
-def lines_of(total: Outcome, scores: Scores, options: argparse.Namespace) -> list[str]:
+def lines_of(total: Outcome, scores: Scores, options: AddOptions) -> list[str]:
     """What `add` prints. Raises InputError where no row matched."""
     if total.matched == 0 and total.done_before == 0:
         raise InputError(

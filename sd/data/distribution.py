@@ -1,12 +1,12 @@
 """Distributions of numbers as lines of text: a histogram, and least, greatest, median and mean."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 
-def histogram(values: np.ndarray, edges: Sequence[float]) -> list[str]:
+def histogram(values: npt.ArrayLike, edges: Sequence[float]) -> list[str]:
     """Lines `low-high  share  bar`, one for each range that starts at an edge; the last is open."""
     values = np.asarray(values)
     ranges = np.searchsorted(edges, values, side="right") - 1
@@ -19,7 +19,7 @@ def histogram(values: np.ndarray, edges: Sequence[float]) -> list[str]:
     return lines
 
 
-def summary_of(values: Any, unit: str) -> str:
+def summary_of(values: Sequence[float] | np.ndarray, unit: str) -> str:
     """`20 to 400 characters, median 80, mean 95.1` of a sequence of numbers; `none` of an empty one."""
     if not len(values):
         return "none"

@@ -7,8 +7,6 @@ latents are distributed; pictures of it draws `precompute_latents.py --check`.
 """
 
 import sys
-from collections.abc import Sequence
-from typing import Any
 
 if __name__ == "__main__":  # before the imports, so that a wrong Python gets one line
     from sd.entry import inspect
@@ -17,216 +15,26 @@ if __name__ == "__main__":  # before the imports, so that a wrong Python gets on
     sys.exit()
 
 import os
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageOps
-from tqdm import tqdm
-
-from sd.data.column_report import column_lines
-from sd.data.distribution import histogram, summary_of
-from sd.data.images.decode import decode
-from sd.data.images.open import open_image
-from sd.data.parts import storage
-from sd.data.parts.index import PartError
-from sd.data.parts.moments import Manifest, decode_payload, find_manifest
-from sd.data.parts.part import load_index
-from sd.data.parts.record import RowError
-from sd.data.streaming import bucketing
+from sd.data.findings import contact_sheet, read_rows, read_sizes, report
+from sd.data.inspect_options import InspectOptions
+from sd.data.parts.moments import Manifest, find_manifest
 from sd.data.streaming.captions import describe_truncation
 from sd.data.streaming.catalog import Catalog
-from sd.data.streaming.local_copies import LocalCopies
-from sd.data.streaming.order import CAPTION, CROP, rng
-from sd.data.streaming.sample import bucket_crop, choose_caption, decode_covering, decode_for, random_crop
-from sd.data.streaming.stream import RowReader
 from sd.data.timing import report as timing_report
 from sd.data.timing import time_samples
 from sd.errors import RunError
-from sd.flags.arguments import INTERPOLATIONS, check_range
 from sd.flags.idle import idle_flags
-from sd.flags.parser import Parser, add_truth
-from sd.fonts import font_for
+from sd.flags.options import parse
 from sd.home import ensure_writable_home
-from sd.processes.watchdog import Watchdog
-from sd.text_layout import fit_line
 
-SIDES = (0, 1, 64, 128, 256, 384, 512, 768, 1024, 2048)
-CAPTION_LENGTHS = (0, 1, 20, 50, 100, 200, 400)
 _RESOLUTION = 256  # train.sh's
-_INDEXES_READ = 1000
-_BAD_NAMED = 20
 _ROWS_TIMED = 512
-_TILE, _LABEL = 160, 30
-
-
-@dataclass
-class Findings:
-    """Statistics of the rows that were read: caption lengths in characters, bad rows by name, samples for the sheet."""
-
-    num_read: int = 0
-    caption_lengths: list = field(default_factory=list)
-    captions: dict = field(default_factory=dict)  # source -> its captions
-    rows_with: Counter = field(default_factory=Counter)  # rows that have a caption of a source
-    captions_per_row: Counter = field(default_factory=Counter)
-    bad: list = field(default_factory=list)
-    samples: list = field(default_factory=list)
-    latents: list = field(default_factory=list)  # of cached rows: sums of mean, mean squared and variance, and numbers
-
-
-def read_sizes(catalog: Catalog) -> Any:
-    """Widths, heights and stored bytes of the rows of up to _INDEXES_READ parts, spread over the list."""
-    count = min(_INDEXES_READ, len(catalog.paths))
-    widths, heights, num_bytes = [], [], []
-    for part in tqdm(np.linspace(0, len(catalog.paths) - 1, count).astype(int), desc="indexes", leave=False):
-        try:
-            index = load_index(catalog.paths[part])
-        except PartError:  # the catalog has counted and named it
-            continue
-        widths.append(index.widths)
-        heights.append(index.heights)
-        num_bytes.append(index.lengths)
-    return tuple(np.concatenate(column) if column else np.zeros(0, int) for column in (widths, heights, num_bytes))
-
-
-def read_rows(catalog: Catalog, options: Any, whole: bool = False) -> Any:
-    """Read and decode `rows` usable rows (0: all) spread over the list; cut samples for the sheet from random ones.
-
-    options: the flags of the command. whole: samples are whole pictures, not crops as in training.
-    """
-    findings, seed = Findings(), options.seed
-    count = options.rows or catalog.num_usable
-    ends = np.cumsum(catalog.usable)
-    rows = np.unique(np.linspace(0, catalog.num_usable - 1, min(count, catalog.num_usable)).astype(int))
-    chosen = set(rng(seed, CROP).permutation(rows)[: options.samples].tolist())
-    reader = RowReader(catalog, LocalCopies(), Watchdog())
-    for row in tqdm(rows.tolist(), desc="rows", leave=False):
-        part = int(np.searchsorted(ends, row, side="right"))
-        ordinal = row - int(ends[part] - catalog.usable[part])
-        size = catalog.bucket_rows.size(part, ordinal) if catalog.bucket_rows else None
-        findings.num_read += 1
-        row_number = None
-        try:
-            row_number, record = reader.read(part, ordinal)
-            if catalog.manifest is not None:
-                _moments(record, findings)
-            elif whole:
-                picture = decode(open_image(record.image))
-            elif size:
-                picture = decode_covering(record.image, size, catalog.bucket_rows.covered)
-            else:
-                picture = decode_for(record.image, catalog.resolution, catalog.min_side)
-        except RowError as error:
-            at = getattr(error, "row", row_number)
-            name = storage.base_name(catalog.paths[part]) if at is None else catalog.name(part, at)
-            findings.bad.append(f"{name}: {error}")
-            continue
-        for source, caption in zip(record.sources, record.captions, strict=True):
-            findings.captions.setdefault(source, []).append(caption)
-        findings.rows_with.update({*record.sources})
-        findings.caption_lengths += [len(caption) for caption in record.captions]
-        findings.captions_per_row[len(record.captions)] += 1
-        if row in chosen and catalog.manifest is None:
-            caption = choose_caption(record.captions, options.caption_dropout, rng(seed, CAPTION, row))
-            if whole:
-                pixels = picture.array().transpose(2, 0, 1)
-            elif size:
-                pixels = bucket_crop(picture, size, options.interpolation, rng(seed, CROP, row))
-            else:
-                pixels = random_crop(picture, catalog.resolution, options.interpolation, rng(seed, CROP, row))
-            findings.samples.append((pixels, caption, catalog.name(part, row_number)))
-    reader.close()
-    return findings
-
-
-def _moments(record, findings):
-    moments, _ = decode_payload(record.image)
-    mean, logvar = np.split(moments.astype(np.float64), 2, axis=1)
-    findings.latents.append((mean.sum(), np.square(mean).sum(), np.exp(logvar).sum(), mean.size))
-
-
-def contact_sheet(samples: Sequence[Any]) -> Any:
-    """One picture of uint8 [3,H,W] samples with caption and place below each."""
-    columns = max(1, int(np.ceil(np.sqrt(len(samples)))))
-    lines = -(-len(samples) // columns)
-    sheet = Image.new("RGB", (columns * _TILE, lines * (_TILE + _LABEL)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for number, (pixels, caption, name) in enumerate(samples):
-        x, y = number % columns * _TILE, number // columns * (_TILE + _LABEL)
-        tile = Image.fromarray(pixels.transpose(1, 2, 0))
-        sheet.paste(ImageOps.contain(tile, (_TILE - 4, _TILE - 4), Image.Resampling.LANCZOS), (x + 2, y + 2))
-        for line, text in enumerate((caption or "(caption dropped or empty)", name)):
-            font = font_for(text, 10)
-            line_text = fit_line(text, font, _TILE - 4)
-            pen.text((x + 2, y + _TILE + 13 * line), line_text, "black" if line == 0 else "gray", font)
-    return sheet
-
-
-def report(catalog: Catalog, sizes: Any, findings: Any) -> Any:
-    """The lines that the command prints."""
-    widths, heights, num_bytes = sizes
-    short = np.minimum(widths, heights)
-    lost = f", about {catalog.num_lost} rows lost with damaged parts" if catalog.num_lost else ""
-    usable = catalog.num_usable / max(1, catalog.num_rows)
-    lines = [
-        f"{catalog.file_list}: {catalog.num_parts} parts, {catalog.num_rows} rows{lost}",
-        f"fingerprint {catalog.fingerprint}, weights {', '.join(f'{weight:g}' for weight in catalog.weights)}",
-        f"usable at {catalog.resolution} px: {catalog.num_usable} ({usable:.1%})",
-        *(catalog.bucket_rows.lines() if catalog.bucket_rows else ()),
-        f"stored bytes a row: {summary_of(num_bytes, 'bytes')}",
-        "short side in pixels (0: unreadable)",
-        *histogram(short, SIDES),
-    ]
-    if catalog.manifest is not None:
-        lines[-len(SIDES) - 1 :] = cache_lines(catalog.manifest, findings)
-    readable = short > 0
-    ratio = np.maximum(widths, heights)[readable] / short[readable]
-    if len(ratio) and catalog.manifest is None:
-        lines.append(f"long to short side: median {np.median(ratio):.2f}, largest {ratio.max():.2f}")
-    lines.append(f"rows read and decoded: {findings.num_read}, bad: {len(findings.bad)}")
-    lines += [f"    {name}" for name in findings.bad[:_BAD_NAMED]]
-    lines += [f"    and {len(findings.bad) - _BAD_NAMED} more"] * (len(findings.bad) > _BAD_NAMED)
-    if findings.caption_lengths:
-        several = sum(count for number, count in findings.captions_per_row.items() if number > 1)
-        lines.append(
-            f"caption length: {summary_of(findings.caption_lengths, 'characters')}; {several} rows with several"
-        )
-        lines += histogram(findings.caption_lengths, CAPTION_LENGTHS)
-    if len(findings.captions) > 1:
-        lines += [f"captions by name ({findings.num_read - len(findings.bad)} rows)"]
-        for source, texts in findings.captions.items():
-            lengths = summary_of(list(map(len, texts)), "characters")
-            lines.append(f"    {source}: {findings.rows_with[source]} rows, {len(texts)} captions, {lengths}")
-    lines += catalog.filtering.lines() + column_lines(catalog)
-    lines += [f"damaged: {reason}" for reason in list(catalog.damage.values())[:_BAD_NAMED]]
-    lines += [f"    and {len(catalog.damage) - _BAD_NAMED} more"] * (len(catalog.damage) > _BAD_NAMED)
-    return lines
-
-
-def cache_lines(manifest: Manifest, findings: Any) -> Any:
-    """Lines about a cache of latents: its settings, and the distribution of the latents that training will see."""
-    text = f"text states of {manifest.model_max_length} tokens" if manifest.has_text else "no text states"
-    channels, height, width = manifest.latent_shape
-    lines = [
-        f"a cache of latents, {channels} x {height} x {width} of {manifest.resolution} px, {text}",
-        f"a row holds {manifest.num_variants}: --crop {manifest.crop} --num_crops {manifest.num_crops}"
-        + (" --flip" if manifest.flip else "")
-        + (" --enlarge" if manifest.enlarge else "")
-        + f", {manifest.interpolation}, seed {manifest.seed}",
-        f"cache {manifest.id}, VAE {manifest.vae_hash[:12]}, scaling factor {manifest.scaling_factor:g}"
-        + (f", pictures resized by {manifest.resizer}" if manifest.resizer else ""),
-    ]
-    if findings.latents:
-        total, squares, variances, count = np.sum(findings.latents, axis=0)
-        mean, scale = total / count, manifest.scaling_factor
-        deviation = np.sqrt(squares / count - mean * mean + variances / count)
-        lines.append(
-            f"latents as trained on: mean {mean * scale:.3f}, deviation {deviation * scale:.3f} (1 is meant), of which "
-            f"the posterior's own {np.sqrt(variances / count) * scale:.3f}"
-        )
-    return lines
 
 
 def load_tokenizer(name: str) -> Any:
@@ -252,61 +60,51 @@ def _timing(catalog, options):
     return timing_report(seconds, count, tokenize is not None)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m sd.data.inspect", description=__doc__.split("\n\n")[1])
-    parser.add_argument("file_list", help="a .filelist.list, as --file_list of training takes it")
-    parser.add_argument("--resolution", type=int, help="as in training; default 256, or that of the cache")
-    parser.add_argument("--data_filter", help="as in training; what it leaves out has a contact sheet of its own")
-    add_truth(parser.add_argument, "enlarge", "as in training: smaller images are taken too, enlarged")
-    bucketing.add_flags(parser)
-    parser.add_argument("--tokenizer_name", help="folder or published name of a tokenizer that counts captions' tokens")
-    parser.add_argument("--model_max_length", type=int, default=77, help="longest caption in tokens; default 77")
-    parser.add_argument("--interpolation", choices=INTERPOLATIONS, default="lanczos")
-    parser.add_argument("--caption_dropout", type=float, default=0.1)
-    parser.add_argument("--rows", type=int, default=1000, help="rows to read and decode, 0 for all; default 1000")
-    parser.add_argument("--samples", type=int, default=64, help="pictures on the contact sheet; default 64")
-    parser.add_argument("--seed", type=int, default=23)
-    parser.add_argument("--output", default="inspect.png", help="the contact sheet; default inspect.png")
-    parser.add_argument("--time", action="store_true", help="print where a sample's time goes, and nothing else")
-    options = parser.parse_args(arguments)
-    if options.resolution is not None:
-        check_range("resolution", options.resolution, low=1)
-    for name, low, high in (("rows", 0, None), ("samples", 0, None), ("caption_dropout", 0, 1), ("seed", 0, None)):
-        check_range(name, getattr(options, name), low, high)
-    check_range("model_max_length", options.model_max_length, low=2)
-    ensure_writable_home(os.environ)
-    manifest = find_manifest(options.file_list)
+def _note_idle(options: InspectOptions, manifest: Manifest | None) -> None:
+    """A line on standard error for each flag without an effect."""
     drawing = "samples output caption_dropout seed"
+    on_images = options.time or manifest is None
     rules = [
         (not options.time, drawing, "with --time, which draws nothing"),
-        (
-            options.time or manifest is None,
-            drawing,
-            "on a cache of latents; precompute_latents.py --check compares pictures",
-        ),
-        (options.time or manifest is None, "interpolation enlarge", "on a cache of latents"),
+        (on_images, drawing, "on a cache of latents; precompute_latents.py --check compares pictures"),
+        (on_images, "interpolation enlarge", "on a cache of latents"),
     ]
-    for line in idle_flags(options, rules, {name: parser.get_default(name) for name in vars(options)}):
+    for line in idle_flags(options, rules):
         print(f"note: {line}", file=sys.stderr)
-    if options.resolution is None:
-        options.resolution = manifest.resolution if manifest else _RESOLUTION
-    every = {
-        "max_bad_fraction": 1.0,
-        "may_be_unusable": True,
-        "data_filter": options.data_filter,
-        "enlarge": options.enlarge,
-    }
-    catalog = Catalog(options.file_list, options.resolution, **every, bucketing=bucketing.from_flags(options, manifest))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the flags, look, print, draw."""
+    description = (__doc__ or "").split("\n\n")[1]
+    options = parse(InspectOptions, arguments, prog="python -m sd.data.inspect", description=description)
+    ensure_writable_home(os.environ)
+    manifest = find_manifest(options.file_list)
+    _note_idle(options, manifest)
+    resolution = options.resolution or (manifest.resolution if manifest else _RESOLUTION)
+
+    def look(side: int = resolution, left_out: bool = False, whole: bool = False) -> Catalog:
+        return Catalog(
+            options.file_list,
+            side,
+            max_bad_fraction=1.0,
+            may_be_unusable=True,
+            data_filter=options.data_filter,
+            enlarge=options.enlarge,
+            left_out=left_out,
+            bucketing=None if whole else bucketing,
+        )
+
+    bucketing = options.bucketing(resolution, manifest)
+    catalog = look()
     if options.time and catalog.num_usable:
         print("\n".join(_timing(catalog, options)))
         return
     readable = catalog
     too_small = not catalog.filtering.num_large
     if not catalog.num_usable:
-        reason = f"is usable at {options.resolution} px" if too_small else "passes the filter"
+        reason = f"is usable at {resolution} px" if too_small else "passes the filter"
         print(f"no row {reason}, so training would refuse the list; this is in it:")
-        side, shapes = (1, None) if too_small else (options.resolution, catalog.bucketing)
-        readable = Catalog(options.file_list, side, **every, left_out=not too_small, bucketing=shapes)
+        readable = look(1, whole=True) if too_small else look(left_out=True)
     findings = read_rows(readable, options, whole=too_small)
     print("\n".join(report(catalog, read_sizes(catalog), findings)))
     tokenizer = load_tokenizer(options.tokenizer_name) if options.tokenizer_name else None
@@ -318,9 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         findings.samples, "contact sheet", left_out_path if readable is not catalog and not too_small else output
     )
     if catalog.filtering.removed and readable is catalog and catalog.manifest is None:
-        others = Catalog(options.file_list, options.resolution, **every, left_out=True, bucketing=catalog.bucketing)
-        options.rows = options.samples
-        samples = read_rows(others, options).samples if others.num_usable else []
+        others = look(left_out=True)
+        samples = read_rows(others, replace(options, rows=options.samples)).samples if others.num_usable else []
         _write_sheet(samples, "contact sheet of what the filter leaves out", left_out_path)
 
 

@@ -12,7 +12,7 @@ from sd.data.parts.record import RowError, decode_row
 from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.local_copies import LocalCopies
 from sd.data.streaming.order import CROP, DRAW, rng
-from sd.data.streaming.sample import bucket_crop, decode_covering, decode_for, random_crop
+from sd.data.streaming.sample import Framing
 from sd.data.streaming.stream import collate
 
 STEPS = ("read", "gunzip", "base64", "decode", "resize", "tokenise", "draws", "collate", "transfer")
@@ -43,6 +43,7 @@ def time_samples(
     tokenize: caption -> ids; None leaves that step at 0. Rows that cannot be read are left out.
     """
     clock, count = Clock(), 0
+    framing = Framing.of(catalog, interpolation) if catalog.manifest is None else None
     parts: dict = {}
     batches: dict = {}  # by the bucket of their samples, as all of a batch have one shape
     ends = np.cumsum(catalog.usable)
@@ -54,14 +55,14 @@ def time_samples(
                 parts[part] = LocalCopies().open(catalog.paths[part], index), catalog.rows(part, index)
             reader, rows = parts[part]
             ordinal = usable - int(ends[part] - catalog.usable[part])
-            size = catalog.bucket_rows.size(part, ordinal) if catalog.bucket_rows else None
-            arrays = _sample(clock, reader, int(rows[ordinal]), catalog, size, interpolation, tokenize, count)
+            bucket = catalog.bucket_rows.bucket(part, ordinal) if catalog.bucket_rows else None
+            arrays = _sample(clock, reader, int(rows[ordinal]), framing, bucket, tokenize, count)
         except RowError:
             continue
         count += 1
-        batches.setdefault(size, []).append(arrays)
-        if len(batches[size]) == _BATCH:
-            _hand_over(clock, batches.pop(size))
+        batches.setdefault(bucket, []).append(arrays)
+        if len(batches[bucket]) == _BATCH:
+            _hand_over(clock, batches.pop(bucket))
     for batch in batches.values():
         _hand_over(clock, batch)
     for reader, _ in parts.values():
@@ -69,23 +70,17 @@ def time_samples(
     return {step: seconds / max(1, count) for step, seconds in clock.seconds.items()}, count
 
 
-def _sample(clock, reader, row, catalog, size, interpolation, tokenize, number):
-    """The arrays of a row. size: (width, height) of its bucket, None without buckets."""
+def _sample(clock, reader, row, framing, bucket, tokenize, number):
+    """The arrays of a row. framing: of pictures, None for a cache; bucket: None without buckets."""
     record = clock("base64", decode_row, clock("gunzip", reader.unpack, row, clock("read", reader.stored, row)))
     arrays = {}
-    if catalog.manifest is not None:
+    if framing is None:
         moments = clock("decode", decode_payload, record.image)[0][0]
         arrays["moments"], shape = moments, (len(moments) // 2, *moments.shape[1:])
     else:
-        side, crop_rng = catalog.resolution, rng(0, CROP, number)
-        width, height = size or (side, side)
-        if size:
-            picture = clock("decode", decode_covering, record.image, size)
-            pixels = clock("resize", bucket_crop, picture, size, interpolation, crop_rng)
-        else:
-            picture = clock("decode", decode_for, record.image, side)
-            pixels = clock("resize", random_crop, picture, side, interpolation, crop_rng)
-        arrays["pixel_values"], shape = pixels, (4, height // _PIXELS_A_LATENT, width // _PIXELS_A_LATENT)
+        picture = clock("decode", framing.decode, record.image, bucket)
+        pixels = clock("resize", framing.cut, picture, bucket, rng(0, CROP, number))
+        arrays["pixel_values"], shape = pixels, (4, *(side // _PIXELS_A_LATENT for side in pixels.shape[1:]))
     if tokenize is not None:
         arrays["input_ids"] = np.asarray(clock("tokenise", tokenize, record.captions[0]))
     for name in ("noise", "posterior_noise"):

@@ -4,7 +4,6 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,7 +63,7 @@ class StableDiffusionModel(nn.Layer):
             components[component] = load(component, *component_source(model_args, component))
         if model_args.unet_data_format != "NCHW":
             components["unet"] = in_data_format(components["unet"], model_args.unet_data_format)
-        check_components(SimpleNamespace(**components, model_args=model_args))
+        check_components(**components, max_length=model_args.model_max_length)
         model = cls(**components, model_args=model_args)
         model.latent_shape(resolution)
         return model
@@ -230,19 +229,19 @@ class StableDiffusionModel(nn.Layer):
             self.text_encoder.gradient_checkpointing_enable()
 
 
-def check_components(model: Any) -> None:
-    """Raise InputError unless UNet, VAE, text encoder and tokenizer fit each other."""
-    unet, text = model.unet.config, model.text_encoder.config
+def check_components(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, max_length: int) -> None:
+    """Raise InputError unless UNet, VAE, text encoder and tokenizer fit each other. max_length: of texts, in tokens."""
+    unet, text = unet.config, text_encoder.config
     if unet.cross_attention_dim != text.hidden_size:
         raise InputError(
             f"cross_attention_dim={unet.cross_attention_dim} of the UNet, but the text encoder's states have "
             f"{text.hidden_size} numbers; use a UNet configuration with cross_attention_dim {text.hidden_size}"
         )
-    channels = model.vae.config.latent_channels
+    channels = vae.config.latent_channels
     for name in ("in_channels", "out_channels"):
         if unet[name] != channels:
             raise InputError(
                 f"{name}={unet[name]} of the UNet, but the VAE's latents have {channels} channels; "
                 f"use a UNet configuration with {name} {channels}"
             )
-    encoders.check_text(model.tokenizer, text, model.model_args.model_max_length)
+    encoders.check_text(tokenizer, text, max_length)

@@ -11,6 +11,7 @@ from sd.flags.aspect import parse_aspect_buckets
 from sd.flags.captions import CaptionFlags, parse_shares, parse_sources
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+ENGINES = ("local", "ray")  # what runs the tasks of a command
 INTERPOLATIONS = ("lanczos", "bilinear", "linear", "bicubic", "box", "hamming", "nearest")
 
 
@@ -48,6 +49,26 @@ def check_range(
         raise ArgumentError(name, value, f"; expected {' and '.join(part for part in parts if part)}")
 
 
+def check_ranges(options: object, names: str, **bounds: float) -> None:
+    """`check_range` of several attributes, their names with blanks between them; None is in every range."""
+    for name in names.split():
+        if (value := getattr(options, name)) is not None:
+            check_range(name, value, **bounds)
+
+
+def check_engine(engine: str, ray_address: str | None) -> None:
+    """Raise InputError for an unknown engine, and for the address of a Ray cluster without Ray."""
+    check_choice("engine", engine, ENGINES)
+    if ray_address and engine != "ray":
+        raise InputError(f"--ray_address {ray_address} needs --engine ray")
+
+
+def check_file_name(name: str, value: str) -> None:
+    """Raise InputError unless value can be a file's name."""
+    if not value or "/" in value:
+        raise ArgumentError(name, value, "; expected a file name without a slash")
+
+
 @dataclass
 class SDModelArguments:
     """Which models are trained, and on which objective."""
@@ -82,10 +103,8 @@ class SDModelArguments:
         check_choice("unet_data_format", self.unet_data_format, ("NCHW", "NHWC"))
         check_range("model_max_length", self.model_max_length, low=2)
         check_range("num_inference_steps", self.num_inference_steps, low=1, high=1000)
-        check_range("noise_offset", self.noise_offset, low=0)
-        check_range("input_perturbation", self.input_perturbation, low=0)
-        if self.snr_gamma is not None:
-            check_range("snr_gamma", self.snr_gamma, above=0)
+        check_ranges(self, "noise_offset input_perturbation", low=0)
+        check_ranges(self, "snr_gamma", above=0)
         if self.rescale_betas_zero_snr and self.prediction_type != "v_prediction":
             raise InputError(
                 "--rescale_betas_zero_snr True with --prediction_type epsilon; at zero SNR the noise says nothing "
@@ -140,19 +159,13 @@ class SDDataArguments:
     def __post_init__(self):
         check_range("resolution", self.resolution, low=8)
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
-        check_range("num_records", self.num_records, low=1)
+        check_ranges(self, "num_records aspect_group_size buffer_size shuffle_every_n_samples data_lanes", low=1)
+        check_ranges(self, "caption_dropout tag_dropout max_bad_fraction", low=0, high=1)
+        check_ranges(self, "keep_tags data_cache_bytes", low=0)
         if self.aspect_buckets is not None:
             parse_aspect_buckets(self.aspect_buckets)
-        if self.aspect_group_size is not None:
-            check_range("aspect_group_size", self.aspect_group_size, low=1)
-            if self.aspect_buckets is None:
-                raise ArgumentError("aspect_group_size", self.aspect_group_size, " needs --aspect_buckets")
-        if self.buffer_size is not None:
-            check_range("buffer_size", self.buffer_size, low=1)
-        check_range("shuffle_every_n_samples", self.shuffle_every_n_samples, low=1)
-        check_range("caption_dropout", self.caption_dropout, low=0, high=1)
-        check_range("keep_tags", self.keep_tags, low=0)
-        check_range("tag_dropout", self.tag_dropout, low=0, high=1)
+        elif self.aspect_group_size is not None:
+            raise ArgumentError("aspect_group_size", self.aspect_group_size, " needs --aspect_buckets")
         if self.shuffle_tags is None and (self.keep_tags or self.tag_dropout):
             raise InputError("--keep_tags and --tag_dropout need --shuffle_tags; name the captions that are tags")
         if self.caption_shares is not None:  # in normal form, which settings and checkpoints keep
@@ -160,10 +173,6 @@ class SDDataArguments:
             self.caption_shares = ",".join(f"{source}={share!r}" for source, share in shares)
         if self.shuffle_tags is not None:
             self.shuffle_tags = ",".join(sorted(parse_sources("shuffle_tags", self.shuffle_tags)))
-        check_range("max_bad_fraction", self.max_bad_fraction, low=0, high=1)
-        check_range("data_cache_bytes", self.data_cache_bytes, low=0)
-        if self.data_lanes is not None:
-            check_range("data_lanes", self.data_lanes, low=1)
 
     @property
     def caption_flags(self) -> CaptionFlags:

@@ -1,16 +1,27 @@
-"""Flags that several of the drawing scripts take."""
+"""The flags of several scripts that name the models beside the UNet."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from sd.flags.options import option
 
-def add_model_flags(add: Callable[..., Any]) -> None:
-    """Add what names the parts beside the UNet, by the parser's `add_argument`."""
-    add(
-        "--pretrained_model",
+
+@dataclass(frozen=True, kw_only=True)
+class ModelNames:
+    """Models by name or folder, as `sd.sampling.models.load_models` takes them."""
+
+    pretrained_model: str | None = option(
+        None,
+        "folder or published name of what is not named below (default: what the checkpoint's run used)",
         metavar="NAME",
-        help="folder or published name of what is not named below (default: what the checkpoint's run used)",
     )
-    add("--text_encoder", metavar="NAME", help="the text encoder alone (default: the checkpoint's, if it was trained)")
-    add("--vae", metavar="NAME", help="the VAE alone")
-    add("--tokenizer", metavar="NAME", help="the tokenizer alone")
+    text_encoder: str | None = option(
+        None, "the text encoder alone (default: the checkpoint's, if it was trained)", metavar="NAME"
+    )
+    vae: str | None = option(None, "the VAE alone", metavar="NAME")
+    tokenizer: str | None = option(None, "the tokenizer alone", metavar="NAME")
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """The keyword arguments of `load_models`."""
+        return {name: getattr(self, name) for name in ModelNames.__dataclass_fields__}

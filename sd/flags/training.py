@@ -10,7 +10,7 @@ from paddlenlp.trainer import TrainingArguments
 
 from sd import devices
 from sd.errors import ArgumentError, InputError
-from sd.flags.arguments import check_choice, check_range, flag
+from sd.flags.arguments import check_choice, check_range, check_ranges, flag
 
 logger = logging.getLogger(__name__)
 
@@ -109,20 +109,13 @@ class SDTrainingArguments(TrainingArguments):
                 self.image_logging_steps = rounded
 
     def _check_values(self):
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            check_range(name, getattr(self, name), low=1)
-        for name in ("logging_steps", "save_steps", "max_bad_steps"):
-            check_range(name, getattr(self, name), low=1)
-        for name in ("warmup_steps", "dataloader_num_workers", "ema_start_step"):
-            check_range(name, getattr(self, name), low=0)
-        check_range("rollback_on_nonfinite", self.rollback_on_nonfinite, low=0)
+        check_ranges(self, "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps", low=1)
+        check_ranges(self, "logging_steps save_steps max_bad_steps", low=1)
+        check_ranges(self, "warmup_steps dataloader_num_workers ema_start_step rollback_on_nonfinite", low=0)
         check_range("rollback_loss_factor", self.rollback_loss_factor, above=1)
-        check_range("learning_rate", self.learning_rate, low=0)
+        check_ranges(self, "learning_rate unet_learning_rate text_encoder_learning_rate", low=0)
         check_range("seed", self.seed, low=0, high=2**63 - 1)
         check_range("ema_decay", self.ema_decay, low=0, high=1)
-        for name in ("unet_learning_rate", "text_encoder_learning_rate"):
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), low=0)
         if self.image_logging_steps == 0 or self.image_logging_steps < -1:
             raise ArgumentError("image_logging_steps", self.image_logging_steps, "; expected -1 (never) or at least 1")
         check_choice("fp16_opt_level", self.fp16_opt_level, ("O1", "O2"))

@@ -146,7 +146,9 @@ def _compare(task, row, variant, encoders):
     ]
     if cached.captions != tuple(map(clean_caption, source.captions)):
         wrong.append(f"the caption is {cached.captions[0]!r}, the image's {source.captions[0]!r}")
-    elif options.cache_text:
+    elif options.cache_text and states is None:
+        wrong.append("the text states are missing")
+    elif states is not None:
         direct_states = encoders.text_states(source.captions)
         share = deviation(states, direct_states) / (direct_states.std() + 1e-6)
         wrong.append(_describe_excess("the text states", share, _TEXT_SHARE, "of their deviation"))

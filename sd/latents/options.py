@@ -4,59 +4,89 @@ from dataclasses import dataclass
 
 from sd.data.parts.moments import CROPS
 from sd.errors import InputError
-from sd.flags.arguments import INTERPOLATIONS, SDDataArguments, SDModelArguments
+from sd.flags.arguments import (
+    ENGINES,
+    INTERPOLATIONS,
+    SDDataArguments,
+    SDModelArguments,
+    check_choice,
+    check_engine,
+    check_file_name,
+    check_range,
+    check_ranges,
+)
 from sd.flags.aspect import parse_aspect_buckets, parse_sizes
 from sd.flags.idle import idle_flags
-
-ENGINES = ("local", "ray")
+from sd.flags.options import REQUIRED, option
 
 
 @dataclass(frozen=True)
 class CacheOptions:
     """The flags of precompute_latents.py; the names of the models are those of training."""
 
-    file_list: str
-    output_path: str
-    output_name: str = "custom_dataset"
-    pretrained_model_name_or_path: str = SDModelArguments.pretrained_model_name_or_path
-    vae_name_or_path: str | None = None
-    text_encoder_name_or_path: str | None = None
-    tokenizer_name: str | None = None
-    unet_name_or_path: str | None = None
-    resolution: int = SDDataArguments.resolution
-    data_filter: str | None = None
-    enlarge: bool = False
-    aspect_buckets: str | None = None
-    aspect_group_size: int = 1
-    crop: str = "random"
-    num_crops: int = 1
-    flip: bool = False
-    interpolation: str = SDDataArguments.interpolation
-    seed: int = 23
-    cache_text: bool = False
-    model_max_length: int = SDModelArguments.model_max_length
-    batch_size: int = 16
-    num_workers: int | None = None
-    device: str | None = None
-    max_bad_fraction: float = 0.05
-    data_cache_bytes: int = SDDataArguments.data_cache_bytes
-    overwrite: bool = False
-    engine: str = "local"
-    ray_address: str | None = None
-    check: int = 0
+    file_list: str = option(REQUIRED, "list of filelists of images, as training takes it")
+    output_path: str = option(REQUIRED, "folder for parts, file lists and report")
+    output_name: str = option("custom_dataset", "name of the file list")
+    resolution: int = option(SDDataArguments.resolution, "side of the training images in pixels")
+    data_filter: str | None = option(None, "rows to cache, by their columns, as in training (docs/data.md)")
+
+    enlarge: bool = option(
+        False, "take images that are smaller than the resolution too, enlarged, as in training", truth_value=True
+    )
+    pretrained_model_name_or_path: str = option(
+        SDModelArguments.pretrained_model_name_or_path,
+        "model whose sub-folders are used for what is not named below",
+        group="models, by the flags of training",
+    )
+    vae_name_or_path: str | None = option(None, "name or folder of the VAE")
+    text_encoder_name_or_path: str | None = option(None, "name or folder of the text encoder")
+    tokenizer_name: str | None = option(None, "name or folder of the tokenizer")
+    cache_text: bool = option(False, "cache the captions' text states too")
+    model_max_length: int = option(SDModelArguments.model_max_length, "longest caption in tokens, with --cache_text")
+
+    aspect_buckets: str | None = option(
+        None,
+        "how many, or their sizes (default: every image is cut to a square)",
+        group="aspect-ratio buckets, as in training",
+    )
+    aspect_group_size: int = option(1, "buckets with fewer rows are merged: ranks x batch of the training")
+    unet_name_or_path: str | None = option(
+        None,
+        "the UNet whose configuration says what sides must be multiples of (default: the pretrained model's)",
+    )
+
+    crop: str = option(
+        "random",
+        "where the square is cut, once for all passes",
+        choices=CROPS,
+        group="crops, which training from the cache no longer draws",
+    )
+    num_crops: int = option(1, "random crops of each image")
+    flip: bool = option(False, "cache the mirror image of each crop too")
+    interpolation: str = option(SDDataArguments.interpolation, "how images are resized, as in training")
+    seed: int = option(23, "seed of the random crops")
+
+    batch_size: int = option(16, "crops in one call of the VAE", group="work")
+    num_workers: int | None = option(None, "processes that decode (default: the cores, shared by the ranks here)")
+    device: str | None = option(None, "cpu, gpu or gpu:N (default: a GPU if there is one)")
+    max_bad_fraction: float = option(0.05, "fail if a larger share of the rows is bad")
+    data_cache_bytes: int = option(SDDataArguments.data_cache_bytes, "size of the local copies of remote parts")
+    overwrite: bool = option(False, "replace parts of other settings or another source")
+    engine: str = option("local", "this process and its ranks, or a Ray cluster", choices=ENGINES)
+    ray_address: str | None = option(None, "address of the Ray cluster (default: start one here)")
+    check: int = option(
+        0, "decode so many rows of the cache, compare with the images, fail on a difference", metavar="N"
+    )
 
     def __post_init__(self):
-        for name in ("resolution", "num_crops", "batch_size", "aspect_group_size"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("check", "data_cache_bytes"):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
-        self._require("num_workers", self.num_workers is None or self.num_workers >= 0, "at least 0")
-        self._require("model_max_length", self.model_max_length >= 2, "at least 2")
-        self._require("max_bad_fraction", 0 <= self.max_bad_fraction <= 1, "from 0 to 1")
-        self._require("crop", self.crop in CROPS, f"one of {CROPS}")
-        self._require("interpolation", self.interpolation in INTERPOLATIONS, f"one of {INTERPOLATIONS}")
-        self._require("engine", self.engine in ENGINES, f"one of {ENGINES}")
-        self._require("output_name", self.output_name and "/" not in self.output_name, "a file name without a slash")
+        check_ranges(self, "resolution num_crops batch_size aspect_group_size", low=1)
+        check_ranges(self, "check data_cache_bytes num_workers", low=0)
+        check_range("model_max_length", self.model_max_length, low=2)
+        check_range("max_bad_fraction", self.max_bad_fraction, low=0, high=1)
+        for name, choices in (("crop", CROPS), ("interpolation", INTERPOLATIONS)):
+            check_choice(name, getattr(self, name), choices)
+        check_engine(self.engine, self.ray_address)
+        check_file_name("output_name", self.output_name)
         if self.crop == "centre" and self.num_crops > 1:
             raise InputError(
                 f"--num_crops {self.num_crops} with --crop centre, of which there is one; use --crop random"
@@ -65,8 +95,6 @@ class CacheOptions:
             parse_aspect_buckets(self.aspect_buckets)
         elif self.aspect_group_size > 1:
             raise InputError(f"--aspect_group_size {self.aspect_group_size} needs --aspect_buckets")
-        if self.ray_address and self.engine != "ray":
-            raise InputError(f"--ray_address {self.ray_address} needs --engine ray")
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...] | None:
@@ -81,7 +109,3 @@ class CacheOptions:
             (self.crop != "centre", "seed", "with --crop centre, which draws nothing"),
         ]
         return list(idle_flags(self, rules))
-
-    def _require(self, name, condition, expected):
-        if not condition:
-            raise InputError(f"--{name} {getattr(self, name)}; expected {expected}")

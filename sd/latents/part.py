@@ -9,7 +9,7 @@ from sd.data.parts.columns import INT, Column, read_columns
 from sd.data.parts.moments import KIND, Manifest, encode_payload
 from sd.data.parts.part import PartWriter
 from sd.data.parts.record import RowError, encode_captions_row
-from sd.latents.decode import Chunk
+from sd.latents.decode import Chunk, Decoded
 from sd.latents.models import Encoders
 from sd.latents.options import CacheOptions
 from sd.latents.plan import Task, usable_rows
@@ -97,17 +97,17 @@ def _encoded(decoded, encoders):
 
     A batch is begun on the device before the lines of the one before it are made, so that neither waits for the other.
     """
-    before = None
+    begun: list[tuple[Decoded, Any]] = []
     for chunk in decoded:
-        started = encoders.start(chunk.crops, chunk.captions) if chunk.rows else None
-        if before is not None:
-            yield _lines(*before, encoders)
-        before = chunk, started
-    yield _lines(*before, encoders)
+        begun.append((chunk, encoders.start(chunk.crops, chunk.captions) if chunk.rows else None))
+        if len(begun) > 1:
+            yield _lines(*begun.pop(0), encoders)
+    for chunk, started in begun:
+        yield _lines(chunk, started, encoders)
 
 
 def _lines(decoded, started, encoders):
-    lines = [(row, None, reason) for row, reason in decoded.bad.items()]
+    lines: list[tuple[int, bytes | None, Any]] = [(row, None, reason) for row, reason in decoded.bad.items()]
     arrays = encoders.finish(started) if started else []
     rows = zip(decoded.rows, decoded.captions, decoded.sources, arrays, strict=True)
     for row, captions, sources, (moments, states) in rows:

@@ -16,7 +16,7 @@ from sd.data.streaming.catalog import Catalog
 from sd.errors import InputError
 from sd.flags.aspect import parse_aspect_buckets
 from sd.latents.options import CacheOptions
-from sd.models.loading import component_config, component_source
+from sd.models.loading import side_multiple
 
 PART_FOLDER, LIST_FOLDER = "latents", "filelist"
 _REMOTE_THREADS = 32
@@ -175,12 +175,12 @@ def usable_rows(task: Task) -> tuple[PartIndex, list[int], list[tuple[int, int]]
     Without buckets the last is empty. Raises PartError.
     """
     index = load_index(task.source)
-    rows = task.rule.rows(index)
-    if task.rule.shapes is None:
-        return index, rows.tolist(), []
+    selected = task.rule.select_index(index)
+    rows = selected.rows.tolist()
+    if selected.buckets is None or task.rule.shapes is None:
+        return index, rows, []
     sizes = task.rule.shapes.table.sizes
-    chosen = task.rule.shapes.choose(index)[rows]
-    return index, rows.tolist(), [sizes[task.goes_to[bucket]] for bucket in chosen.tolist()]
+    return index, rows, [sizes[task.goes_to[bucket]] for bucket in selected.buckets[selected.rows].tolist()]
 
 
 def with_table(options: CacheOptions) -> CacheOptions:
@@ -190,9 +190,5 @@ def with_table(options: CacheOptions) -> CacheOptions:
     parsed = parse_aspect_buckets(options.aspect_buckets)
     if not isinstance(parsed, int):
         return replace(options, aspect_buckets=str(BucketTable(parsed)))
-    factor, unet_factor = (
-        2 ** (len(component_config(component, *component_source(options, component))["block_out_channels"]) - 1)
-        for component in ("vae", "unet")
-    )
-    table = BucketTable.from_flag(options.aspect_buckets, options.resolution, factor * unet_factor)
+    table = BucketTable.from_flag(options.aspect_buckets, options.resolution, side_multiple(options))
     return replace(options, aspect_buckets=str(table))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from sd import devices
 from sd.data.parts import storage
 from sd.data.parts.index import PartError
+from sd.data.resumable import resumable
 from sd.data.streaming.captions import describe_truncation
 from sd.errors import RunError, last_line
 from sd.latents.check import check_cache
@@ -34,8 +35,8 @@ from sd.latents.plan import (
     unfinished,
     with_table,
 )
-from sd.logs import rank
-from sd.processes.pool import run_local, stopped_by_signals
+from sd.logs import bar_seconds, rank
+from sd.processes.pool import run_local
 from sd.processes.ray_engine import run_on_ray
 from sd.runtime import usable_cores
 
@@ -51,55 +52,55 @@ def precompute(options: CacheOptions) -> tuple[str, dict] | None:
     another cache, RunError for too many bad rows, an output that cannot be written, or rows that --check finds wrong.
     """
     try:
-        with stopped_by_signals("the same command resumes from the finished parts") as raise_if_stopped:
-            options = with_table(options)
-            plan = make_plan(options)
-            for line in plan.buckets:
-                tqdm.write(line, sys.stderr)
-            encoders = encoders_for(options)
-            manifest = resumed_manifest(plan.tasks, encoders.manifest(source=plan.fingerprint), options)
-            tokenizer = encoders.tokenizer if options.cache_text else None
-            for line in describe_truncation(plan.captions, options.model_max_length, tokenizer):
-                tqdm.write(f"{options.file_list}: {line}", sys.stderr)
-            for folder in (part_folder(options), storage.join(options.output_path, LIST_FOLDER)):
-                storage.make_folder(folder)
-            todo = unfinished(plan.tasks, manifest, options)
-            if len(todo) < len(plan.tasks):
-                tqdm.write(f"{len(plan.tasks) - len(todo)} of {len(plan.tasks)} parts are there already", sys.stderr)
-            if todo and options.overwrite:  # first what would lead a training run to parts of two kinds
-                lists = storage.join(options.output_path, LIST_FOLDER)
-                storage.remove(storage.join(lists, f"{options.output_name}.filelist.list"))
-            claims = Claims(part_folder(options))
-            with closing(claims):
-                if todo and options.engine == "ray":
-                    _make_on_ray(todo, manifest, options)
-                elif todo:
-                    _make_here(todo, claims, encoders, manifest, options)
-                raise_if_stopped()
-                done = finish(plan, manifest, encoders, claims)
-            if done is not None and options.check:
-                check_cache(plan.tasks, manifest, encoders)
-            return done
+        with resumable(options.output_path) as raise_if_stopped:
+            return _precompute(options, raise_if_stopped)
     except PartError as error:
         raise RunError(f"{error}; the same command resumes from the finished parts") from error
     except MemoryError as error:  # Paddle's, of a GPU's too
         full = last_line(error) if str(error) else "out of memory"
         raise RunError(f"{full}; lower --batch_size, and the same command resumes") from error
-    except storage.failures() as error:
-        path = getattr(error, "filename", None) or options.output_path
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{path}: {reason}; mend that, and the same command resumes from the finished parts") from error
     finally:
         close_readers()
+
+
+def _precompute(options, raise_if_stopped):
+    options = with_table(options)
+    plan = make_plan(options)
+    for line in plan.buckets:
+        tqdm.write(line, sys.stderr)
+    encoders = encoders_for(options)
+    manifest = resumed_manifest(plan.tasks, encoders.manifest(source=plan.fingerprint), options)
+    tokenizer = encoders.tokenizer if options.cache_text else None
+    for line in describe_truncation(plan.captions, options.model_max_length, tokenizer):
+        tqdm.write(f"{options.file_list}: {line}", sys.stderr)
+    for folder in (part_folder(options), storage.join(options.output_path, LIST_FOLDER)):
+        storage.make_folder(folder)
+    todo = unfinished(plan.tasks, manifest, options)
+    if len(todo) < len(plan.tasks):
+        tqdm.write(f"{len(plan.tasks) - len(todo)} of {len(plan.tasks)} parts are there already", sys.stderr)
+    if todo and options.overwrite:  # first what would lead a training run to parts of two kinds
+        lists = storage.join(options.output_path, LIST_FOLDER)
+        storage.remove(storage.join(lists, f"{options.output_name}.filelist.list"))
+    claims = Claims(part_folder(options))
+    with closing(claims):
+        if todo and options.engine == "ray":
+            _make_on_ray(todo, manifest, options)
+        elif todo:
+            _make_here(todo, claims, encoders, manifest, options)
+        raise_if_stopped()
+        done = finish(plan, manifest, encoders, claims)
+    if done is not None and options.check:
+        check_cache(plan.tasks, manifest, encoders)
+    return done
 
 
 class Progress:
     """A bar of images, on rank 0 alone, and the end of a run of which nothing will come."""
 
     def __init__(self, total: int):
-        # In a log file, where each update is a line, one in half a minute is enough.
-        interval = 0.5 if sys.stderr.isatty() else 30
-        self._bar = tqdm(total=total, desc="caching latents", unit=" images", mininterval=interval, disable=rank() > 0)
+        self._bar = tqdm(
+            total=total, desc="caching latents", unit=" images", mininterval=bar_seconds(), disable=rank() > 0
+        )
         self._num_good, self._num_bad = 0, 0
 
     def __enter__(self):

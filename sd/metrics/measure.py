@@ -10,28 +10,17 @@ import numpy as np
 from tqdm import tqdm
 
 from sd import devices
-from sd.errors import InputError
-from sd.flags.arguments import check_choice, check_range
 from sd.metrics.extractors import load_clip, load_fid_extractor
-from sd.metrics.reference import reference_features, reference_statistics
+from sd.metrics.reference import check_reference, reference_features, reference_statistics
 from sd.metrics.report import write_report
 from sd.metrics.scores import Moments, clip_scores, cmmd, frechet_distance
 from sd.processes.pool import run_local
 from sd.sampling.files import make_folder, read_pixels
-from sd.sampling.job import Job, Settings, draw, settings_from, warn_truncated_prompts
+from sd.sampling.job import Job, draw, settings_from, warn_truncated_prompts
 from sd.sampling.models import load_models
-from sd.sampling.prompts import read_prompts
+from sd.sampling.options import SampleOptions
+from sd.sampling.pipeline import Settings
 
-# What a protocol fixes beside eval.py's defaults of 50 steps and seed 42; a flag that is given wins.
-PRESETS = {
-    "mlperf": {"height": 512, "width": 512, "scheduler": "ddim", "guidance_scales": [8.0], "num_prompts": 30_000},
-    "reference": {
-        "height": 256,
-        "width": 256,
-        "scheduler": "ddim",
-        "guidance_scales": [1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
-    },
-}
 GPU_BATCH_SIZES = {"mlperf": 16, "reference": 32}  # pictures in one UNet call; those of 256 pixels are smaller
 TARGETS = {"mlperf": {"fid": 90.0, "clip_score": 0.15}}
 _CHUNK = 16
@@ -41,7 +30,7 @@ _CHUNK = 16
 class Source:
     """What a process needs to load what it works with."""
 
-    model_flags: tuple  # (name, value) of load_models' arguments
+    models: tuple[tuple[str, Any], ...]  # (name, value) of load_models' arguments
     device: str | None
     fid_model: str | None
     clip_model: str | None
@@ -56,63 +45,58 @@ class Task:
     jobs: tuple
 
 
-def apply_preset(flags: Any) -> None:
-    """Fill in what the preset fixes and the user left open. Raises InputError for an unknown one."""
-    if flags.preset:
-        check_choice("preset", flags.preset, PRESETS)
-    for name, value in PRESETS.get(flags.preset, {}).items():
-        if getattr(flags, name) is None:
-            setattr(flags, name, value)
-    flags.guidance_scales = flags.guidance_scales or [flags.guidance_scale]
+def measure(options: SampleOptions, unet: str | None, variant: str | None, keep: Path | None = None) -> dict[str, Any]:
+    """Draw, score and report what the options ask for, by a UNet that `load_models` takes. Returns the report.
 
-
-def measure(flags: Any, model_flags: dict, keep: Path | None = None) -> dict:
-    """Draw, score and report what the flags of eval.py ask for. Returns the report, a dict.
-
-    model_flags: the arguments of `load_models`. keep: folder of what is computed of the real pictures, by default that
-    of the pictures. The same command resumes where an earlier one was cut off: pictures
-    that are there are not drawn again.
+    keep: folder of what is computed of the real pictures, by default that of the pictures. The same command resumes
+    where an earlier one was cut off: pictures that are there are not drawn again.
     """
-    apply_preset(flags)
-    check_scores(flags)
-    prompts = read_prompts(flags.prompts_file, flags.prompts_column, flags.num_prompts)
-    source = Source(tuple(model_flags.items()), flags.device, flags.fid_model, flags.clip_model)
+    options = options.with_preset()
+    prompts = options.read_prompts()
+    check_references(options)
+    names = {"unet": unet, "variant": variant} | options.models
+    source = Source(tuple(names.items()), options.device, options.fid_model, options.clip_model)
     models, fid_extractor, clip, weights_id = _loaded(source)
     device = devices.current()
-    if device.kind == "gpu" and flags.batch_size is None:
-        flags.batch_size = GPU_BATCH_SIZES.get(flags.preset)
-    settings = settings_from(flags, models, device.kind)
+    if device.kind == "gpu" and options.batch_size is None:
+        options = replace(options, batch_size=GPU_BATCH_SIZES.get(options.preset or ""))
+    settings = settings_from(options, models, device.kind)
     warn_truncated_prompts(models.tokenizer, prompts)
-    output = make_folder(flags.output or "eval_metrics")
-    real = _real(flags, fid_extractor, clip, (settings.height, settings.width), keep or output)
+    output = make_folder(options.output or "eval_metrics")
+    real = _real(options, fid_extractor, clip, (settings.height, settings.width), keep or output)
     if fid_extractor and (line := fid_warning(len(prompts), fid_extractor.width)):
         print(line)
     tasks = []
-    for scale in flags.guidance_scales:
+    for scale in options.scales:
         folder = make_folder(output / f"guidance-{scale:g}")
-        jobs = [Job(prompt, flags.seed + row, folder / f"{row:05d}.png") for row, prompt in enumerate(prompts)]
+        jobs = [Job(prompt, options.seed + row, folder / f"{row:05d}.png") for row, prompt in enumerate(prompts)]
         tasks += _tasks(source, replace(settings, guidance_scale=scale), jobs)
-    with closing(_outcomes(tasks, flags.processes, device)) as outcomes:
-        results = [
-            {"guidance_scale": scale, **_score(scale, outcomes, len(prompts), real)} for scale in flags.guidance_scales
-        ]
+    with closing(_outcomes(tasks, options.processes, device)) as outcomes:
+        results = [{"guidance_scale": scale, **_score(scale, outcomes, len(prompts), real)} for scale in options.scales]
     report = {
         "model": models.label,
         "weights": weights_id,
-        "prompts_file": str(flags.prompts_file),
+        "prompts_file": str(options.prompts_file),
         "pictures": len(prompts),
         "settings": {name: value for name, value in asdict(settings).items() if name != "guidance_scale"},
-        "seed": flags.seed,
+        "seed": options.seed,
         "fid_model": fid_extractor.name if fid_extractor else None,
-        "fid_reference": flags.fid_reference,
-        "data_filter": flags.data_filter,
-        "cmmd_reference": flags.cmmd_reference,
+        "fid_reference": options.fid_reference,
+        "data_filter": options.data_filter,
+        "cmmd_reference": options.cmmd_reference,
         "clip_model": clip.name if clip else None,
         "results": results,
-        "targets": TARGETS.get(flags.preset),
+        "targets": TARGETS.get(options.preset or ""),
     }
     write_report(report, output)
     return report
+
+
+def check_references(options: SampleOptions) -> None:
+    """Raise InputError for a reference that is missing or that the filter does not fit, before any model is loaded."""
+    for flag in ("fid_reference", "cmmd_reference"):
+        if (source := getattr(options, flag)) is not None:
+            check_reference(flag, source, options.data_filter)
 
 
 def fid_warning(num_pictures: int, num_features: int) -> str:
@@ -125,36 +109,16 @@ def fid_warning(num_pictures: int, num_features: int) -> str:
     )
 
 
-def check_scores(flags: Any) -> None:
-    """Raise InputError for flags of scores that are missing, out of range or without effect beside each other."""
-    check_range("processes", flags.processes, low=1)
-    check_range("seed", flags.seed, low=0)
-    if not flags.prompts_file:
-        raise InputError("no --prompts_file; name a TSV, CSV, JSONL or text file of prompts")
-    if flags.num_prompts is not None:
-        check_range("num_prompts", flags.num_prompts, low=1)
-    for scale in flags.guidance_scales:
-        check_range("guidance_scales", scale, low=1)
-    if bool(flags.fid_model) != bool(flags.fid_reference):
-        raise InputError("--fid_model and --fid_reference go together: features, and what they are compared with")
-    if flags.data_filter is not None and not (flags.fid_reference or flags.cmmd_reference):
-        raise InputError("--data_filter chooses rows of the file list of --fid_reference or --cmmd_reference; name one")
-    if not flags.fid_model and not flags.clip_model:
-        raise InputError("no measure; name --clip_model, or --fid_model and --fid_reference")
-    if flags.cmmd_reference and not flags.clip_model:
-        raise InputError("--cmmd_reference without --clip_model; CMMD compares CLIP features")
-
-
-def _real(flags, fid_extractor, clip, size, keep):
+def _real(options, fid_extractor, clip, size, keep):
     """What the drawn pictures are compared with: `fid` statistics and `cmmd` features, None where not asked for."""
     return {
         "fid": reference_statistics(
-            flags.fid_reference, fid_extractor, size, keep / "fid_reference.npz", flags.data_filter
+            options.fid_reference, fid_extractor, size, keep / "fid_reference.npz", options.data_filter
         )
         if fid_extractor
         else None,
-        "cmmd": reference_features(flags.cmmd_reference, clip, size, keep / "cmmd_reference.npz", flags.data_filter)
-        if flags.cmmd_reference
+        "cmmd": reference_features(options.cmmd_reference, clip, size, keep / "cmmd_reference.npz", options.data_filter)
+        if options.cmmd_reference
         else None,
     }
 
@@ -162,8 +126,8 @@ def _real(flags, fid_extractor, clip, size, keep):
 @functools.lru_cache(maxsize=1)
 def _loaded(source):
     """Models and extractors of this process."""
-    devices.select(source.device, dict(source.model_flags).get("dtype", "fp32"))
-    models = load_models(**dict(source.model_flags))
+    devices.select(source.device, dict(source.models).get("dtype", "fp32"))
+    models = load_models(**dict(source.models))
     return models, *_extractors(source.fid_model, source.clip_model), models.weights_id()
 
 

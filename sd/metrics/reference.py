@@ -4,7 +4,9 @@ import io
 import itertools
 import json
 import logging
+from collections.abc import Callable, Iterable
 from contextlib import closing
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -43,19 +45,8 @@ def reference_statistics(
     there while pictures, size and extractor are the same. data_filter: which rows of a file list count. Raises
     InputError for what does not fit the extractor.
     """
-    path = Path(source)
-    _check_filter(path, data_filter)
-    if path.suffix == ".npz":
-        return _read_statistics(path, extractor)
-    reference = _Reference("fid_reference", path, extractor, size, data_filter)
-    if (cached := reference.load_cached(keep, _read_statistics)) is not None:
-        return cached
-    moments = Moments(extractor.width)
-    for features in reference.features():
-        moments.add(features)
-    mean, covariance = moments.mean_and_covariance()
-    reference.save_cached(keep, mu=mean, sigma=covariance, count=moments.count)
-    return mean, covariance
+    arrays = _arrays(_STATISTICS, Path(source), extractor, size, keep, data_filter)
+    return arrays["mu"], arrays["sigma"]
 
 
 def reference_features(
@@ -66,16 +57,18 @@ def reference_features(
     source: an .npz file with `features`, a folder of pictures, or a file list of parts; the rest as for
     `reference_statistics`.
     """
+    return _arrays(_FEATURES, Path(source), extractor, size, keep, data_filter)["features"]
+
+
+def check_reference(flag: str, source: str | Path, data_filter: str | None) -> None:
+    """Raise InputError for a reference that is not there, and for a filter that does not fit it, before any model is
+    loaded. flag: name of its flag."""
     path = Path(source)
+    if not path.exists():
+        raise ArgumentError(flag, str(path), ": no such .npz file, folder or file list")
     _check_filter(path, data_filter)
-    if path.suffix == ".npz":
-        return _read_features(path, extractor)
-    reference = _Reference("cmmd_reference", path, extractor, size, data_filter)
-    if (cached := reference.load_cached(keep, _read_features)) is not None:
-        return cached
-    features = np.concatenate(list(reference.features()))
-    reference.save_cached(keep, features=features)
-    return features
+    if data_filter is not None:
+        Catalog(str(path), 1, data_filter=data_filter, left_out=True)  # which judges every row and logs nothing
 
 
 def _check_filter(path, data_filter):
@@ -83,13 +76,75 @@ def _check_filter(path, data_filter):
         raise ArgumentError("data_filter", data_filter, f" chooses rows of a file list, and {path} is none")
 
 
+@dataclass(frozen=True)
+class _Measure:
+    """What a measure compares with: the arrays of its .npz file, computed from batches of features [B, D] and D."""
+
+    flag: str
+    name: str
+    arrays: tuple[str, ...]
+    compute: Callable[[Iterable[np.ndarray], int], dict[str, Any]]
+    misfit: Callable[[dict[str, np.ndarray], int], str]  # what does not fit the extractor's D, "" if all does
+
+    def read(self, path: Path, extractor: Any) -> dict[str, np.ndarray]:
+        """The arrays of a file. Raises InputError for one that lacks them or is of another extractor."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in self.arrays}
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            expected = " and ".join(self.arrays)
+            raise InputError(f"{path}: no {self.name} ({error}); expected an .npz with {expected}") from None
+        if misfit := self.misfit(arrays, extractor.width):
+            raise InputError(f"{path}: {misfit}, {extractor.name} has {extractor.width}")
+        return arrays
+
+
+def _compute_statistics(batches, width):
+    moments = Moments(width)
+    for features in batches:
+        moments.add(features)
+    mean, covariance = moments.mean_and_covariance()
+    return {"mu": mean, "sigma": covariance, "count": moments.count}
+
+
+def _statistics_misfit(arrays, width):
+    fits = arrays["mu"].shape == (width,) and arrays["sigma"].shape == (width, width)
+    return "" if fits else f"statistics of {arrays['mu'].size} features"
+
+
+def _compute_features(batches, width):
+    return {"features": np.concatenate(list(batches))}
+
+
+def _features_misfit(arrays, width):
+    shape = arrays["features"].shape
+    return "" if len(shape) == 2 and shape[0] and shape[1] == width else f"features {list(shape)}"
+
+
+_STATISTICS = _Measure("fid_reference", "statistics", ("mu", "sigma"), _compute_statistics, _statistics_misfit)
+_FEATURES = _Measure("cmmd_reference", "features", ("features",), _compute_features, _features_misfit)
+
+
+def _arrays(measure, path, extractor, size, keep, data_filter):
+    """The arrays of a _Measure: of an .npz file, or of pictures, cached by an earlier run or computed and saved now."""
+    _check_filter(path, data_filter)
+    if path.suffix == ".npz":
+        return measure.read(path, extractor)
+    reference = _Reference(measure, path, extractor, size, data_filter)
+    arrays = reference.load_cached(keep)
+    if arrays is None:
+        arrays = measure.compute(reference.features(), extractor.width)
+        reference.save_cached(keep, arrays)
+    return arrays
+
+
 class _Reference:
     """Real pictures of a folder or file list, and the file that keeps what is computed of them."""
 
-    def __init__(self, flag, path, extractor, size, data_filter):
+    def __init__(self, measure, path, extractor, size, data_filter):
         height, width = (size, size) if isinstance(size, int) else size
-        self._extractor = extractor
-        self._pictures, self._count, fingerprint = _pictures(flag, path, height, width, data_filter)
+        self._measure, self._extractor = measure, extractor
+        self._pictures, self._count, fingerprint = _pictures(measure.flag, path, height, width, data_filter)
         identity = {
             "source": str(path),
             "pictures": self._count,
@@ -107,43 +162,21 @@ class _Reference:
                 yield self._extractor.embed_images(batch)
                 bar.update(len(batch))
 
-    def load_cached(self, path, read):
-        """What an earlier run kept for the same identity, else None."""
+    def load_cached(self, path):
+        """The arrays that an earlier run kept for the same identity, else None."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 same = str(file.get("identity")) == self._identity
-            return read(path, self._extractor) if same else None
+            return self._measure.read(path, self._extractor) if same else None
         except (OSError, ValueError, BadZipFile):  # InputError is a ValueError
             return None
 
-    def save_cached(self, path, **arrays):
+    def save_cached(self, path, arrays):
         """Write arrays for the next run."""
         buffer = io.BytesIO()  # a zip file that meets a full disk complains once more when it is collected
         with written(path) as temporary:
             np.savez(buffer, identity=self._identity, **arrays)
             temporary.write_bytes(buffer.getvalue())
-
-
-def _read_statistics(path, extractor):
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            mean, covariance = file["mu"], file["sigma"]
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise InputError(f"{path}: no statistics ({error}); expected an .npz with mu and sigma") from None
-    if mean.shape != (extractor.width,) or covariance.shape != (extractor.width,) * 2:
-        raise InputError(f"{path}: statistics of {mean.size} features, {extractor.name} has {extractor.width}")
-    return mean, covariance
-
-
-def _read_features(path, extractor):
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            features = file["features"]
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise InputError(f"{path}: no features ({error}); expected an .npz with features") from None
-    if features.ndim != 2 or features.shape[1] != extractor.width or not len(features):
-        raise InputError(f"{path}: features {list(features.shape)}, {extractor.name} has {extractor.width} a picture")
-    return features
 
 
 def _pictures(flag, path, height, width, data_filter):
@@ -157,8 +190,6 @@ def _pictures(flag, path, height, width, data_filter):
         for name in names:
             digest.update(f"{name.relative_to(path)} {storage.version_or_error(name)}\n".encode("utf-8", "replace"))
         return (_cover(_from_file(name), height, width) for name in names), len(names), digest.hexdigest()[:32]
-    if not path.is_file():
-        raise ArgumentError(flag, str(path), ": no such .npz file, folder or file list")
     catalog = Catalog(str(path), min(height, width), data_filter=data_filter)
     if catalog.manifest is not None:
         raise ArgumentError(flag, str(path), " is a cache of latents; name the list of the images")

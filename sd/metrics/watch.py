@@ -3,29 +3,27 @@
 Nothing but scores/ in the run's folder is written, and nothing of the run is held open but for the time of loading.
 """
 
-import copy
 import json
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sd.errors import ArgumentError
-from sd.flags.arguments import check_range
 from sd.metrics.curve import draw_curves, log_scalars
 from sd.metrics.golden import Golden, load_golden, newest_line
-from sd.metrics.measure import apply_preset, check_scores, measure
+from sd.metrics.measure import check_references, measure
 from sd.metrics.report import MEASURES, WATCHED
 from sd.metrics.score_file import append_line, read_lines
 from sd.models.weight_file import WeightFile, read_safetensors
 from sd.processes.locks import locked_folder
 from sd.runs.checkpoint import MANIFEST, checkpoint_step, find_problem, list_checkpoints, read_json
 from sd.sampling.files import make_folder
-from sd.sampling.prompts import read_prompts
+from sd.sampling.options import SampleOptions
 
 logger = logging.getLogger(__name__)
 
@@ -41,27 +39,26 @@ _PROTOCOL = (
 )  # fmt: skip
 
 
-def watch(flags: Any, model_flags: dict) -> None:
-    """Score the checkpoints of flags.watch as they appear, until the run's last one is scored.
+def watch(options: SampleOptions) -> None:
+    """Score the checkpoints of options.watch as they appear, until the run's last one is scored.
 
-    model_flags: the arguments of `load_models` beside unet and variant. The same command resumes after a stop or kill:
-    what stands in scores.jsonl is not scored again, and pictures that are there are not drawn again.
+    The same command resumes after a stop or kill: what stands in scores.jsonl is not scored again, and pictures that
+    are there are not drawn again.
     """
-    run = Path(flags.watch)
+    assert options.watch is not None
+    run = Path(options.watch)
     if not run.is_dir():
         raise ArgumentError("watch", str(run), ": no such folder; name the --output_dir of a run")
-    check_range("every", flags.every, low=1)
-    check_range("poll_seconds", flags.poll_seconds, above=0)
-    apply_preset(flags)
-    check_scores(flags)
-    golden = load_golden(flags.golden) if flags.golden else None
-    output = make_folder(flags.output or run / FOLDER)
-    protocol = _protocol(flags)
+    check_references(options)
+    options = replace(options.with_preset(), preset=None)
+    golden = load_golden(options.golden) if options.golden else None
+    output = make_folder(options.output or run / FOLDER)
+    protocol = _protocol(options)
     waiting_behind: str | None = None
     with locked_folder(str(output)):
         while True:
-            for folder, variant, weights in _due(run, flags.every, output, protocol):
-                _score(flags, model_flags, output, protocol, folder, variant, weights)
+            for folder, variant, weights in _due(run, options.every, output, protocol):
+                _score(options, output, protocol, folder, variant, weights)
                 report_scores(output, protocol, golden)
             if _finished(run):
                 print(report_scores(output, protocol, golden))
@@ -70,14 +67,13 @@ def watch(flags: Any, model_flags: dict) -> None:
             if newest != waiting_behind:
                 waiting_behind = newest
                 logger.info("%s: %s; waiting for the next checkpoint, Ctrl-C ends it", run, newest)
-            time.sleep(flags.poll_seconds)
+            time.sleep(options.poll_seconds)
 
 
-def _protocol(flags):
+def _protocol(options):
     """Digits that stand for what makes two scores comparable."""
-    prompts = read_prompts(flags.prompts_file, flags.prompts_column, flags.num_prompts) if flags.prompts_file else []
-    settings = {name: getattr(flags, name) for name in _PROTOCOL}
-    return sha256(json.dumps([prompts, settings]).encode()).hexdigest()[:12]
+    settings = {name: getattr(options, name) for name in _PROTOCOL} | {"guidance_scales": options.scales}
+    return sha256(json.dumps([options.read_prompts(), settings]).encode()).hexdigest()[:12]
 
 
 def _last_step(run):
@@ -116,16 +112,14 @@ def _due(run: Path, every: int, output: Path, protocol: str) -> Iterator[tuple[P
                 yield folder, variant, weights
 
 
-def _score(flags, model_flags, output, protocol, folder, variant, weights):
+def _score(options, output, protocol, folder, variant, weights):
     """Score one variant of a checkpoint and append its lines."""
     step = checkpoint_step(folder)
-    flags = copy.copy(flags)
-    flags.output, flags.preset = str(output / f"{folder.name}-{variant}"), None  # the preset is filled in already
-    named = {"unet": str(folder), "variant": _VARIANTS[variant][0]}
+    options = replace(options, output=str(output / f"{folder.name}-{variant}"))
     try:
         images_seen = read_json(folder, "data_state.json")["samples_seen"]
         distance = {"ema_distance": ema_distance(folder)} if variant == "ema" else {}
-        report = measure(flags, named | model_flags, keep=output)
+        report = measure(options, str(folder), _VARIANTS[variant][0], keep=output)
     except (OSError, ValueError, RuntimeError) as error:
         if folder.exists():
             raise

@@ -107,6 +107,20 @@ def component_config(component: str, name: str, subfolder: str | None = None) ->
     return _published_config(component, str(name), subfolder) if folder is None else read_config(folder / "config.json")
 
 
+def side_multiple(model_args: Any) -> int:
+    """What every side of an image must be a multiple of, in pixels, for VAE and UNet to halve it, by what their
+    configurations say. model_args: see `component_source`."""
+    levels = (_num_levels(component, *component_source(model_args, component)) for component in ("vae", "unet"))
+    return math.prod(2 ** (number - 1) for number in levels)
+
+
+def _num_levels(component, name, subfolder):
+    config = component_config(component, name, subfolder)
+    if "block_out_channels" not in config:  # left to the class
+        config = _build_empty(component, config, name).config
+    return len(config["block_out_channels"])
+
+
 def local_folder(component: str, name: str, subfolder: str | None = None) -> Path | None:
     """The folder of a component that is named by its path; None for a published name. Raises InputError for neither."""
     if Path(name).is_dir():

@@ -18,6 +18,7 @@ import shutil
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -111,7 +112,8 @@ def _read_archive(path):
     with zipfile.ZipFile(path) as archive:
         (listing,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
         root = listing.removesuffix("data.pkl")
-        order = archive.read(f"{root}byteorder") if f"{root}byteorder" in archive.namelist() else b"little"
+        named = f"{root}byteorder" in archive.namelist()
+        order = "big" if named and archive.read(f"{root}byteorder") != b"little" else "little"
         with archive.open(listing) as file:
             reader = _Unpickler(file, path)
             content = reader.load()
@@ -124,19 +126,19 @@ def _read_legacy(path):
     with path.open("rb") as file:
         if _Unpickler(file, path).load() != _MAGIC or _Unpickler(file, path).load() != _PROTOCOL:
             raise ValueError("its first bytes are those of no such file")
-        order = b"little" if _Unpickler(file, path).load()["little_endian"] else b"big"
+        order: Literal["little", "big"] = "little" if _Unpickler(file, path).load()["little_endian"] else "big"
         reader = _Unpickler(file, path)
         content = reader.load()
         for key in _Unpickler(file, path).load():
             storage = reader.storages[key]
-            if int.from_bytes(file.read(8), order.decode()) != len(storage):
+            if int.from_bytes(file.read(8), order) != len(storage):
                 raise ValueError(f"storage {key} is not as long as its tensors")
             _fill(storage, file.read(storage.nbytes), order)
     return content
 
 
 def _fill(storage, data, order):
-    value = np.frombuffer(data, storage.dtype.newbyteorder("<" if order == b"little" else ">"))
+    value = np.frombuffer(data, storage.dtype.newbyteorder("<" if order == "little" else ">"))
     if len(value) != len(storage):
         raise ValueError(f"{len(value)} numbers where {len(storage)} were expected")
     storage[:] = value

@@ -14,7 +14,6 @@ from sd.models.paddle_file import from_bfloat16, read_paddle_file
 from sd.models.torch_file import read_torch_file
 
 SAFETENSORS, PADDLE, TORCH = ".safetensors", ".pdparams", (".ckpt", ".bin", ".pt", ".pth")
-SUFFIXES = (SAFETENSORS, PADDLE, *TORCH)
 
 
 class WeightFile:

@@ -9,26 +9,11 @@ from tqdm import tqdm
 
 from sd.sampling.files import read_png_text, write_png
 from sd.sampling.models import Models
-from sd.sampling.pipeline import check_size, default_batch_size, stream_images, truncated_text
+from sd.sampling.pipeline import Settings, check_size, default_batch_size, stream_images, truncated_text
 
 _MAX_SHOWN_CHARS = 200
 _BAR = "{l_bar}{bar}| {whole}/{total} pictures [{elapsed}<{remaining}]"
 _HAIR = 1e-6  # of a picture: its shares add up to a bit less than it
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How pictures are drawn, beside prompt, seed and models."""
-
-    height: int
-    width: int
-    guidance_scale: float = 7.5
-    num_inference_steps: int = 50
-    negative_prompt: str = ""
-    scheduler: str = "ddim"
-    batch_size: int = 1
-    dtype: str = "fp32"
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -65,12 +50,12 @@ def settings_for(
     return Settings(height=height, width=width, scheduler=scheduler, batch_size=batch_size, **others)
 
 
-def settings_from(flags: Any, models: Models, device: str) -> Settings:
-    """Settings as eval.py's flags ask for them: a namespace with the fields of Settings but `device`.
+def settings_from(options: Any, models: Models, device: str) -> Settings:
+    """Settings as options ask for them: SampleOptions, or another dataclass with the fields of Settings but `device`.
 
     Raises InputError for a size that the VAE cannot draw.
     """
-    chosen = {field.name: getattr(flags, field.name) for field in fields(Settings) if field.name != "device"}
+    chosen = {field.name: getattr(options, field.name) for field in fields(Settings) if field.name != "device"}
     settings = settings_for(models, device=device, **chosen)
     check_size(models.vae, settings.height, settings.width)
     return settings
@@ -95,7 +80,6 @@ def draw(
     todo = [job for job in jobs if read_png_text(job.path) != (job.prompt, description | {"seed": job.seed})]
     if len(todo) < len(jobs) and not quiet:
         print(f"{len(jobs) - len(todo)} of {len(jobs)} pictures are there already", flush=True)
-    sizes = {name: getattr(settings, name) for name in ("height", "width", "guidance_scale", "num_inference_steps")}
     with _PictureBar(total=len(todo), bar_format=_BAR, disable=quiet or not todo) as bar:
 
         def step(share):
@@ -104,17 +88,12 @@ def draw(
                 on_step(share)
 
         stream = stream_images(
-            models.unet,
-            models.vae,
-            models.text_encoder,
-            models.tokenizer,
+            models,
             [job.prompt for job in todo],
-            seeds=[job.seed for job in todo],
-            scheduler=models.scheduler(settings.scheduler),
-            negative_prompt=settings.negative_prompt,
-            batch_size=settings.batch_size,
-            progress=step,
-            **sizes,
+            [job.seed for job in todo],
+            models.scheduler(settings.scheduler),
+            settings,
+            step,
         )
         for job, image in zip(todo, stream, strict=True):
             write_png(job.path, image, job.prompt, description | {"seed": job.seed})

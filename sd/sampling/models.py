@@ -3,7 +3,6 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from sd import devices
@@ -19,7 +18,7 @@ from sd.models.loading import load_component
 from sd.models.single_file import SingleFile, is_single_file
 from sd.models.weights import read_config
 from sd.runs.locate import PUBLISHED, find_unet, run_settings
-from sd.sampling.pipeline import SCHEDULERS, make_scheduler, vae_factor
+from sd.sampling.pipeline import SCHEDULERS, Networks, make_scheduler, vae_factor
 
 logger = logging.getLogger(__name__)
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -28,7 +27,7 @@ _SAMPLERS_OWN = ("clip_sample", "set_alpha_to_one", "steps_offset")
 
 
 @dataclass
-class Models:
+class Models(Networks):
     """A pipeline's components, ready to draw.
 
     schedule: the settings of training that a sampler must follow. sampler: its short name if nobody names another.
@@ -36,10 +35,6 @@ class Models:
     versions: component -> what changes when the files of its source do.
     """
 
-    unet: Any
-    vae: Any
-    text_encoder: Any
-    tokenizer: Any
     schedule: dict
     sampler: str
     side: int
@@ -87,10 +82,8 @@ def load_models(
     if variant and folder.exists() and not any(folder.glob(f"*.{variant}.*")):
         raise InputError(f"{folder} has no weights of variant {variant!r}; leave it out, or train with --use_ema")
     run = run_settings(location.checkpoint)
-    if pretrained_model is None and (folder.parent / "vae" / "config.json").is_file():
-        pretrained_model = str(folder.parent)  # the UNet of a whole pipeline
-    if pretrained_model is None and is_single_file(folder):
-        pretrained_model = location.folder
+    if pretrained_model is None:
+        pretrained_model = _whole_model(folder)
     repository = pretrained_model or run.get("pretrained_model_name_or_path") or PUBLISHED
     own = {} if pretrained_model else run
     trained_text = location.checkpoint / "text_encoder" if location.checkpoint else Path()
@@ -110,16 +103,8 @@ def load_models(
     }
     longest = min(run.get("model_max_length") or 10**9, components["text_encoder"].config.max_position_embeddings)
     components["tokenizer"].model_max_length = min(longest, components["tokenizer"].model_max_length)
-    check_components(SimpleNamespace(**components, model_args=SimpleNamespace(model_max_length=2)))
-    if devices.current().kind == "gpu":
-        for component in ("unet", "vae"):
-            chosen = use_fastest_attention(components[component], [DTYPES[dtype]])
-            logger.info(
-                "attention of the %s: %s", component, ", ".join(f"{name} for {of}" for of, name in chosen.items())
-            )
-    else:
-        for component in ("unet", "vae", "text_encoder"):
-            speed_up(components[component], frozen=True)
+    check_components(**components, max_length=2)
+    _choose_kernels(components, dtype)
     schedule, sampler = _schedule(location, repository, run)
     return Models(
         **components,
@@ -130,6 +115,26 @@ def load_models(
         sources=sources,
         versions=versions,
     )
+
+
+def _whole_model(unet_folder: Path) -> str | None:
+    """The pipeline's folder or the single file that a UNet is of; None for a UNet by itself."""
+    if (unet_folder.parent / "vae" / "config.json").is_file():
+        return str(unet_folder.parent)
+    return str(unet_folder) if is_single_file(unet_folder) else None
+
+
+def _choose_kernels(components: dict[str, Any], dtype: str) -> None:
+    """The fastest attention on a GPU, sd.cpu's layers on a CPU."""
+    if devices.current().kind == "gpu":
+        for component in ("unet", "vae"):
+            chosen = use_fastest_attention(components[component], [DTYPES[dtype]])
+            logger.info(
+                "attention of the %s: %s", component, ", ".join(f"{name} for {of}" for of, name in chosen.items())
+            )
+    else:
+        for component in ("unet", "vae", "text_encoder"):
+            speed_up(components[component], frozen=True)
 
 
 def _version(source):

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -111,67 +112,90 @@ def initial_noise(seed: int, shape: Sequence[int]) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
+@dataclass
+class Networks:
+    """What draws: a UNet, the VAE that decodes its latents, a text encoder and its tokenizer."""
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pictures are drawn, beside prompt, seed and models. height, width: pixels; guidance_scale: 1 is no guidance,
+    and `negative_prompt` then has no effect; scheduler: short name; batch_size: pictures in one UNet call."""
+
+    height: int
+    width: int
+    guidance_scale: float = 7.5
+    num_inference_steps: int = 50
+    negative_prompt: str = ""
+    scheduler: str = "ddim"
+    batch_size: int = 1
+    dtype: str = "fp32"
+    device: str = "cpu"
+
+
 def draw_images(
-    unet: paddle.nn.Layer,
-    vae: paddle.nn.Layer,
-    text_encoder: paddle.nn.Layer,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    **settings: Any,
+    networks: Networks, prompts: Sequence[str], *, seeds: Iterable[int], scheduler: Any, **settings: Any
 ) -> np.ndarray:
-    """Draw one picture for each prompt; the settings are those of `stream_images`. Returns uint8 [N,H,W,3]."""
-    return np.stack(list(stream_images(unet, vae, text_encoder, tokenizer, prompts, **settings)))
+    """Draw one picture for each prompt and its seed. settings: of Settings. Returns uint8 [N,H,W,3]."""
+    if "batch_size" not in settings:
+        size = settings["height"], settings["width"]
+        settings["batch_size"] = default_batch_size(networks.unet, networks.vae, *size)
+    return np.stack([*stream_images(networks, prompts, seeds, scheduler, Settings(**settings))])
 
 
 def stream_images(
-    unet: paddle.nn.Layer,
-    vae: paddle.nn.Layer,
-    text_encoder: paddle.nn.Layer,
-    tokenizer: Any,
+    networks: Networks,
     prompts: Iterable[str],
-    *,
     seeds: Iterable[int],
-    height: int,
-    width: int,
     scheduler: Any,
-    negative_prompt: str = "",
-    guidance_scale: float = 7.5,
-    num_inference_steps: int = 50,
-    batch_size: int | None = None,
+    settings: Settings,
     progress: Callable[[float], None] | None = None,
 ) -> Iterator[np.ndarray]:
     """Draw one picture for each prompt and its seed, and yield each as uint8 [height, width, 3] when it is ready.
 
-    scheduler: from `make_scheduler`. guidance_scale: 1 is no guidance, and `negative_prompt` then has no effect.
-    progress: called after every UNet call with the pictures that it stands for; in the end their sum is len(prompts).
-    Raises InputError for a size, a guidance scale or a number of steps that does not fit.
+    scheduler: from `make_scheduler`. progress: called after every UNet call with the pictures that it stands for; in
+    the end their sum is len(prompts). Raises InputError for a size, a guidance scale or a number of steps that does
+    not fit.
     """
-    check_size(vae, height, width)
-    if not 1 <= guidance_scale < math.inf:
-        raise ArgumentError("guidance_scale", guidance_scale, "; expected at least 1, which is no guidance")
-    # The offset is added to every timestep, and none may pass the last one of training.
-    max_steps = scheduler.config.num_train_timesteps - scheduler.config.get("steps_offset", 0)
-    if not 1 <= num_inference_steps <= max_steps:
-        raise ArgumentError("num_inference_steps", num_inference_steps, f"; expected 1 to {max_steps}")
+    unet, vae = networks.unet, networks.vae
+    _check_settings(settings, vae, scheduler)
+    height, width, batch_size = settings.height, settings.width, settings.batch_size
     shape = (unet.config.in_channels, height // vae_factor(vae), width // vae_factor(vae))
-    batch_size = batch_size or default_batch_size(unet, vae, height, width)
     step = math.gcd(batch_size, decode_batch_size(unet, vae, height, width))
-    states = functools.lru_cache(maxsize=256)(functools.partial(encode_prompt, text_encoder, tokenizer))
+    states = functools.lru_cache(maxsize=256)(
+        functools.partial(encode_prompt, networks.text_encoder, networks.tokenizer)
+    )
     jobs = list(zip(prompts, seeds, strict=True))
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
         filled = batch + batch[-1:] * (batch_size - len(batch) if devices.current().kind == "cpu" else 0)
-        with _evaluating(unet, vae, text_encoder), paddle.no_grad():
+        with _evaluating(unet, vae, networks.text_encoder), paddle.no_grad():
             noise = paddle.to_tensor(np.stack([initial_noise(seed, shape) for _, seed in filled]))
             with_text = paddle.concat([states(prompt) for prompt, _ in filled])
-            without = paddle.concat([states(negative_prompt)] * len(filled)) if guidance_scale > 1 else None
-            scheduler.set_timesteps(num_inference_steps)
+            guided = settings.guidance_scale > 1
+            without = paddle.concat([states(settings.negative_prompt)] * len(filled)) if guided else None
+            scheduler.set_timesteps(settings.num_inference_steps)
             share = len(batch) / len(scheduler.timesteps)
             on_step = (lambda share=share: progress(share)) if progress else None
             with computed_once(unet):
-                latents = denoise(unet, scheduler, noise, with_text, without, guidance_scale, on_step)
+                latents = denoise(unet, scheduler, noise, with_text, without, settings.guidance_scale, on_step)
             parts = [decode(vae, latents[at : at + step]) for at in range(0, len(batch), step)]
         yield from np.concatenate(parts)[: len(batch)]
+
+
+def _check_settings(settings: Settings, vae: paddle.nn.Layer, scheduler: Any) -> None:
+    check_size(vae, settings.height, settings.width)
+    if not 1 <= settings.guidance_scale < math.inf:
+        raise ArgumentError("guidance_scale", settings.guidance_scale, "; expected at least 1, which is no guidance")
+    # The offset is added to every timestep, and none may pass the last one of training.
+    max_steps = scheduler.config.num_train_timesteps - scheduler.config.get("steps_offset", 0)
+    if not 1 <= settings.num_inference_steps <= max_steps:
+        raise ArgumentError("num_inference_steps", settings.num_inference_steps, f"; expected 1 to {max_steps}")
 
 
 def denoise(

@@ -82,7 +82,7 @@ def _csv_rows(path, lines):
     try:
         for row in reader:
             if rest := row.get(None):
-                width = len(reader.fieldnames)
+                width = len(reader.fieldnames or ())
                 raise _too_many(path, line_number(), width + len(rest), width, "quote fields that hold a comma")
             yield line_number(), row
     except csv.Error as error:

@@ -1,35 +1,26 @@
 """eval.py's work: flags -> models, jobs, pictures, grid."""
 
-import argparse
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sd import devices
-from sd.errors import ArgumentError, InputError
-from sd.flags.arguments import check_range
 from sd.sampling.compare import find_columns
 from sd.sampling.files import make_folder, read_pixels, slug, write_png
 from sd.sampling.grid import labelled_sheet, labelled_table
 from sd.sampling.job import Job, draw, settings_from, warn_truncated_prompts
 from sd.sampling.models import load_models
-from sd.sampling.prompts import read_prompts
+from sd.sampling.options import SampleOptions
 
 logger = logging.getLogger(__name__)
 
-_MODEL_FLAGS = ("pretrained_model", "text_encoder", "vae", "tokenizer", "dtype")
-_OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 _GRID_PICTURES = 400
 _GRID_COLUMNS = 12
 
 
-def run(flags: argparse.Namespace) -> None:
+def run(flags: SampleOptions) -> None:
     """Draw what the flags ask for. Raises InputError or RunError."""
-    check_flags(flags)
-    prompts = list(flags.prompt or [])
-    if flags.prompts_file:
-        prompts += read_prompts(flags.prompts_file, flags.prompts_column)
+    prompts = flags.read_prompts()
     selected = devices.select(flags.device, flags.dtype)
     logger.info("device: %s; precision %s", devices.describe(selected), flags.dtype)
     device = selected.kind
@@ -37,32 +28,6 @@ def run(flags: argparse.Namespace) -> None:
         _compare(flags, prompts, device)
     else:
         _draw(flags, prompts, device)
-
-
-def check_flags(flags: argparse.Namespace) -> None:
-    """Raises InputError for a value out of range or two flags that exclude each other."""
-    check_range("num_images", flags.num_images, low=1)
-    check_range("seed", flags.seed, low=0)
-    for name in ("height", "width", "batch_size"):
-        if getattr(flags, name) is not None:
-            check_range(name, getattr(flags, name), low=1)
-    if (flags.metrics or flags.watch) and flags.compare:
-        raise InputError("--compare with --metrics or --watch; measure the checkpoints one after another")
-    if flags.watch and (flags.unet or flags.variant):
-        raise InputError("--watch with --unet or --variant; it takes the checkpoints of its run, raw and ema")
-    if flags.output and Path(flags.output).suffix.lower() in _OTHER_FORMATS:
-        raise ArgumentError("output", flags.output, "; pictures are written as PNG: name a file.png, or a folder")
-    if flags.compare and len(flags.compare) < 2:
-        raise ArgumentError("compare", flags.compare[0], "; expected two or more to be compared")
-
-
-def model_flags(flags: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `load_models` beside the UNet."""
-    return {name: getattr(flags, name) for name in _MODEL_FLAGS}
-
-
-def _load(flags, unet, variant, shared=None):
-    return load_models(unet, variant=variant, shared=shared, **model_flags(flags))
 
 
 def _output_paths(output, count):
@@ -95,7 +60,7 @@ def _title(label, settings, guidance_scales):
 
 
 def _draw(flags, prompts, device):
-    models = _load(flags, flags.unet, flags.variant)
+    models = load_models(flags.unet, variant=flags.variant, **flags.models)
     settings = settings_from(flags, models, device)
     folder, grid, single = _output_paths(flags.output, len(prompts) * flags.num_images)
     warn_truncated_prompts(models.tokenizer, prompts)
@@ -123,7 +88,7 @@ def _compare(flags, prompts, device):
     columns = find_columns(flags.compare, flags.unet, flags.variant, flags.guidance_scale)
     pictures, models = [], None
     for number, column in enumerate(columns):
-        models = _load(flags, column.unet, column.variant, shared=models)
+        models = load_models(column.unet, variant=column.variant, shared=models, **flags.models)
         settings = replace(settings_from(flags, models, device), guidance_scale=column.guidance_scale)
         if number == 0:
             folder, grid, _ = _output_paths(flags.output, 2)

@@ -115,8 +115,8 @@ def measure_steps(model: Any, data_args: SDDataArguments, training_args: "SDTrai
 
     Returns ({batch size: peak bytes}, seconds per image at the largest, batch size that ran out of memory or None).
     """
+    from sd.training.data import bucket_table
     from sd.training.memory import synthetic_batch
-    from sd.training.run import bucket_table
     from sd.training.step import StepRunner
     from sd.training.trainer import StableDiffusionTrainer
 
@@ -126,7 +126,7 @@ def measure_steps(model: Any, data_args: SDDataArguments, training_args: "SDTrai
     trainer.create_optimizer(trainer.lr_scheduler)
     trainer._load_from_checkpoint()
     model.train()
-    buckets = bucket_table(model, data_args)
+    buckets = bucket_table(model.model_args, data_args)
     largest = buckets.largest if buckets else (data_args.resolution, data_args.resolution)
     runner = StepRunner(trainer, model)
     peaks, per_image, size = {}, math.inf, 1
@@ -221,14 +221,22 @@ def report_data(
     """Report the data and whether reading keeps up with one device's step. Returns (bad, the dataset, None if
     it cannot be read)."""
     from sd.data.streaming.dataset import collate, raise_if_failed
-    from sd.training.run import check_captions, check_tags, make_dataset, make_eval_dataset, used_buckets
+    from sd.training.data import (
+        check_captions,
+        check_tags,
+        make_dataset,
+        make_eval_catalog,
+        stream_options,
+        used_buckets,
+    )
     from sd.training.setup import end_workers, make_dataloader
 
     try:
-        dataset = make_dataset(model, data_args, training_args, checkpoint)
+        options = stream_options(model.model_args, data_args, training_args, checkpoint)
+        dataset = make_dataset(model, options.catalog(data_args.file_list), options)
         check_tags(data_args, dataset.catalog.manifest)
         check_captions(model, data_args, dataset.catalog)
-        make_eval_dataset(model, data_args, training_args, used_buckets(dataset.catalog))
+        make_eval_catalog(data_args, used_buckets(dataset.catalog))
         if dataset.catalog.bucket_rows is not None:
             answer("buckets", "; ".join(dataset.catalog.bucket_rows.lines()))
         batches = iter(make_dataloader(dataset, collate, training_args))

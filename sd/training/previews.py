@@ -6,7 +6,7 @@ from typing import Any
 
 from sd.diffusion.schedule import sampler_config
 from sd.sampling.grid import labelled_sheet
-from sd.sampling.pipeline import draw_images, make_scheduler, reconstruct, reconstruct_cached
+from sd.sampling.pipeline import Networks, draw_images, make_scheduler, reconstruct, reconstruct_cached
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +64,11 @@ class Previews:
     def _samples(self, model, prompts, sizes, guidance_scale, per_prompt=1):
         """A sheet of the prompts, each at its size. per_prompt: sizes of a prompt, which share its seed and a row."""
         args = model.model_args
-        images = [None] * len(prompts)
+        images = {}
         for size in dict.fromkeys(sizes):
             indices = [index for index, other in enumerate(sizes) if other == size]
             drawn = draw_images(
-                model.unet,
-                model.vae,
-                model.text_encoder,
-                model.tokenizer,
+                Networks(model.unet, model.vae, model.text_encoder, model.tokenizer),
                 [prompts[index] for index in indices],
                 seeds=[index // per_prompt for index in indices],
                 height=size[1],
@@ -83,4 +80,5 @@ class Previews:
             for index, image in zip(indices, drawn, strict=True):
                 images[index] = image
         columns = per_prompt if per_prompt > 1 else None
-        return labelled_sheet(images, prompts, title=f"guidance scale {guidance_scale}", columns=columns)
+        in_order = [images[place] for place in range(len(prompts))]
+        return labelled_sheet(in_order, prompts, title=f"guidance scale {guidance_scale}", columns=columns)

@@ -113,7 +113,7 @@ def _on_all_ranks(args, writer, function):
             raise failed
         if isinstance(failed, str) and not failed.startswith(DiskFullError.__name__):
             raise RunError(f"rank {rank}: {failed}")
-    if failure:
+    if isinstance(failure, OSError):
         logger.error("%s; earlier checkpoints are kept, training continues", failure.strerror)
     return False
 

@@ -71,8 +71,8 @@ class StableDiffusionTrainer(Trainer):
         self.previews = previews
         self.skipped = list(skipped)
         self.samples_seen = 0
-        self.ema = None
-        self.stop_signal = None
+        self.ema: EMA | None = None
+        self.stop_signal: int | None = None
         self.saved_step = 0
         self.saver = BackgroundSaver()
         if args.device == "cpu":

@@ -65,14 +65,12 @@ def evaluate_loss(
 
 def _batches(dataset, indices, batch_size, by_bucket):
     """(bucket or None, indices of a batch): batches of one bucket, each bucket's in order."""
-    groups = {None: list(indices)}
-    if by_bucket:
-        groups = {}
-        for index in indices:
-            groups.setdefault(dataset.bucket(index), []).append(index)
-    for bucket in sorted(groups) if by_bucket else groups:
+    groups: dict[int, list[int]] = {}
+    for index in indices:
+        groups.setdefault(dataset.bucket(index) if by_bucket else 0, []).append(index)
+    for bucket in sorted(groups):
         for start in range(0, len(groups[bucket]), batch_size):
-            yield bucket, groups[bucket][start : start + batch_size]
+            yield bucket if by_bucket else None, groups[bucket][start : start + batch_size]
 
 
 def _source_names(paths):

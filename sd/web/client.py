@@ -23,7 +23,8 @@ class EngineProcess:
 
     def __init__(self, command: Sequence[str]):
         self._command = command
-        self._process, self._waiting = None, {}  # job -> (the process that has the request, queue of its answers)
+        self._process: subprocess.Popen[str] | None = None
+        self._waiting = {}  # job -> (the process that has the request, queue of its answers)
         self._numbers, self._lock = itertools.count(1), threading.Lock()
 
     def start(self) -> None:
@@ -60,7 +61,7 @@ class EngineProcess:
         """End the engine's process."""
         with self._lock:
             process, self._process = self._process, None
-        if process:
+        if process and process.stdin:
             process.stdin.close()
             process.wait()
 

@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
@@ -25,11 +24,14 @@ from sd import devices, runtime
 from sd.data.streaming.captions import sample_captions
 from sd.data.streaming.catalog import Catalog
 from sd.errors import ArgumentError, InputError, RunError, last_line
-from sd.flags.arguments import check_choice, check_range
 from sd.logs import import_quietly, set_up_logging
 from sd.runs.locate import find_unet, list_choices, run_settings
+from sd.web.options import Request, ServeOptions
 
-MAX_PICTURES, LARGEST_SIDE, MAX_EXAMPLES = 16, 2048, 4
+if TYPE_CHECKING:
+    from sd.sampling.models import Models
+
+MAX_EXAMPLES = 4
 # What the page calls the arguments that a message may name.
 FIELDS = {
     "guidance_scale": "Guidance scale",
@@ -42,7 +44,6 @@ FIELDS = {
     "weights": "Weights",
 }
 _PROGRESS_INTERVAL_SECONDS = 0.25  # a browser shows no more, and what it is slow to show would come late
-_WHOLE = ("num_inference_steps", "seed", "num_images", "height", "width")
 
 
 class CancelledError(Exception):
@@ -50,16 +51,15 @@ class CancelledError(Exception):
 
 
 class Engine:
-    """Draws what is asked for, with one UNet in memory at a time.
+    """Draws what is asked for, with one UNet in memory at a time."""
 
-    config: checkpoint, output_dir (see `list_choices`), output (folder for the pictures), device, and what
-    `load_models` takes by name.
-    """
-
-    def __init__(self, config: dict[str, Any]):
-        self._config = SimpleNamespace(**config)
-        self._models, self._loaded, self._weights_id = None, None, None
-        self._captions_of, self._captions = None, []
+    def __init__(self, config: ServeOptions):
+        self._config = config
+        self._models: Models | None = None
+        self._loaded: tuple[str, str] | None = None  # label and weights of the models
+        self._weights_id = ""
+        self._captions_of: str | None = None
+        self._captions: list[str] = []
 
     def choices(self) -> dict[str, str]:
         """{label: name} of the checkpoints that are there now."""
@@ -80,16 +80,15 @@ class Engine:
     def draw(self, request: dict[str, Any], notify: Callable[..., None]) -> None:
         """Draw a request's pictures, batch by batch.
 
-        request: model (a label of `choices`), weights (`raw` or `ema`), prompt, negative_prompt, guidance_scale,
-        num_inference_steps, seed, num_images, height, width, scheduler; None leaves the last three to the model.
-        tell(**news): called with note=text, progress=(pictures, of how many), picture=path and settings=dict, and
+        request: the fields of a Request.
+        notify(**news): called with note=text, progress=(pictures, of how many), picture=path and settings=dict, and
         after every other step without news. What it raises ends the drawing; finished pictures stay.
         Raises InputError or RunError for the rest.
         """
         from sd.sampling.files import read_png_text
         from sd.sampling.job import draw, settings_from, warn_truncated_prompts
 
-        options = check_request(request)
+        options = Request(**request)
         models, device = self._load(options.model, options.weights, notify)
         settings = settings_from(options, models, device)
         warn_truncated_prompts(models.tokenizer, [options.prompt], lambda text: notify(note=text))
@@ -118,26 +117,23 @@ class Engine:
 
         choices = self.choices()
         if label not in choices:
-            raise InputError(f"{label or 'no checkpoint'!s} is not there; there are {', '.join(choices) or 'none yet'}")
+            raise InputError(f"{label or 'no checkpoint'} is not there; there are {', '.join(choices) or 'none yet'}")
         config = self._config
         device = devices.select(config.device, config.dtype).kind
         key = (label, weights)
-        if self._loaded != key or self._models.is_stale():
+        if self._models is None or self._loaded != key or self._models.is_stale():
             notify(note=f"loading {label} {weights}")
             self._loaded = None
             if self._models:
                 self._models.unet, self._models.sources["unet"] = None, None
-            self._models = load_models(
+            self._models = models = load_models(
                 choices[label],
-                pretrained_model=config.pretrained_model,
-                text_encoder=config.text_encoder,
-                vae=config.vae,
-                tokenizer=config.tokenizer,
+                **config.models,
                 dtype=config.dtype,
                 variant=None if weights == "raw" else weights,
                 shared=self._models,
             )
-            self._weights_id = self._models.weights_id()
+            self._weights_id = models.weights_id()
             self._loaded = key
         return self._models, device
 
@@ -162,36 +158,11 @@ def model_info(name: str) -> dict:
 
 
 def read_captions(file_list: str, limit: int) -> list[str]:
-    """Up to `most` different captions of rows spread over a file list; none of one that cannot be read."""
+    """Up to `limit` different captions of rows spread over a file list; none of one that cannot be read."""
     with suppress(InputError, RunError, OSError):
         captions = sample_captions(Catalog(file_list, 1, max_bad_fraction=1.0), 4 * limit)
         return [text for text in dict.fromkeys(captions) if text.strip()][:limit]
     return []
-
-
-def check_request(request: dict[str, Any]) -> SimpleNamespace:
-    """A request as a namespace with eval.py's names, whole numbers as such. Raises InputError for a wrong value."""
-    # One picture a UNet call: each is shown as soon as it is drawn, and cancelling keeps it.
-    options = SimpleNamespace(dtype="fp32", batch_size=1, **request)
-    if not options.prompt.strip():
-        raise InputError("the prompt is empty; type what is to be drawn")
-    for name in _WHOLE:
-        value = getattr(options, name)
-        if value is None and name in ("height", "width"):
-            continue
-        if not isinstance(value, (int, float)) or value % 1:
-            raise ArgumentError(name, value, "; expected a whole number")
-        setattr(options, name, int(value))
-    if not isinstance(options.guidance_scale, (int, float)):
-        raise ArgumentError("guidance_scale", options.guidance_scale, "; expected a number")
-    options.guidance_scale = float(options.guidance_scale)
-    check_choice("weights", options.weights, ("raw", "ema"))
-    check_range("seed", options.seed, low=0)
-    check_range("num_images", options.num_images, low=1, high=MAX_PICTURES)
-    for name in ("height", "width"):
-        if getattr(options, name) is not None:
-            check_range(name, getattr(options, name), low=1, high=LARGEST_SIDE)
-    return options
 
 
 class Server:
@@ -269,10 +240,10 @@ def main() -> None:
         with lock, suppress(BrokenPipeError):  # a page that is gone is noticed by `listen`
             print(json.dumps(value), file=answers, flush=True)
 
-    config = json.loads(sys.argv[1])
+    config = ServeOptions(**json.loads(sys.argv[1]))
     server = Server(Engine(config), answer)
     threading.Thread(target=server.listen, args=(sys.stdin, lambda: os._exit(0)), daemon=True).start()
-    runtime.prepare(config.get("device"))
+    runtime.prepare(config.device)
     set_up_logging()
     import_quietly()
     server.work()

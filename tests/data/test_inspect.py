@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from sd.data import inspect
+from sd.data import findings, inspect
 from sd.data.parts.columns import from_arrow
 from sd.data.parts.moments import Manifest, encode_payload
 from sd.data.parts.part import PartWriter
@@ -158,7 +158,7 @@ def test_a_list_of_missing_parts_is_shown_too(tmp_path, capsys):
 
 def test_a_wide_picture_is_shown_whole(tmp_path):
     wide = np.zeros([3, 40, 120], np.uint8)
-    sheet = np.asarray(inspect.contact_sheet([(wide, "wide", "row 1")]))
+    sheet = np.asarray(findings.contact_sheet([(wide, "wide", "row 1")]))
     dark = (sheet[:160] == 0).all(-1)
     assert dark.any(0).sum() == 156 and dark.any(1).sum() == 52
 

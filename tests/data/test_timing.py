@@ -8,6 +8,7 @@ import pytest
 
 from sd.data import timing
 from sd.data.inspect import main
+from sd.data.streaming import sample
 from sd.data.streaming.catalog import Catalog
 from tests.bucket_maker import BUCKETS, SIZES, make_pictures
 from tests.data_maker import caption, make_data, tokenize
@@ -27,13 +28,13 @@ def test_each_step_has_its_line(file_list, capsys):
 
 
 def test_a_slow_step_is_the_one_that_is_named(file_list, monkeypatch):
-    own = timing.decode_for
+    own = sample.decode_for
 
     def slow(*arguments):
         time.sleep(0.05)
         return own(*arguments)
 
-    monkeypatch.setattr(timing, "decode_for", slow)
+    monkeypatch.setattr(sample, "decode_for", slow)
     seconds, count = timing.time_samples(Catalog(file_list, 32), 20, "lanczos", tokenize)
     assert count == 20 and seconds["decode"] >= 0.05
     assert seconds["tokenise"] > 0 and all(np.isfinite(list(seconds.values())))

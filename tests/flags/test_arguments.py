@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sd.data.packing.options import PackOptions
 from sd.devices import Device
 from sd.errors import InputError
 from sd.flags.arguments import SDDataArguments, SDModelArguments
@@ -151,9 +152,7 @@ def test_wrong_values_are_named_in_one_line(flags, message):
 
 
 def test_every_flag_of_diffusers_names_its_counterpart():
-    known = {f"--{name}" for name in parse()} | set(
-        re.findall(r'"(--\w+)"', (ROOT / "sd/commands/pack.py").read_text())
-    )
+    known = {f"--{name}" for name in (*parse(), *PackOptions.__dataclass_fields__)}
     for name, here in DIFFUSERS_FLAGS.items():
         assert name not in known
         assert set(re.findall(r"--\w+", here)) <= known, here

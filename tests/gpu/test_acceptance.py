@@ -307,9 +307,8 @@ def test_pictures_in_half_precision_are_those_of_float32(device, workshop, figur
 
     def draw(of):
         loaded = load_models(pretrained_model=models, dtype=of if device == "gpu" else "fp32")
-        parts = loaded.unet, loaded.vae, loaded.text_encoder, loaded.tokenizer
         settings = {"height": 32, "width": 32, "num_inference_steps": 10, "scheduler": loaded.scheduler()}
-        return draw_images(*parts, ["a red circle"] * 4, seeds=range(4), **settings).astype(np.float64)
+        return draw_images(loaded, ["a red circle"] * 4, seeds=range(4), **settings).astype(np.float64)
 
     plain, half = draw("fp32"), draw(dtype)
     difference = float(np.abs(half - plain).mean())

@@ -11,7 +11,7 @@ from sd.flags.arguments import SDModelArguments
 from sd.latents.options import CacheOptions
 from sd.latents.run import precompute
 from sd.sampling.pipeline import reconstruct, reconstruct_cached
-from sd.training.run import make_previews
+from sd.training.data import make_previews
 from sd.training.trainer import StableDiffusionTrainer
 from tests import exact
 from tests.latents.reference import FLOAT16_TERMS, TRAINING_TERMS, Call, Reference

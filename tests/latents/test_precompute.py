@@ -281,12 +281,12 @@ def test_a_missing_part_is_reported_and_the_others_keep_their_numbers(tmp_path):
     [
         ({"resolution": 30}, "--resolution 30: the VAE divides it by 8"),
         ({"model_max_length": 78, "cache_text": True}, "--model_max_length 78: .* positions for"),
-        ({"num_crops": 0}, "--num_crops 0; expected at least 1"),
+        ({"num_crops": 0}, "num_crops=0; expected at least 1"),
         ({"crop": "centre", "num_crops": 2}, "--num_crops 2 with --crop centre"),
-        ({"crop": "top"}, "--crop top; expected one of"),
+        ({"crop": "top"}, "crop='top'; expected one of"),
         ({"ray_address": "auto"}, "--ray_address auto needs --engine ray"),
-        ({"check": -1}, "--check -1"),
-        ({"output_name": "a/b"}, "--output_name a/b"),
+        ({"check": -1}, "check=-1"),
+        ({"output_name": "a/b"}, "output_name='a/b'"),
     ],
 )
 def test_wrong_flags_are_refused(tmp_path, flags, message):

@@ -12,18 +12,19 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from demo.shapes import ALL_LABELS, caption_of, example
+from sd.data.filters.parse import FilterError
 from sd.data.parts.columns import from_arrow
 from sd.data.parts.part import PartWriter
 from sd.data.parts.record import encode_row
 from sd.errors import InputError, RunError
 from sd.metrics.extractors import load_clip, load_fid_extractor
-from sd.metrics.measure import apply_preset, fid_warning, measure
+from sd.metrics.measure import fid_warning, measure
 from sd.metrics.reference import reference_statistics
 from sd.metrics.report import table, verdict, write_report
 from sd.metrics.scores import clip_scores, frechet_distance
 from sd.processes.pool import run_local
 from sd.sampling.files import read_pixels, read_png_text
-from tests.data_maker import write_lists
+from tests.data_maker import make_data, write_lists
 from tests.metrics.flags import scoring_flags
 from tests.tiny import make_tiny_repository
 
@@ -45,14 +46,15 @@ def workshop(tmp_path_factory):
 
 
 def flags(workshop, output, **given):
-    real = workshop / "real"
-    return scoring_flags(
-        CLIP, workshop / "coco.tsv", real, **{"guidance_scales": [1.0, 3.0], "output": str(output)} | given
-    )
+    given = {
+        "metrics": True, "guidance_scales": [1.0, 3.0], "output": str(output),
+        "pretrained_model": str(workshop / "tiny"),
+    } | given  # fmt: skip
+    return scoring_flags(CLIP, workshop / "coco.tsv", workshop / "real", **given)
 
 
 def run(workshop, output, **given):
-    return measure(flags(workshop, output, **given), {"pretrained_model": str(workshop / "tiny")})
+    return measure(flags(workshop, output, **given), None, None)
 
 
 @pytest.fixture(scope="module")
@@ -274,17 +276,21 @@ def test_flags_that_do_not_fit_are_named(workshop, tmp_path, monkeypatch, given,
     assert message in str(error.value)
 
 
+def test_an_unknown_column_is_reported_before_any_model_is_loaded(workshop, tmp_path):
+    file_list = make_data(tmp_path / "real", [3])
+    given = {"fid_reference": file_list, "cmmd_reference": None, "data_filter": "score > 5"}
+    with pytest.raises(FilterError, match="no part has a column 'score'"):
+        run(workshop, tmp_path / "o", pretrained_model=str(tmp_path / "nowhere"), **given)
+
+
 def test_presets_fill_in_what_is_left_open(workshop):
-    given = flags(workshop, "o", preset="mlperf", guidance_scales=None, num_prompts=100)
-    apply_preset(given)
-    assert (given.height, given.width, given.scheduler, given.guidance_scales) == (512, 512, "ddim", [8.0])
+    given = flags(workshop, "o", preset="mlperf", guidance_scales=None, num_prompts=100).with_preset()
+    assert (given.height, given.width, given.scheduler, given.scales) == (512, 512, "ddim", [8.0])
     assert given.num_prompts == 100
-    given = flags(workshop, "o", preset="reference", guidance_scales=None)
-    apply_preset(given)
-    assert given.height == 256 and given.guidance_scales == [1.5, 2, 3, 4, 5, 6, 7, 8] and given.seed == 42
-    given = flags(workshop, "o", guidance_scales=None)
-    apply_preset(given)
-    assert given.guidance_scales == [7.5]
+    given = flags(workshop, "o", preset="reference", guidance_scales=None).with_preset()
+    assert given.height == 256 and given.scales == [1.5, 2, 3, 4, 5, 6, 7, 8] and given.seed == 42
+    given = flags(workshop, "o", guidance_scales=None).with_preset()
+    assert given.scales == [7.5]
 
 
 def test_the_table_and_the_verdict_show_the_scores():

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def run(workshop):
 
 
 def flags(workshop, output_dir, **given):
-    watching = {"watch": str(output_dir), "every": 1, "golden": None, "poll_seconds": 0.01}
+    watching = {"watch": str(output_dir), "poll_seconds": 0.01}
     return scoring_flags(CLIP, workshop.folder / "prompts.txt", workshop.folder / "real", **watching | given)
 
 
@@ -79,7 +80,7 @@ def files(folder):
 @pytest.fixture(scope="module")
 def watched(workshop, run):
     before = files(run)
-    watch.watch(flags(workshop, run), {})
+    watch.watch(flags(workshop, run))
     assert files(run) == before  # nothing of the run is touched
     return run / "scores"
 
@@ -109,18 +110,18 @@ def test_what_is_scored_is_not_scored_again_and_a_cut_line_is(workshop, watched,
     scored = []
     real = watch.measure
 
-    def counted(given, named, keep):
+    def counted(given, unet, variant, keep):
         scored.append(given.output)
-        return real(given, named, keep)
+        return real(given, unet, variant, keep)
 
     monkeypatch.setattr(watch, "measure", counted)
-    watch.watch(flags(workshop, run), {})
+    watch.watch(flags(workshop, run))
     assert scored == [] and path.read_bytes() == whole
     path.write_bytes(whole[:-30])  # a kill in the middle of the last line
-    watch.watch(flags(workshop, run), {})
+    watch.watch(flags(workshop, run))
     assert [Path(name).name for name in scored] == ["checkpoint-4-ema"]
     assert score_file.read_lines(path) == [json.loads(line) for line in whole.splitlines()]
-    watch.watch(flags(workshop, run, num_inference_steps=1, every=4), {})  # another protocol: its own lines
+    watch.watch(flags(workshop, run, num_inference_steps=1, every=4))  # another protocol: its own lines
     assert [Path(name).name for name in scored[1:]] == ["checkpoint-4-raw", "checkpoint-4-ema"]
 
 
@@ -129,14 +130,14 @@ def test_checkpoints_that_are_damaged_or_removed_are_left_out(workshop, watched,
     (run / "checkpoint-2/damaged.txt").write_text("stepped back over")
     real = watch.measure
 
-    def slow(given, named, keep):
-        if named["variant"] == "ema":  # the trainer removes it in between
-            shutil.rmtree(named["unet"])
-        return real(given, named, keep)
+    def slow(given, unet, variant, keep):
+        if variant == "ema":  # the trainer removes it in between
+            shutil.rmtree(unet)
+        return real(given, unet, variant, keep)
 
     monkeypatch.setattr(watch, "measure", slow)
     monkeypatch.setattr(watch, "_finished", lambda run: True)
-    watch.watch(flags(workshop, run), {})
+    watch.watch(flags(workshop, run))
     lines = score_file.read_lines(run / "scores/scores.jsonl")
     assert [(line["step"], line["variant"]) for line in lines] == [(4, "raw")]
     assert "checkpoint-4 was removed before it was loaded; left out" in caplog.text
@@ -178,7 +179,7 @@ def test_bands_that_cannot_be_used_are_named(tmp_path, workshop):
         with pytest.raises(InputError, match=r"band\.json: "):
             load_golden(str(tmp_path / "band.json"))
     with pytest.raises(ArgumentError, match="no such folder"):
-        watch.watch(flags(workshop, tmp_path / "none"), {})
+        watch.watch(flags(workshop, tmp_path / "none"))
 
 
 def test_flags_of_scores_are_checked_before_a_checkpoint_is_there(workshop, tmp_path, monkeypatch):
@@ -189,7 +190,7 @@ def test_flags_of_scores_are_checked_before_a_checkpoint_is_there(workshop, tmp_
         ({"clip_model": None, "fid_model": None, "fid_reference": None, "cmmd_reference": None}, "no measure"),
     ]:
         with pytest.raises(InputError, match=says):
-            watch.watch(flags(workshop, tmp_path, **wrong), {})
+            watch.watch(flags(workshop, tmp_path, **wrong))
 
 
 def test_what_it_waits_for_is_said_once(workshop, tmp_path, monkeypatch, caplog):
@@ -202,7 +203,7 @@ def test_what_it_waits_for_is_said_once(workshop, tmp_path, monkeypatch, caplog)
     monkeypatch.setattr(watch.time, "sleep", nap)
     caplog.set_level("INFO", "sd")
     with pytest.raises(KeyboardInterrupt):
-        watch.watch(flags(workshop, tmp_path), {})
+        watch.watch(flags(workshop, tmp_path))
     assert [record.message for record in caplog.records] == [
         f"{tmp_path}: no checkpoint yet; waiting for the next checkpoint, Ctrl-C ends it"
     ]
@@ -223,9 +224,11 @@ def test_the_distance_of_the_average_says_whether_it_averages(workshop, tmp_path
 
 def test_killed_in_the_middle_of_scoring_it_goes_on_with_the_next_picture(workshop, watched, tmp_path):
     run = shutil.copytree(watched.parent, tmp_path / "run", ignore=shutil.ignore_patterns("scores"))
-    words = vars(flags(workshop, run, guidance_scales=2.0, guidance_scale=None))
-    words = [word for name, value in words.items() if value not in (None, "") for word in (f"--{name}", str(value))]
-    command = [sys.executable, "eval.py", *words]
+    command = [sys.executable, "eval.py"]
+    given = flags(workshop, run)
+    for field in fields(given):
+        if (value := getattr(given, field.name)) != field.default:
+            command += [f"--{field.name}", *map(str, value if isinstance(value, list) else [value])]
     hold = Hold(tmp_path / "hold", "pictures", 6)  # the second of the average of checkpoint 2, after four of raw
     with (tmp_path / "log").open("w") as log:
         first = subprocess.Popen(

@@ -88,9 +88,8 @@ def test_a_round_trip_keeps_every_bit_and_the_picture(models, file, repository):
     assert (again.schedule, again.sampler, again.side) == (models.schedule, models.sampler, models.side)
 
     def picture(m):
-        parts = (m.unet, m.vae, m.text_encoder, m.tokenizer)
         size = {"height": 24, "width": 24, "seeds": [1], "num_inference_steps": 2}
-        return draw_images(*parts, ["a red circle"], scheduler=m.scheduler("ddim"), **size)
+        return draw_images(m, ["a red circle"], scheduler=m.scheduler("ddim"), **size)
 
     assert (picture(again) == picture(models)).all()
 

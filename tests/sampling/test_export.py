@@ -23,9 +23,8 @@ def models(tmp_path_factory):
 
 
 def picture(models):
-    parts = (models.unet, models.vae, models.text_encoder, models.tokenizer)
     size = {"height": 24, "width": 24, "seeds": [1], "num_inference_steps": 3}
-    return draw_images(*parts, ["a red circle, more than twenty letters"], scheduler=models.scheduler("ddim"), **size)
+    return draw_images(models, ["a red circle, more than twenty letters"], scheduler=models.scheduler("ddim"), **size)
 
 
 @pytest.mark.parametrize("layout", ["ppdiffusers", "diffusers"])

@@ -15,6 +15,7 @@ from sd.sampling import pipeline
 from sd.sampling.models import load_models
 from sd.sampling.pipeline import (
     SCHEDULERS,
+    Settings,
     batch_in_memory,
     check_size,
     default_batch_size,
@@ -44,18 +45,14 @@ def models(repository):
     return load_models(pretrained_model=str(repository))
 
 
-def parts(models):
-    return models.unet, models.vae, models.text_encoder, models.tokenizer
-
-
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_picture_is_the_same_alone_and_in_a_batch(models, name):
     settings = {**SIZE, "num_inference_steps": 4, "scheduler": make_scheduler(name)}
-    together = draw_images(*parts(models), PROMPTS, seeds=[1, 2, 3, 4, 5], **settings)
+    together = draw_images(models, PROMPTS, seeds=[1, 2, 3, 4, 5], **settings)
     assert together.dtype == np.uint8 and together.shape == (5, 32, 36, 3)
-    alone = draw_images(*parts(models), PROMPTS[3:4], seeds=[4], **settings)
+    alone = draw_images(models, PROMPTS[3:4], seeds=[4], **settings)
     assert (alone[0] == together[3]).all()
-    other = draw_images(*parts(models), PROMPTS[3:4], seeds=[5], **settings)
+    other = draw_images(models, PROMPTS[3:4], seeds=[5], **settings)
     assert (other[0] != together[3]).any()
 
 
@@ -85,7 +82,7 @@ def test_equals_the_pipeline_of_ppdiffusers_in_float64(models, exact_models, mon
         latents = reference(PROMPTS[:2], latents=noise, **settings, **options).images.numpy()
         theirs = exact.picture(exact_models["vae"], latents / exact_models["vae"].config.scaling_factor)
     ours = draw_images(
-        *parts(models),
+        models,
         PROMPTS[:2],
         seeds=[1, 2],
         negative_prompt="dark",
@@ -158,17 +155,15 @@ def test_guidance_moves_along_the_difference(models):
 
 def test_progress_adds_up_to_the_pictures(models):
     shares = []
-    settings = {"num_inference_steps": 3, "scheduler": make_scheduler("pndm"), "progress": shares.append}
-    stream = stream_images(*parts(models), PROMPTS[:3], seeds=[0] * 3, batch_size=2, height=32, width=32, **settings)
+    settings = Settings(32, 32, num_inference_steps=3, batch_size=2)
+    stream = stream_images(models, PROMPTS[:3], [0] * 3, make_scheduler("pndm"), settings, shares.append)
     assert sum(1 for _ in stream) == 3 and sum(shares) == pytest.approx(3)
 
 
 def test_layers_come_back_in_their_mode(models):
     models.unet.train()
     models.unet.down_blocks.eval()
-    draw_images(
-        *parts(models), ["x"], seeds=[0], height=32, width=32, num_inference_steps=1, scheduler=make_scheduler("ddim")
-    )
+    draw_images(models, ["x"], seeds=[0], height=32, width=32, num_inference_steps=1, scheduler=make_scheduler("ddim"))
     assert models.unet.training and not models.unet.down_blocks.training and not models.vae.training
     models.unet.eval()
 
@@ -208,7 +203,7 @@ def test_truncated_text_is_what_the_model_does_not_see(models):
 def test_settings_that_do_not_fit_are_named(models, change, message):
     settings = {"height": 32, "width": 32, "scheduler": make_scheduler("ddim")} | change
     with pytest.raises(InputError) as error:
-        draw_images(*parts(models), ["x"], seeds=[0], **settings)
+        draw_images(models, ["x"], seeds=[0], **settings)
     assert message in str(error.value)
 
 
@@ -243,9 +238,9 @@ def test_on_a_gpu_the_last_batch_is_not_filled_up(models, monkeypatch):
     monkeypatch.setattr(
         type(models.unet), "forward", lambda self, *a, **k: (shapes.append(a[0].shape[0]), forward(self, *a, **k))[1]
     )
-    draw_images(*parts(models), ["a", "b", "c"], seeds=[1, 2, 3], batch_size=2, **settings)
+    draw_images(models, ["a", "b", "c"], seeds=[1, 2, 3], batch_size=2, **settings)
     monkeypatch.setattr(devices, "current", lambda: devices.Device("gpu", 0))
-    draw_images(*parts(models), ["a", "b", "c"], seeds=[1, 2, 3], batch_size=2, **settings)
+    draw_images(models, ["a", "b", "c"], seeds=[1, 2, 3], batch_size=2, **settings)
     assert shapes == [4, 4, 4, 4, 4, 4, 2, 2]
 
 

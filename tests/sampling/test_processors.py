@@ -16,11 +16,11 @@ runtime.prepare("cpu")
 import numpy as np
 import paddle
 from bench.sampling import PROMPT, load
-from sd.sampling.pipeline import draw_images, make_scheduler
+from sd.sampling.pipeline import Networks, draw_images, make_scheduler
 paddle.seed(0)
 *components, side = load()
 images = draw_images(
-    *components, [PROMPT] * 4, seeds=range(4), height=side, width=side, num_inference_steps=10,
+    Networks(*components), [PROMPT] * 4, seeds=range(4), height=side, width=side, num_inference_steps=10,
     scheduler=make_scheduler("ddim"), batch_size=4,
 )
 np.save(sys.argv[1], images)

@@ -86,8 +86,8 @@ def test_defect_17_rank_0_alone_draws_and_always_the_same_captions(workshop, mon
     requested = []
 
     def noted(*arguments, seeds, **settings):
-        requested.append((arguments[4], list(seeds), settings["guidance_scale"]))
-        return np.zeros([len(arguments[4]), 32, 32, 3], np.uint8)
+        requested.append((arguments[1], list(seeds), settings["guidance_scale"]))
+        return np.zeros([len(arguments[1]), 32, 32, 3], np.uint8)
 
     monkeypatch.setattr(previews, "draw_images", noted)
     workshop.train("same", "--report_to", "visualdl", "--image_logging_steps", 2)

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,8 @@ from sd.errors import ArgumentError, InputError
 from sd.runs.locate import list_choices
 from sd.sampling import run
 from sd.sampling.files import read_pixels, read_png_text
-from sd.web.engine import CancelledError, Engine, Server, check_request
+from sd.web.engine import CancelledError, Engine, Server
+from sd.web.options import Request
 from tests.checkpoints import make_output_dir, save_checkpoint
 from tests.data_maker import make_data
 from tests.sampling.test_sampling import flags
@@ -37,8 +39,8 @@ def output_dir(tmp_path_factory):
 
 @pytest.fixture
 def engine(output_dir, tmp_path):
-    config = vars(app.parse_arguments(["--output_dir", str(output_dir), "--device", "cpu"]))
-    return Engine(config | {"output": str(tmp_path / "pictures")})
+    config = app.parse_arguments(["--output_dir", str(output_dir), "--device", "cpu"])
+    return Engine(replace(config, output=str(tmp_path / "pictures")))
 
 
 def draw(engine, **given):
@@ -75,7 +77,7 @@ def test_a_checkpoint_that_was_trained_again_is_loaded_again(output_dir, engine,
     """An --overwrite_output_dir run saves other weights under the names of the earlier one."""
     copy = tmp_path / "run"
     shutil.copytree(output_dir, copy)
-    engine._config.output_dir = str(copy)
+    engine._config = replace(engine._config, output_dir=str(copy))
     given = {"num_images": 1, "model": "checkpoint-5"}
     (first,), _ = draw(engine, **given)
     shutil.rmtree(copy / "checkpoint-5")
@@ -100,8 +102,8 @@ def test_one_unet_is_in_memory_and_other_components_are_shared(engine, output_di
 def test_weights_rewritten_under_the_same_name_are_reloaded(tmp_path, part):
     """In place: the folder itself shows no change."""
     output_dir = make_output_dir(make_tiny_repository(tmp_path / "tiny"), tmp_path / "output")
-    engine = Engine({**vars(app.parse_arguments(["--output_dir", str(output_dir), "--device", "cpu"])), "output": "o"})
-    engine._config.output = str(tmp_path / "pictures")
+    config = app.parse_arguments(["--output_dir", str(output_dir), "--device", "cpu"])
+    engine = Engine(replace(config, output=str(tmp_path / "pictures")))
     before, _ = draw(engine)
     folder = output_dir / "checkpoint-10" / "unet" if part == "unet" else tmp_path / "tiny" / "vae"
     path = folder / "diffusion_paddle_model.safetensors"
@@ -146,7 +148,7 @@ def test_wrong_values_are_explained(engine, given, message):
 
 
 def test_whole_numbers_may_come_as_floats():
-    requested = check_request(REQUEST | {"seed": 7.0, "num_images": 1.0})
+    requested = Request(**(REQUEST | {"seed": 7.0, "num_images": 1.0}))
     assert (requested.seed, requested.num_images, requested.guidance_scale) == (7, 1, 2.0)
     assert isinstance(requested.seed, int) and isinstance(requested.guidance_scale, float)
 
@@ -220,7 +222,7 @@ def test_model_info_reads_a_checkpoint_without_loading_it(engine, output_dir):
 
 
 def test_examples_are_captions_of_the_runs_own_data(engine, output_dir, tmp_path, monkeypatch):
-    engine._config.output_dir = shutil.copytree(output_dir, tmp_path / "run")
+    engine._config = replace(engine._config, output_dir=shutil.copytree(output_dir, tmp_path / "run"))
     run = json.loads((tmp_path / "run/run.json").read_text())
     run["arguments"]["SDDataArguments"]["file_list"] = str(make_data(tmp_path / "data", [12, 9]))
     (tmp_path / "run/run.json").write_text(json.dumps(run))
@@ -264,7 +266,7 @@ def test_only_this_machine_is_let_in_by_default():
 
 def test_a_new_checkpoint_is_listed(engine, output_dir, tmp_path):
     assert list(engine.choices()) == ["checkpoint-10", "checkpoint-5"]
-    engine._config.output_dir = str(tmp_path / "run")
+    engine._config = replace(engine._config, output_dir=str(tmp_path / "run"))
     repository = Path(json.loads((output_dir / "run.json").read_text())["folder"])
     name = json.loads((output_dir / "run.json").read_text())["arguments"]["SDModelArguments"]
     repository = repository / name["pretrained_model_name_or_path"]

@@ -4,7 +4,6 @@ Each group of equal or nearly equal pictures keeps its largest: the column is fa
 duplicate, true for the others, and missing where the picture cannot be read.
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -21,23 +20,47 @@ from sd.data.duplicates.cache import FingerprintCache
 from sd.data.duplicates.fingerprint import Fingerprints, fingerprint_part
 from sd.data.duplicates.groups import find_groups
 from sd.data.duplicates.sheet import choose_groups, draw_groups
-from sd.data.packing.options import ENGINES
 from sd.data.parts import storage
 from sd.data.parts.columns import BOOL, Column, merge_columns
 from sd.data.parts.filelist import read_file_list
 from sd.data.parts.index import PartError, PartHeader
 from sd.data.parts.moments import KIND
 from sd.data.parts.part import load_header, load_index
-from sd.errors import InputError, RunError
-from sd.flags.parser import Parser
+from sd.data.resumable import resumable
+from sd.errors import ArgumentError, InputError, RunError
+from sd.flags.arguments import ENGINES, check_engine, check_range, check_ranges
+from sd.flags.options import REQUIRED, option, parse
 from sd.home import ensure_writable_home
-from sd.processes.pool import run_local, stopped_by_signals
+from sd.logs import bar_seconds
+from sd.processes.pool import run_local
 from sd.processes.ray_engine import run_on_ray
 from sd.runtime import usable_cores
 
 COLUMN = "duplicate"
 DISTANCE = 8
 _NAMED = 10
+
+
+@dataclass(frozen=True)
+class DuplicateOptions:
+    """The flags of the command. Raises InputError for a value out of range."""
+
+    file_list: str = option(REQUIRED, "a .filelist.list, as --file_list of training takes it", positional=True)
+    max_distance: int = option(
+        DISTANCE, f"bits of {HASH_BITS} in which the hashes of near duplicates may differ, 0 to {MAX_DISTANCE}"
+    )
+    num_workers: int | None = option(None, "processes on this machine (default: the cores)")
+    engine: str = option("local", "this machine, or a Ray cluster", choices=ENGINES)
+    ray_address: str | None = option(None, "address of the Ray cluster (default: start one here)")
+    cache_dir: str | None = option(None, "where fingerprints are kept (default: sd_fingerprints in the user's cache)")
+    output: str = option("duplicates.png", "the contact sheet of some groups")
+
+    def __post_init__(self):
+        check_range("max_distance", self.max_distance, low=0, high=MAX_DISTANCE)
+        check_ranges(self, "num_workers", low=1)
+        check_engine(self.engine, self.ray_address)
+        if Path(self.output).suffix.lower() != ".png":
+            raise ArgumentError("output", self.output, "; expected a name that ends in .png")
 
 
 @dataclass
@@ -83,7 +106,7 @@ def _work(path: str) -> Fingerprints:
     return fingerprint_part(load_index(path))
 
 
-def read_fingerprints(parts: list[PartHeader], options: argparse.Namespace, unreadable: dict[str, str]) -> Fingerprints:
+def read_fingerprints(parts: list[PartHeader], options: DuplicateOptions, unreadable: dict[str, str]) -> Fingerprints:
     """The Fingerprints of all rows, kept ones first; thumbnails in a temporary file of 768 bytes a row.
 
     A part that cannot be opened gives unreadable rows, and a line in `unreadable`.
@@ -111,9 +134,8 @@ def read_fingerprints(parts: list[PartHeader], options: argparse.Namespace, unre
             results = run_on_ray(_try, tasks, options.ray_address)
         else:
             results = run_local(_try, tasks, options.num_workers or usable_cores())
-        interval = 0.5 if sys.stderr.isatty() else 30
         rows = int(sum(parts[number].num_rows for number in todo))
-        bar = tqdm(desc="reading", unit=" images", total=rows, mininterval=interval)
+        bar = tqdm(desc="reading", unit=" images", total=rows, mininterval=bar_seconds())
         with closing(results), bar:
             for number, (prints, reason) in zip(todo, results, strict=True):
                 bar.update(parts[number].num_rows)
@@ -144,12 +166,11 @@ def _arrays(total):
     return empty
 
 
-def find_duplicates(file_list: str, options: argparse.Namespace) -> Duplicates:
+def find_duplicates(options: DuplicateOptions) -> Duplicates:
     """Fingerprints of all rows and their groups. Raises InputError, or RunError for a worker that was killed."""
-    parts, unreadable = list_parts(file_list)
+    parts, unreadable = list_parts(options.file_list)
     prints = read_fingerprints(parts, options, unreadable)
-    interval = 0.5 if sys.stderr.isatty() else 30
-    with tqdm(desc="grouping", unit=" images", total=len(prints), mininterval=interval) as bar:
+    with tqdm(desc="grouping", unit=" images", total=len(prints), mininterval=bar_seconds()) as bar:
         owner, exact = find_groups(prints, options.max_distance, bar.update)
     starts = np.cumsum([0] + [part.num_rows for part in parts])
     return Duplicates(parts, unreadable, starts, prints, owner, exact)
@@ -207,52 +228,20 @@ def contact_sheet(duplicates: Duplicates, path: str) -> None:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m sd.data.duplicates",
-        description=(__doc__ or "").split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    unset = argparse.SUPPRESS
-    add = parser.add_argument
-    add("file_list", default=unset, help="a .filelist.list, as --file_list of training takes it")
-    add(
-        "--max_distance",
-        type=int,
-        default=DISTANCE,
-        help=f"bits of {HASH_BITS} in which the hashes of near duplicates may differ, 0 to {MAX_DISTANCE}",
-    )
-    add("--num_workers", type=int, help="processes on this machine (default: the cores)", default=unset)
-    add("--engine", choices=ENGINES, default="local", help="this machine, or a Ray cluster")
-    add("--ray_address", default=unset, help="address of the Ray cluster (default: start one here)")
-    add("--cache_dir", default=unset, help="where fingerprints are kept (default: sd_fingerprints in the user's cache)")
-    add("--output", default="duplicates.png", help="the contact sheet of some groups")
-    unset_ones = {"num_workers": None, "ray_address": None, "cache_dir": None}
-    options = argparse.Namespace(**{**unset_ones, **vars(parser.parse_args(arguments))})
-    if not 0 <= options.max_distance <= MAX_DISTANCE:
-        raise InputError(f"--max_distance {options.max_distance}; expected 0 to {MAX_DISTANCE}")
-    if options.num_workers is not None and options.num_workers < 1:
-        raise InputError(f"--num_workers {options.num_workers}; expected at least 1")
-    if options.ray_address and options.engine != "ray":
-        raise InputError(f"--ray_address {options.ray_address} needs --engine ray")
-    if Path(options.output).suffix.lower() != ".png":
-        raise InputError(f"--output {options.output}; expected a name that ends in .png")
-    return options
+def parse_arguments(arguments: list[str] | None = None) -> DuplicateOptions:
+    """The flags."""
+    description = (__doc__ or "").split("\n\n")[0]
+    return parse(DuplicateOptions, arguments, prog="python -m sd.data.duplicates", description=description)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the flags, find the groups, write the columns, print the report, draw the sheet."""
     options = parse_arguments(arguments)
     ensure_writable_home(os.environ)
-    try:
-        with stopped_by_signals("the same command resumes from the parts that were read") as raise_if_stopped:
-            duplicates = find_duplicates(options.file_list, options)
-            raise_if_stopped()
-            write_column(duplicates)
-    except storage.failures() as error:
-        path = getattr(error, "filename", None) or options.file_list
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{path}: {reason}; mend that, and the same command resumes") from error
+    with resumable(options.file_list, "the parts that were read") as raise_if_stopped:
+        duplicates = find_duplicates(options)
+        raise_if_stopped()
+        write_column(duplicates)
     print("\n".join(report(duplicates)))
     if (duplicates.owner != np.arange(len(duplicates.owner))).any():
         contact_sheet(duplicates, options.output)

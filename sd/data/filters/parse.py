@@ -102,7 +102,7 @@ class _Parser:
             match = _TOKEN.match(self._text, at)
             if match is None:
                 raise self._bad_character(at + len(self._text[at:]) - len(self._text[at:].lstrip()))
-            kind = match.lastgroup
+            kind = match.lastgroup or ""
             yield _Token(kind, match[kind], match.start(kind))
             if kind == "end":
                 return

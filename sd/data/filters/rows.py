@@ -4,7 +4,7 @@ import functools
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -16,6 +16,9 @@ from sd.data.parts import storage
 from sd.data.parts.columns import INT, Column, ColumnsFile
 from sd.data.parts.index import PartError, PartHeader, PartIndex
 from sd.data.parts.moments import KIND
+
+if TYPE_CHECKING:
+    from sd.data.streaming.bucketing import Bucketing
 
 NO_VALUE = "missing"  # the type of a column that has no value in a part
 SIZES = ("width", "height")  # of the stored picture: known of every row, from the index
@@ -64,7 +67,8 @@ class RowSelection:
 
     mask: bool [rows], those to use. num_large: rows whose picture is large enough. num_passing: rows of any size that
     pass the filters. removed: of the large rows, how many each clause removes. digest: of which rows pass, "" without
-    filters. types: the part's columns, name -> type.
+    filters. types: the part's columns, name -> type. buckets: int16 [rows], the bucket of each row before any merging,
+    -1 for none; None without buckets.
     """
 
     mask: np.ndarray
@@ -73,6 +77,12 @@ class RowSelection:
     removed: tuple[int, ...] = ()
     digest: str = ""
     types: Mapping[str, str] = field(default_factory=dict)
+    buckets: np.ndarray | None = None
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The numbers of the rows to use, int64, ascending."""
+        return np.flatnonzero(self.mask)
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ class RowRule:
     min_side: int
     filters: tuple[RowFilter, ...] = ()
     left_out: bool = False
-    shapes: Any = None
+    shapes: "Bucketing | None" = None
 
     @functools.cached_property
     def clauses(self) -> tuple[tuple[RowFilter, Node], ...]:
@@ -103,9 +113,9 @@ class RowRule:
             return self.shapes.choose(index) >= 0
         return index.short_sides >= max(1, self.min_side)
 
-    def rows(self, index: PartIndex) -> np.ndarray:
-        """The numbers of the rows to use, int64, ascending. Raises PartError for columns that cannot be read."""
-        return np.flatnonzero(self.select(index, lambda: index).mask)
+    def select_index(self, index: PartIndex) -> RowSelection:
+        """The RowSelection of a part by its whole index. Raises as `select`."""
+        return self.select(index, lambda: index)
 
     def select(self, header: PartHeader | PartIndex, load_index: Callable[[], PartIndex]) -> RowSelection:
         """The RowSelection of a part. load_index: called where header and columns are not enough.
@@ -114,12 +124,16 @@ class RowRule:
         """
         num_rows = header.num_rows
         large: np.ndarray | None = None  # all
-        num_large = num_rows
-        if self.shapes is not None or header.num_usable(self.min_side) != num_rows:
+        buckets: np.ndarray | None = None
+        if self.shapes is not None:
+            buckets = self.shapes.choose(load_index())
+            large = buckets >= 0
+        elif header.num_usable(self.min_side) != num_rows:
             large = self.large(load_index())
-            num_large = int(np.count_nonzero(large))
+        num_large = num_rows if large is None else int(np.count_nonzero(large))
         if not self.filters:
-            return RowSelection(np.ones(num_rows, bool) if large is None else large, num_large, num_rows)
+            mask = np.ones(num_rows, bool) if large is None else large
+            return RowSelection(mask, num_large, num_rows, buckets=buckets)
         columns, types = self._columns(header, load_index)
         clauses, removed = [], []
         for one, clause in self.clauses:
@@ -134,7 +148,7 @@ class RowRule:
             passing = ~passing
         digest = f"{xxhash.xxh3_64_intdigest(np.packbits(passing).tobytes()):016x}"
         mask = passing if large is None else passing & large
-        return RowSelection(mask, num_large, int(np.count_nonzero(passing)), tuple(removed), digest, types)
+        return RowSelection(mask, num_large, int(np.count_nonzero(passing)), tuple(removed), digest, types, buckets)
 
     def _columns(self, header, load_index):
         """(name -> Column of the names that the part has, name -> type of all its columns)."""

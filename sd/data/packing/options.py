@@ -1,18 +1,19 @@
 """The options of a packing run, checked before any work starts."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from sd.data.images.open import MAX_PIXELS
 from sd.data.images.resize import RESIZER
 from sd.data.packing.columns import ColumnSpec, parse_keep_columns
-from sd.errors import InputError
+from sd.errors import ArgumentError, InputError
+from sd.flags.arguments import ENGINES, check_choice, check_engine, check_file_name, check_range, check_ranges
 from sd.flags.idle import refuse_idle
+from sd.flags.options import REQUIRED, option
 from sd.runtime import usable_cores
 
 VERIFY = ("header", "decode", "none")
 INPUT_FORMATS = ("jsonl", "webdataset", "parquet", "folder", "imagefolder", "csv", "tsv")
-ENGINES = ("local", "ray")
 
 # What decides the bytes of a part. The rest may differ when a stopped run resumes.
 _PART_SETTINGS = (
@@ -38,47 +39,45 @@ _PART_SETTINGS = (
 class PackOptions:
     """The flags of create_pretraining_data.py; `None` and 0 turn a filter off."""
 
-    input_path: str
-    output_path: str
-    output_name: str = "custom_dataset"
-    caption_key: str = "caption"
-    image_key: str = "image"
-    per_part_file_num: int = 1000
-    save_gzip_file: bool = False
-    num_repeat: int = 1
-    num_workers: int | None = None
-    input_format: str = "jsonl"
-    verify: str = "header"
-    min_size: int = 0
-    max_aspect_ratio: float | None = None
-    min_caption_length: int = 0
-    resize: int | None = None
-    quality: int = 95
-    max_bad_fraction: float = 0.05
-    allow_outside: bool = False
-    max_pixels: int = MAX_PIXELS
-    overwrite: bool = False
-    engine: str = "local"
-    ray_address: str | None = None
-    kohya_folders: bool = False
-    caption_lines: bool | None = None
-    keep_columns: str | None = None
+    input_path: str = option(REQUIRED, "JSONL, one object a line; or a folder, tables, shards: see --input_format")
+    output_path: str = option(REQUIRED, "folder for parts, file lists and report")
+    output_name: str = option("custom_dataset", "name of the file list")
+    caption_key: str = option("caption", "key of the caption, or several: caption,long_caption,tags")
+    image_key: str = option("image", "key of the image's path, relative to the folder of the JSONL or table")
+    keep_columns: str | None = option(
+        None, "fields to keep as columns for filters: aesthetic,url=URL,score:float64", metavar="NAMES"
+    )
+    per_part_file_num: int = option(1000, "input rows a part")
+    save_gzip_file: bool = option(False, "gzip the parts")
+    num_repeat: int = option(1, "how often the file list names every part")
+    num_workers: int | None = option(None, "processes on this machine (default: the cores)")
+    input_format: str = option("jsonl", "what --input_path holds; folder: cat.jpg and cat.txt", choices=INPUT_FORMATS)
+    kohya_folders: bool = option(False, "of --input_format folder: list the parts of a folder NN_name NN times")
+    caption_lines: bool | None = option(None, "of --input_format folder: every line of a text is a caption")
+    verify: str = option("header", "open each image, decode it whole, or neither", choices=VERIFY)
+    min_size: int = option(0, "leave out images with a shorter short side")
+    max_aspect_ratio: float | None = option(None, "leave out images that are longer than this times their short side")
+    min_caption_length: int = option(0, "leave out captions with fewer characters")
+    resize: int | None = option(None, "shrink larger images to this short side, as JPEG", metavar="SHORT_SIDE")
+    quality: int = option(95, "JPEG quality for --resize")
+    max_bad_fraction: float = option(0.05, "fail if a larger share of the rows is bad")
+    allow_outside: bool = option(False, "follow image paths out of the JSONL's folder")
+    max_pixels: int = option(MAX_PIXELS, "refuse larger images")
+    overwrite: bool = option(False, "remove the parts of an earlier run instead of resuming from them")
+    engine: str = option("local", "this machine, or a Ray cluster", choices=ENGINES)
+    ray_address: str | None = option(None, "address of the Ray cluster (default: start one here)")
 
     def __post_init__(self):
         if self.num_workers is None:
             object.__setattr__(self, "num_workers", usable_cores())
-        for name in ("per_part_file_num", "num_repeat", "num_workers", "max_pixels"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("min_size", "min_caption_length"):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
-        self._require("max_aspect_ratio", self.max_aspect_ratio is None or self.max_aspect_ratio >= 1, "at least 1")
-        self._require("resize", self.resize is None or self.resize >= 1, "at least 1")
-        self._require("quality", 1 <= self.quality <= 100, "from 1 to 100")
-        self._require("max_bad_fraction", 0 <= self.max_bad_fraction <= 1, "from 0 to 1")
-        self._require("verify", self.verify in VERIFY, f"one of {VERIFY}")
-        self._require("input_format", self.input_format in INPUT_FORMATS, f"one of {INPUT_FORMATS}")
-        self._require("engine", self.engine in ENGINES, f"one of {ENGINES}")
-        self._require("output_name", self.output_name and "/" not in self.output_name, "a file name without a slash")
+        check_ranges(self, "per_part_file_num num_repeat num_workers max_pixels max_aspect_ratio resize", low=1)
+        check_ranges(self, "min_size min_caption_length", low=0)
+        check_range("quality", self.quality, low=1, high=100)
+        check_range("max_bad_fraction", self.max_bad_fraction, low=0, high=1)
+        for name, choices in (("verify", VERIFY), ("input_format", INPUT_FORMATS)):
+            check_choice(name, getattr(self, name), choices)
+        check_engine(self.engine, self.ray_address)
+        check_file_name("output_name", self.output_name)
         if self.verify == "none" and (self.min_size or self.max_aspect_ratio or self.resize):
             raise InputError("--verify none looks at no image; --min_size, --max_aspect_ratio and --resize need one")
         if self.max_pixels > MAX_PIXELS and not self.resize:
@@ -87,15 +86,13 @@ class PackOptions:
                 "--resize to shrink larger images"
             )
         keys = self.caption_keys
-        self._require(
-            "caption_key", all(keys) and len(set(keys)) == len(keys), "different keys, with commas between them"
-        )
+        if not all(keys) or len(set(keys)) < len(keys):
+            raise ArgumentError("caption_key", self.caption_key, "; expected different keys, with commas between them")
         for name in ("kohya_folders", "caption_lines"):
             if getattr(self, name) and self.input_format != "folder":
                 raise InputError(f"--{name} needs --input_format folder, not {self.input_format}")
-        object.__setattr__(
-            self, "caption_lines", self.caption_lines or None
-        )  # None: as parts of earlier versions have it
+        # None: as parts of earlier versions have it
+        object.__setattr__(self, "caption_lines", self.caption_lines or None)
         if self.keep_columns is not None:
             object.__setattr__(self, "keep_columns", ",".join(map(str, self.column_specs)))
         tars, folders = (self.input_format == kind for kind in ("webdataset", "folder"))
@@ -105,8 +102,6 @@ class PackOptions:
             (not tars, "allow_outside", "with --input_format webdataset: links out of an archive are never followed"),
         ]
         refuse_idle(self, rules)
-        if self.ray_address and self.engine != "ray":
-            raise InputError(f"--ray_address {self.ray_address} needs --engine ray")
 
     @property
     def caption_keys(self) -> tuple[str, ...]:
@@ -118,11 +113,7 @@ class PackOptions:
         """The columns that parts keep. Raises InputError."""
         return parse_keep_columns(self.keep_columns)
 
-    def _require(self, name, condition, expected):
-        if not condition:
-            raise InputError(f"--{name} {getattr(self, name)}; expected {expected}")
-
     def part_settings(self) -> dict[str, Any]:
         """What decides the bytes of a part, as a dict for JSON."""
-        settings = {name: value for name, value in asdict(self).items() if name in _PART_SETTINGS}
+        settings = {name: getattr(self, name) for name in _PART_SETTINGS}
         return settings | ({"resizer": RESIZER} if self.resize else {})

@@ -19,10 +19,11 @@ from sd.data.parts import storage
 from sd.data.parts.columns import SUFFIX as COLUMNS_SUFFIX
 from sd.data.parts.filelist import write_file_lists
 from sd.data.parts.index import SUFFIX, PartError, parse_index
-from sd.errors import InputError, RunError
+from sd.data.resumable import resumable
+from sd.errors import InputError
 from sd.files import is_unfinished
 from sd.processes.locks import locked_folder
-from sd.processes.pool import run_local, stopped_by_signals
+from sd.processes.pool import run_local
 from sd.processes.ray_engine import run_on_ray
 
 PART_FOLDER, LIST_FOLDER = "laion400m_format_data", "filelist"
@@ -35,22 +36,17 @@ def pack(options: PackOptions) -> tuple[str, dict[str, Any]]:
     A run that was stopped resumes from its finished parts. Raises InputError for wrong input or an output that belongs
     to other input or flags, RunError for too many bad rows or an output that cannot be written.
     """
-    try:
-        with stopped_by_signals("the same command resumes from the finished parts") as raise_if_stopped:
-            source = open_source(options)
-            tasks = _tasks(source.items(), options, raise_if_stopped)
-            with _other_format_named(options):
-                first = next(tasks, None)
-                if first is None:
-                    raise InputError(f"--input_path {options.input_path}: no rows in it")
-            with _locked_output(options):
-                tally = _pack_parts(chain([first], tasks), source, options)
-                raise_if_stopped()
-                return _finish(tally, options)
-    except storage.failures() as error:
-        path = getattr(error, "filename", None) or options.output_path
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{path}: {reason}; mend that, and the same command resumes from the finished parts") from error
+    with resumable(options.output_path) as raise_if_stopped:
+        source = open_source(options)
+        tasks = _tasks(source.items(), options, raise_if_stopped)
+        with _other_format_named(options):
+            first = next(tasks, None)
+            if first is None:
+                raise InputError(f"--input_path {options.input_path}: no rows in it")
+        with _locked_output(options):
+            tally = _pack_parts(chain([first], tasks), source, options)
+            raise_if_stopped()
+            return _finish(tally, options)
 
 
 def _part_folder(options):

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 from PIL import Image
 
@@ -11,6 +10,7 @@ from sd.data.images.open import MAX_PIXELS, open_image
 from sd.data.packing.columns import ColumnBuilder, parse_keep_columns
 from sd.data.packing.options import PackOptions
 from sd.data.packing.outcomes import BadRow, Filtered
+from sd.data.packing.sources.choose import Source
 from sd.data.parts import storage
 from sd.data.parts.columns import SUFFIX as COLUMNS_SUFFIX
 from sd.data.parts.columns import ColumnsFile
@@ -45,7 +45,7 @@ class PartResult:
     columns: dict = field(default_factory=dict)  # of the columns kept: {name: {type, missing, unfit}}
 
 
-def pack_part(task: Task, source: Any, options: PackOptions) -> PartResult:
+def pack_part(task: Task, source: Source, options: PackOptions) -> PartResult:
     """Write one part, or find that it is there already. Raises OSError for an output that cannot be written."""
     Image.MAX_IMAGE_PIXELS = options.max_pixels  # Pillow refuses twice as many
     with source.open() as loader:

@@ -1,6 +1,5 @@
 """The outcome counts of all input rows: report.json, progress bar, warnings and errors."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +10,7 @@ from sd.data.packing.outcomes import BAD, FILTERED
 from sd.data.packing.part import PartResult
 from sd.data.parts import storage
 from sd.errors import InputError, RunError
+from sd.logs import bar_seconds
 
 _BY_FILTER = "data_filter"
 _MIN_ROWS_TO_WARN = 1000
@@ -102,7 +102,7 @@ class Tally:
 
     def _most_frequent(self, outcomes):
         counts = {key: count for key, count in self.rejected.items() if key[0] in outcomes}
-        key = max(counts, key=counts.get)
+        key = max(counts, key=lambda key: counts[key])
         first = self._first[key]
         position = " ".join(f"{name} {value}" for name, value in first.items() if name not in _SAME_IN_ALL)
         detail = f": {first['detail']}" if first["detail"] else ""
@@ -130,9 +130,7 @@ class Progress:
         before = self._bar.n if self._bar else 0
         total = round((before + rows) / result.done_fraction)
         if self._bar is None:
-            # In a log file, where each update is a line, one in half a minute is enough.
-            interval = 0.5 if sys.stderr.isatty() else 30
-            self._bar = tqdm(desc="packing", unit=" images", mininterval=interval, total=total, initial=rows)
+            self._bar = tqdm(desc="packing", unit=" images", mininterval=bar_seconds(), total=total, initial=rows)
         else:
             self._bar.total = total
             self._bar.update(rows)

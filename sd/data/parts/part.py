@@ -5,6 +5,7 @@ import struct
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from isal import igzip_lib, isal_zlib
@@ -60,7 +61,8 @@ class PartWriter:
         self._lengths, self._sizes, self._crcs = [], [], []
         self._num_bytes, self._crc = 0, 0
         self._file = storage.AtomicFile(path)
-        self.notes, self.index = {}, None
+        self.notes: dict[str, Any] = {}
+        self.index: PartIndex | None = None
         self.columns: dict[str, Column] = {}
 
     def __enter__(self):
@@ -93,7 +95,7 @@ class PartWriter:
         if self._gzip:
             self._write(pack_member(b""))  # the end mark: without it the part was cut between two rows
         sizes = np.array(self._sizes, np.int32).reshape(-1, 2)
-        self.index = PartIndex(
+        self.index = index = PartIndex(
             path=self.path,
             layout=MEMBERS if self._gzip else LINES,
             lengths=np.array(self._lengths, np.uint32),
@@ -105,8 +107,8 @@ class PartWriter:
             kind=self._kind,
             notes=self.notes,
         )
-        merge_columns(self.index, self.columns)
-        storage.write_atomic(self.path + SUFFIX, self.index.to_bytes())
+        merge_columns(index, self.columns)
+        storage.write_atomic(self.path + SUFFIX, index.to_bytes())
 
 
 def load_index(path: str | Path, cache_dir: str | Path | None = None) -> PartIndex:
@@ -165,29 +167,26 @@ def _cache_key(path, version):
 class PartReader:
     """Reads rows of a part by number; cheap in any order for our parts, in ascending order for others.
 
-    Raises PartError on opening if the part is missing, RowError from `read` if a row cannot be read.
+    Raises PartError if the part is missing, RowError from `read` if a row cannot be read.
     """
 
     def __init__(self, path: str | Path, index: PartIndex):
-        self._path, self._index = str(path), index
-        self._file = self._stream = None
+        self._index = index
+        try:
+            self._file = storage.open_binary(str(path))
+        except OSError as error:
+            raise PartError(f"{path}: cannot be opened: {error.strerror or error}") from error
+        self._stream = ForwardReader(self._file) if index.layout == STREAM else None
 
     def __enter__(self):
-        try:
-            self._file = storage.open_binary(self._path)
-        except OSError as error:
-            raise PartError(f"{self._path}: cannot be opened: {error.strerror or error}") from error
-        if self._index.layout == STREAM:
-            self._stream = ForwardReader(self._file)
         return self
 
     def __exit__(self, *error):
         self.close()
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._file = self._stream = None
+        self._file.close()
+        self._stream = None
 
     def read(self, row: int) -> bytes:
         """The bytes of row `row` (from 0), without its newline."""

@@ -7,8 +7,7 @@ lie end to end, and after p passes of a source its bucket with n rows has been d
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -26,7 +25,7 @@ class Deal:
     floor(t n / (blocks x group_size)) groups, and within a block the buckets are shuffled by `shuffle(t)`, a Generator.
     """
 
-    def __init__(self, rows: Sequence[int], group_size: int, shuffle: Any):
+    def __init__(self, rows: Sequence[int], group_size: int, shuffle: Callable[[int], np.random.Generator]):
         self.rows, self.group_size, self._shuffle = [int(count) for count in rows], group_size, shuffle
         self.blocks = max(1, sum(self.rows) // (group_size * DEAL_BLOCK))
         self._step = self.blocks * group_size

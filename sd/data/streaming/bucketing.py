@@ -1,17 +1,16 @@
 """The rows of a file list by bucket: counted from the indexes, small buckets merged, both reported as log lines."""
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from sd.data.parts.moments import KIND, Manifest
+from sd.data.filters.rows import RowSelection
+from sd.data.parts.index import PartIndex
+from sd.data.parts.moments import KIND
 from sd.data.parts.storage import base_name
 from sd.data.streaming.buckets import BucketTable, check_cached
-from sd.errors import ArgumentError
-from sd.flags.aspect import format_size, parse_aspect_buckets
+from sd.flags.aspect import format_size
 
 
 @dataclass(frozen=True)
@@ -23,53 +22,16 @@ class Bucketing:
     group_size: int = 1
     enlarge: bool = False
 
-    _latest: list = field(default_factory=lambda: [(None, None)], init=False, repr=False, compare=False)
-
-    def choose(self, index: Any) -> np.ndarray:
-        """The bucket of each row of a PartIndex before any merging: int16 [n], -1 for none."""
-        latest, chosen = self._latest[0]
-        if latest is not index:  # consecutive calls have the same index
-            chosen = self._choose(index)
-            self._latest[0] = index, chosen
-        return chosen
-
-    def _choose(self, index):
+    def choose(self, index: PartIndex) -> np.ndarray:
+        """The bucket of each row of a part before any merging: int16 [n], -1 for none."""
         if index.kind == KIND:
             return self.table.exact(index.widths, index.heights)
         return self.table.choose(index.widths, index.heights, self.enlarge)
 
-    def count(self, index: Any, mask: np.ndarray) -> np.ndarray:
-        """Rows of a PartIndex in each bucket before any merging: int32 [buckets]. mask: bool [n], those that count."""
-        chosen = np.where(mask, self.choose(index), -1)
-        return np.bincount(chosen[chosen >= 0], minlength=len(self.table)).astype(np.int32)
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that `from_flags` reads."""
-    parser.add_argument("--aspect_buckets", help="as in training: how many buckets, or their sizes")
-    parser.add_argument(
-        "--aspect_group_size", type=int, default=1, help="as in training: buckets with fewer rows are merged; default 1"
-    )
-    parser.add_argument(
-        "--side_multiple",
-        type=int,
-        default=64,
-        help="what sides must be multiples of, for a number of buckets; default 64, as v1-4's VAE and UNet need",
-    )
-
-
-def from_flags(options: argparse.Namespace, manifest: Manifest | None) -> Bucketing | None:
-    """The Bucketing of flags where no model says what sides must be multiples of, a list is taken as it is; or that of
-    a cache. None for squares. Raises InputError."""
-    for name in ("side_multiple", "aspect_group_size"):
-        if getattr(options, name) < 1:
-            raise ArgumentError(name, getattr(options, name), "; expected at least 1")
-    sizes = manifest.sizes if manifest is not None and manifest.aspect_buckets else None
-    if sizes or options.aspect_buckets is None:
-        return Bucketing(BucketTable(sizes)) if sizes else None
-    multiple = options.side_multiple if isinstance(parse_aspect_buckets(options.aspect_buckets), int) else 1
-    table = BucketTable.from_flag(options.aspect_buckets, options.resolution, multiple)
-    return Bucketing(table, options.aspect_group_size, options.enlarge)
+    def count(self, selection: RowSelection) -> np.ndarray:
+        """The rows to use that are in each bucket before any merging: int32 [buckets]."""
+        assert selection.buckets is not None
+        return np.bincount(selection.buckets[selection.mask], minlength=len(self.table)).astype(np.int32)
 
 
 class BucketRows:
@@ -108,9 +70,11 @@ class BucketRows:
         sizes = tuple(size for size, count in zip(self.bucketing.table.sizes, rows, strict=True) if count)
         return BucketTable(sizes or self.bucketing.table.sizes)
 
-    def by_bucket(self, part: int, index: Any, rows: np.ndarray) -> np.ndarray:
-        """A part's usable rows, numbers in ascending order, by bucket, then by number: what ordinals count."""
-        chosen = self.bucketing.choose(index)[rows]
+    def by_bucket(self, part: int, selection: RowSelection) -> np.ndarray:
+        """The numbers of a part's rows to use by bucket, then by number: what ordinals count."""
+        assert selection.buckets is not None
+        rows = selection.rows
+        chosen = selection.buckets[rows]
         return rows[np.argsort(self.goes_to_of(part)[chosen], kind="stable")]
 
     def goes_to_of(self, part: int) -> np.ndarray:
@@ -120,10 +84,6 @@ class BucketRows:
     def bucket(self, part: int, ordinal: int) -> int:
         """The bucket of a usable row."""
         return int(np.searchsorted(np.cumsum(self.counts[:, part]), ordinal, side="right"))
-
-    def size(self, part: int, ordinal: int) -> tuple[int, int]:
-        """(width, height) of the bucket of a usable row."""
-        return self.bucketing.table.sizes[self.bucket(part, ordinal)]
 
     def lines(self) -> list[str]:
         """A line on the rows of each bucket, then one for each bucket that is merged or has no row."""

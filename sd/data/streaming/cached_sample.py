@@ -8,8 +8,10 @@ import numpy as np
 from sd.data.parts.moments import Manifest, decode_payload
 from sd.data.parts.record import Record, RowError
 from sd.data.streaming.caption_draw import CaptionDraw
+from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.order import CROP, DRAW, rng
-from sd.data.streaming.sample import drawn, token_ids
+from sd.data.streaming.sample import Framing, SampleMaker, drawn, token_ids
+from sd.errors import InputError
 
 
 class CachedSampleMaker:
@@ -57,9 +59,9 @@ class CachedSampleMaker:
         """(moments, text states or None) of a row. Raises RowError where they are not what the manifest says."""
         moments, states = decode_payload(record.image)
         channels, height, width = self.latent_shapes[bucket or 0]
-        expected = {"moments": (self.manifest.num_variants, 2 * channels, height, width)}
-        shapes = {"moments": moments.shape}
-        if self.manifest.has_text:
+        expected: dict[str, tuple[int, ...]] = {"moments": (self.manifest.num_variants, 2 * channels, height, width)}
+        shapes: dict[str, tuple[int, ...] | None] = {"moments": moments.shape}
+        if self.empty_state is not None:
             expected["text_states"] = (len(record.captions), *self.empty_state.shape)
             shapes["text_states"] = None if states is None else states.shape
         if expected != shapes:
@@ -72,3 +74,16 @@ class CachedSampleMaker:
     def _arrays(self, moments, text, draw_rng, sample, bucket):
         arrays = {"moments": moments, **text, "sample": np.int64(sample)}
         return arrays | drawn(self.draw, draw_rng, bucket)
+
+
+def sample_maker(
+    catalog: Catalog, tokenize: Callable[[str], Any], *, interpolation: str, **options: Any
+) -> SampleMaker | CachedSampleMaker:
+    """The SampleMaker of a catalog of images, the CachedSampleMaker of one of cached parts."""
+    manifest, rows = catalog.manifest, catalog.bucket_rows
+    if manifest is None:
+        return SampleMaker(tokenize, Framing.of(catalog, interpolation), **options)
+    table = None if rows is None else str(rows.bucketing.table)
+    if lines := manifest.differences(resolution=catalog.resolution, aspect_buckets=table):
+        raise InputError(f"{catalog.file_list}: the cache does not fit: {'; '.join(lines)}")
+    return CachedSampleMaker(tokenize, manifest, **options)

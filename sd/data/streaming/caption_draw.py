@@ -40,7 +40,7 @@ class CaptionDraw:
         draw = rng(self._seed, CAPTION, sample)
         dropped = draw.random() < self._dropout
         shares = [(source, share) for source, share in self._flags.shares if source in sources]
-        numbers = range(len(sources))
+        numbers = [*range(len(sources))]
         if shares:
             ends = np.cumsum([share for _, share in shares])
             index = int(np.searchsorted(ends, draw.random() * ends[-1], side="right"))

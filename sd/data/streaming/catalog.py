@@ -66,7 +66,8 @@ class Catalog:
     - bucket_rows: with `bucketing` the BucketRows, else None; usable are then the rows that have a bucket.
     - fingerprint: a hash of weights, names, checksums and which rows pass, the same wherever the parts lie.
 
-    left_out: the large rows that do not pass are used instead, to look at them.
+    data_filter: an expression, or one that is read already. left_out: the large rows that do not pass are used instead,
+    to look at them.
 
     Raises InputError where nothing is usable (unless `may_be_unusable`), more than `max_bad_fraction` of the rows is
     bad, images and cached moments stand in one list, or a filter cannot be read or names a column that no part has.
@@ -81,12 +82,14 @@ class Catalog:
         cache_dir: str | Path | None = None,
         may_be_unusable: bool = False,
         enlarge: bool = False,
-        data_filter: Any = None,
-        left_out: Any = False,
+        data_filter: str | RowFilter | None = None,
+        left_out: bool = False,
         bucketing: Bucketing | None = None,
     ):
         self.file_list, self.resolution, self.bucketing = str(file_list), resolution, bucketing
-        global_filters = [RowFilter(data_filter)] if data_filter is not None else []  # read before any file is
+        if isinstance(data_filter, str):
+            data_filter = RowFilter(data_filter)  # read before any file is
+        global_filters = [] if data_filter is None else [data_filter]
         self.manifest = find_manifest(file_list)
         # Of a cache the rows that are smaller than it hold no picture, and the enlarged ones have its size.
         self.min_side = 1 if enlarge and self.manifest is None else resolution
@@ -137,7 +140,7 @@ class Catalog:
         return describe_filters(self.rules, self.names)
 
     @property
-    def sources(self) -> Any:
+    def sources(self) -> list[tuple[float, np.ndarray]]:
         """Pairs (weight, usable rows of each part), as Order takes them; by bucket too, as BucketOrder does."""
         ranges = zip(self.first_part, self.first_part[1:], strict=False)
         counts = self.usable if self.bucket_rows is None else self.bucket_rows.counts
@@ -145,8 +148,8 @@ class Catalog:
 
     def rows(self, part: int, index: PartIndex) -> np.ndarray:
         """Row numbers of the usable rows of a part, in the order in which ordinals count them."""
-        rows = self.rule(part).rows(index)
-        return rows if self.bucket_rows is None else self.bucket_rows.by_bucket(part, index, rows)
+        selection = self.rule(part).select_index(index)
+        return selection.rows if self.bucket_rows is None else self.bucket_rows.by_bucket(part, selection)
 
     def name(self, part: int, row: int) -> str:
         """`part-000001.gz row 17`, rows counted from 1 as editors do."""
@@ -196,7 +199,7 @@ class Catalog:
                 continue
             name = self.names[self.source_of(number)]
             location = f"{name}: {storage.base_name(self.paths[number])}"
-            if part.kind == KIND:
+            if self.manifest is None:
                 raise InputError(
                     f"{location} is a part of cached latents, but there is no {manifest_path(name)}; copy the manifest "
                     "beside the filelist, and keep images and cached parts in lists of their own"
@@ -254,7 +257,9 @@ class Catalog:
             )
 
 
-def summarise(path: str | Path, rule: Any, cache_dir: str | Path | None = None, count_cache: Any = None) -> Any:
+def summarise(
+    path: str | Path, rule: RowRule, cache_dir: str | Path | None = None, count_cache: BucketCountCache | None = None
+) -> PartSummary:
     """PartSummary of a part, from the header of its index where that is enough. Damage does not raise.
 
     count_cache: BucketCountCache of the rule's buckets.
@@ -317,7 +322,7 @@ def _select_rows(header, rule, full_index):
         "passing": selected.num_passing,
     }
     if rule.shapes is not None:
-        fields["buckets"] = rule.shapes.count(full_index(), selected.mask)
+        fields["buckets"] = rule.shapes.count(selected)
     return int(np.count_nonzero(selected.mask)), fields, ""
 
 

@@ -4,12 +4,15 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sd.data.filters.rows import SIZES, RowFilter, RowRule, add_types
 from sd.data.filters.tree import names_in
 from sd.data.parts import storage
 from sd.errors import InputError
+
+if TYPE_CHECKING:
+    from sd.data.streaming.catalog import Catalog, PartSummary
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ class Filtering:
             raise InputError(f"{name}: no row passes {text}; take it out of the list, or use a less restrictive filter")
 
 
-def total_filtering(catalog: Any, parts: Sequence[Any], log: bool = True) -> Filtering:
+def total_filtering(catalog: "Catalog", parts: Sequence["PartSummary"], log: bool = True) -> Filtering:
     """The Filtering of a Catalog's PartSummaries, all of them.
 
     Raises FilterError for a column that no part has; log: warn of one that some parts lack.
@@ -90,7 +93,7 @@ def _count_removed(removed, rule: RowRule, parts):
             at += 1
 
 
-def _check_names(one: RowFilter, selected: Sequence[tuple[str, Any]], is_cache: bool, log: bool) -> None:
+def _check_names(one: RowFilter, selected: Sequence[tuple[str, "PartSummary"]], is_cache: bool, log: bool) -> None:
     types: dict[str, str] = {}
     for _, part in selected:
         add_types(types, part.types)

@@ -8,11 +8,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from sd.data.parts import storage
 from sd.data.parts.gunzip import PIECE_BYTES, DamageError, unpack
-from sd.data.parts.index import LINES, STREAM, PartError
+from sd.data.parts.index import LINES, STREAM, PartError, PartHeader, PartIndex
 from sd.data.parts.part import PartReader
 from sd.errors import RunError
 from sd.files import try_flock
@@ -39,13 +39,13 @@ class LocalCopies:
     def __init__(self, limit_bytes: int = DEFAULT_BYTES, folder: str | Path | None = None):
         self.limit_bytes, self.folder = limit_bytes, Path(folder or storage.cache_folder("sd_parts"))
 
-    def open(self, path: str | Path, index: Any) -> PartReader:
+    def open(self, path: str | Path, index: PartIndex) -> PartReader:
         """A PartReader that is open already.
 
         Raises PartError if the part cannot be read, RunError if the folder cannot hold it.
         """
         if not needs_copy(path, index.layout):
-            return PartReader(path, index).__enter__()
+            return PartReader(path, index)
         name = sha256(f"{path} {index.checksum} {index.layout}".encode()).hexdigest()[:32]
         copy = self.folder / f"{name}.part"
         write = _copy_into
@@ -68,10 +68,10 @@ class LocalCopies:
             ) from error
         return reader
 
-    def prepare(self, path: str | Path, index: Any) -> None:
+    def prepare(self, path: str | Path, index: PartHeader | PartIndex) -> None:
         """Make the copy that `open` will need. index: PartIndex or PartHeader. Raises as `open`."""
         if needs_copy(path, index.layout):
-            self.open(path, index).close()
+            self.open(path, cast(PartIndex, index)).close()  # no row is read
 
     def _fetch(self, path, copy, index, write):
         """Write the copy and open it before it is renamed, so that no other process can evict it in between."""
@@ -87,7 +87,7 @@ class LocalCopies:
                         if attempt + 1 == _ATTEMPTS:
                             raise PartError(f"{path}: cannot be read: {error}") from error
                 time.sleep(_PAUSE_SECONDS * 2**attempt)
-            reader = PartReader(str(temporary), index).__enter__()
+            reader = PartReader(temporary, index)
             with self._eviction_lock():  # evict first, counting `temporary`, then rename: never over the limit
                 self._evict(keep=copy)
                 temporary.replace(copy)
@@ -130,7 +130,7 @@ def _size_if_in_work(temporary):
 def _reader_of(copy, index):
     """An open PartReader of a copy, None if there is no such file."""
     with suppress(PartError):
-        return PartReader(str(copy), index).__enter__()
+        return PartReader(copy, index)
     return None
 
 

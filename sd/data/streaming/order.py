@@ -6,10 +6,11 @@ each lane walks through its own range of every pass, window by window. So a reco
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numpy.random.bit_generator import ISeedSequence
 
 from sd.errors import InputError
@@ -22,6 +23,8 @@ CACHED_WINDOWS = 2048
 CACHED_ROWS = 500_000  # in windows: 16 bytes each
 CACHED_PASSES = 4
 REPLACEMENT_DRAWS = 200
+
+Rows = npt.NDArray[np.int64]
 
 
 def rng(seed: int, purpose: int, *coordinates: int) -> np.random.Generator:
@@ -73,7 +76,15 @@ class Order:
     Several sources are mixed in blocks of `MIX_BLOCK` samples of a lane. Raises InputError where a lane would be empty.
     """
 
-    def __init__(self, sources: Any, *, seed: int, lanes: int, deal_size: int, buffer_size: int):
+    def __init__(
+        self,
+        sources: Sequence[tuple[float, npt.ArrayLike]],
+        *,
+        seed: int,
+        lanes: int,
+        deal_size: int,
+        buffer_size: int,
+    ):
         for name, value in (("lanes", lanes), ("deal_size", deal_size), ("buffer_size", buffer_size)):
             if value < 1:
                 raise InputError(f"{name}={value}; expected 1 or more")
@@ -124,12 +135,12 @@ class Order:
         turn, within = divmod(index, self.deal_size)
         return (turn * self.lanes + lane) * self.deal_size + within
 
-    def lane_range(self, source: int, lane: int) -> Any:
+    def lane_range(self, source: int, lane: int) -> tuple[int, int]:
         """The range of rows of a pass, in the order of that pass, that belongs to the lane."""
         rows = self.rows[source]
         return lane * rows // self.lanes, (lane + 1) * rows // self.lanes
 
-    def coordinates(self, sample: int) -> Any:
+    def coordinates(self, sample: int) -> tuple[int, int, int, int, int]:
         """(source, lane, pass, window, slot in the shuffled window) of a sample."""
         lane, index = self.lane_of(sample)
         source = 0 if len(self.rows) == 1 else int(np.argmax(self.quotas))
@@ -151,18 +162,19 @@ class Order:
         """The bucket of a sample; None where rows are not kept apart by shape."""
         return None
 
-    def position(self, sample: int) -> Any:
+    def position(self, sample: int) -> tuple[int, int]:
         """(part, ordinal among the usable rows of the part) of a sample."""
         source, lane, pass_number, window, slot = self.coordinates(sample)
         parts, ordinals = self._windows[source, lane, pass_number, window]
         return int(parts[slot]), int(ordinals[slot])
 
-    def window(self, sample: int) -> Any:
+    def window(self, sample: int) -> tuple[Rows, Rows, int]:
         """All positions of the sample's window in shuffled order, (parts, ordinals) int64, and the sample's slot."""
         *window, slot = self.coordinates(sample)
-        return *self._windows[tuple(window)], slot
+        parts, ordinals = self._windows[tuple(window)]
+        return parts, ordinals, slot
 
-    def window_parts(self, source: int, lane: int, pass_number: int, window: int) -> Any:
+    def window_parts(self, source: int, lane: int, pass_number: int, window: int) -> tuple[set[int], set[int]]:
         """The parts of a window and of the next one on its lane, as two sets."""
         start, stop = self.lane_range(source, lane)
         after = (
@@ -170,10 +182,11 @@ class Order:
             if (window + 1) * self.window_rows(source) < stop - start
             else (pass_number + 1, 0)
         )
-        both = [(source, lane, *at) for at in ((pass_number, window), after)]
-        return tuple(set(np.unique(self._windows[key][0]).tolist()) for key in both)
+        parts, _ = self._windows[source, lane, pass_number, window]
+        following, _ = self._windows[source, lane, after[0], after[1]]
+        return set(np.unique(parts).tolist()), set(np.unique(following).tolist())
 
-    def candidates(self, sample: int) -> Any:
+    def candidates(self, sample: int) -> Iterator[tuple[int, int]]:
         """The sample's own position, then those that replace it in turn should a row turn out to be corrupt.
 
         First the rest of its window, from the next slot on and round; then rows drawn from the whole source.

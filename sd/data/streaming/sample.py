@@ -4,6 +4,7 @@ Every random choice comes from a generator of its own, keyed by the sample's num
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from sd.data.images.resize import scaled_size
 from sd.data.parts.record import Record, RowError
 from sd.data.streaming.buckets import covering_size
 from sd.data.streaming.caption_draw import CaptionDraw
+from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.order import CROP, DRAW, rng
 from sd.errors import InputError
 from sd.flags.aspect import format_size
+from sd.flags.captions import CaptionFlags
 
 SHORT_SIDE_SHARE = 0.9  # the crop is this share of the short side
 
@@ -98,42 +101,65 @@ def drawn(
     return draw(draw_rng) if bucket is None else draw(draw_rng, bucket)
 
 
+@dataclass(frozen=True)
+class Framing:
+    """The shape in which pictures are cut: that of their bucket, or squares of `resolution` without buckets.
+
+    min_side: of the pictures that are taken, for squares. sizes: (width, height) of each bucket; covered: see
+    `decode_covering`.
+    """
+
+    resolution: int
+    interpolation: str
+    min_side: int
+    sizes: Sequence[tuple[int, int]] = ()
+    covered: bool = False
+
+    @classmethod
+    def of(cls, catalog: Catalog, interpolation: str) -> "Framing":
+        """That of the pictures of a catalog."""
+        rows = catalog.bucket_rows
+        sizes, covered = ((), False) if rows is None else (rows.bucketing.table.sizes, rows.covered)
+        return cls(catalog.resolution, interpolation, catalog.min_side, sizes, covered)
+
+    def decode(self, image: bytes, bucket: int | None) -> Picture:
+        """A picture, large enough to be cut. Raises RowError."""
+        if bucket is None:
+            return decode_for(image, self.resolution, self.min_side)
+        return decode_covering(image, self.sizes[bucket], self.covered)
+
+    def cut(self, picture: Picture, bucket: int | None, draw: np.random.Generator | None = None) -> np.ndarray:
+        """uint8 [3, H, W] of a decoded picture: its middle, with `draw` a random place."""
+        if bucket is not None:
+            return bucket_crop(picture, self.sizes[bucket], self.interpolation, draw)
+        if draw is None:
+            return centre_crop(picture, self.resolution, self.interpolation)
+        return random_crop(picture, self.resolution, self.interpolation, draw)
+
+
 class SampleMaker:
     """What turns the record at place `sample` of the run into the arrays of one sample.
 
-    sizes: (width, height) of each bucket; without them, and without a `bucket` to each record, pictures are squares
-    of `resolution`. covered: see `decode_covering`. draw: takes the bucket too, where there are any.
+    draw: takes the bucket too, where there are any.
     """
 
     def __init__(
         self,
         tokenize: Callable[[str], Any],
+        framing: Framing,
         *,
-        resolution: int,
-        interpolation: str,
         caption_dropout: float,
         seed: int,
         draw: Callable[..., dict[str, np.ndarray]] | None = None,
-        min_side: int | None = None,
-        captions: Any = None,
-        sizes: Any = None,
-        covered: Any = False,
+        captions: CaptionFlags | None = None,
     ):
-        self.min_side, self.sizes, self.covered = min_side or resolution, sizes, covered
-        self.captions = CaptionDraw(seed, caption_dropout, captions)
+        self.framing, self.captions = framing, CaptionDraw(seed, caption_dropout, captions)
         self.tokenize, self.draw, self.seed = tokenize, draw, seed
-        self.resolution, self.interpolation = resolution, interpolation
 
     def train(self, record: Record, sample: int, bucket: int | None = None) -> dict[str, Any]:
         """Random crop, caption drawn or dropped, and the draws of the diffusion, all keyed by `sample`."""
-        crop_rng = rng(self.seed, CROP, sample)
-        if bucket is None:
-            picture = decode_for(record.image, self.resolution, self.min_side)
-            pixels = random_crop(picture, self.resolution, self.interpolation, crop_rng)
-        else:
-            size = self.sizes[bucket]
-            picture = decode_covering(record.image, size, self.covered)
-            pixels = bucket_crop(picture, size, self.interpolation, crop_rng)
+        picture = self.framing.decode(record.image, bucket)
+        pixels = self.framing.cut(picture, bucket, rng(self.seed, CROP, sample))
         caption = self.captions.text(record, sample)
         return self._arrays(pixels, caption, rng(self.seed, DRAW, sample), sample, bucket)
 
@@ -141,12 +167,7 @@ class SampleMaker:
         self, record: Record, number: int, draw_rng: np.random.Generator, bucket: int | None = None
     ) -> dict[str, Any]:
         """Centre crop, first caption, and the given generator's draws."""
-        if bucket is None:
-            picture = decode_for(record.image, self.resolution, self.min_side)
-            pixels = centre_crop(picture, self.resolution, self.interpolation)
-        else:
-            size = self.sizes[bucket]
-            pixels = bucket_crop(decode_covering(record.image, size, self.covered), size, self.interpolation)
+        pixels = self.framing.cut(self.framing.decode(record.image, bucket), bucket)
         return self._arrays(pixels, record.captions[0], draw_rng, number, bucket)
 
     def _arrays(self, pixels, caption, draw_rng, sample, bucket):

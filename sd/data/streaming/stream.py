@@ -115,7 +115,7 @@ class RowReader:
 class BadRowError(RowError):
     """A RowError with the row that it is about; None for a part that cannot be opened."""
 
-    def __init__(self, row: int, reason: object):
+    def __init__(self, row: int | None, reason: object):
         super().__init__(str(reason))
         self.row = row
 

@@ -145,10 +145,10 @@ def test_a_missing_part_is_named_and_the_others_get_their_column(tmp_path, pictu
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--max_distance", "12"], "--max_distance 12; expected 0 to 11"),
-        (["--num_workers", "0"], "--num_workers 0; expected at least 1"),
+        (["--max_distance", "12"], "max_distance=12; expected at least 0 and at most 11"),
+        (["--num_workers", "0"], "num_workers=0; expected at least 1"),
         (["--ray_address", "auto"], "--ray_address auto needs --engine ray"),
-        (["--output", "groups.jpg"], "--output groups.jpg; expected a name that ends in .png"),
+        (["--output", "groups.jpg"], "output='groups.jpg'; expected a name that ends in .png"),
     ],
 )
 def test_wrong_flags_are_refused(flags, message):

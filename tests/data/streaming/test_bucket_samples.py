@@ -6,8 +6,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from sd.data.streaming.bucketing import Bucketing
 from sd.data.streaming.buckets import BucketTable
-from sd.data.streaming.dataset import EvalPairs, TextImagePair, collate, raise_if_failed
+from sd.data.streaming.catalog import Catalog
+from sd.data.streaming.dataset import TextImagePair, collate, raise_if_failed
+from sd.data.streaming.eval_pairs import EvalPairs
 from sd.errors import InputError
 from tests.bucket_maker import BUCKETS, SIZES, make_pictures, mixed, write_part
 from tests.data_maker import tokenize, write_lists
@@ -170,7 +173,7 @@ def test_enlarging_takes_what_is_smaller_than_every_bucket(tmp_path):
 
 
 def test_evaluation_pairs_have_the_shape_of_their_bucket(file_list):
-    pairs = EvalPairs(file_list, tokenize, resolution=32, buckets=TABLE, limit=0)
+    pairs = EvalPairs(Catalog(file_list, 32, bucketing=Bucketing(TABLE)), tokenize, limit=0)
     assert len(pairs) == 54 and pairs.sizes == TABLE.sizes
     places = set()
     for number in range(54):
@@ -203,8 +206,6 @@ def test_impossible_streams_are_refused_with_their_numbers(file_list, changed, m
 
 def test_bucket_counts_are_cached_between_starts_by_the_bytes_of_a_part(file_list, tmp_path, monkeypatch):
     from sd.data.streaming import bucket_counts
-    from sd.data.streaming.bucketing import Bucketing
-    from sd.data.streaming.catalog import Catalog
 
     monkeypatch.setattr(bucket_counts, "MIN_NEW_PARTS", 1)
 

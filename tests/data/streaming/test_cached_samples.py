@@ -7,7 +7,7 @@ from sd.data.parts.moments import Manifest, encode_empty_state, encode_payload, 
 from sd.data.parts.record import Record, RowError
 from sd.data.streaming.cached_sample import CachedSampleMaker
 from sd.data.streaming.order import rng
-from sd.data.streaming.sample import SampleMaker
+from sd.data.streaming.sample import Framing, SampleMaker
 from tests.data_maker import draw, jpeg, tokenize, untokenize
 
 CAPTIONS = ("one", "two", "three")
@@ -39,7 +39,7 @@ def make(tmp_path):
 
 
 def test_captions_and_draws_are_those_from_images(make):
-    image_maker = SampleMaker(tokenize, resolution=16, interpolation="lanczos", caption_dropout=0.2, seed=3, draw=draw)
+    image_maker = SampleMaker(tokenize, Framing(16, "lanczos", 16), caption_dropout=0.2, seed=3, draw=draw)
     ids, states = make(text=False), make(text=True)
     seen = set()
     for number in range(60):

@@ -170,7 +170,7 @@ def test_rows_without_a_source_are_counted_and_an_unknown_source_is_refused(file
 
 
 def test_shuffled_tags_and_cached_text_are_refused_in_one_line():
-    from sd.training.run import check_tags
+    from sd.training.data import check_tags
 
     args = SDDataArguments(file_list="cache.list", shuffle_tags="tags", keep_tags=1)
     check_tags(args, None)

@@ -12,7 +12,8 @@ from sd.data.parts.part import PartWriter
 from sd.data.parts.record import encode_row
 from sd.data.streaming.captions import describe_truncation, num_tokens, sample_captions
 from sd.data.streaming.catalog import Catalog
-from sd.data.streaming.dataset import EvalPairs, TextImagePair
+from sd.data.streaming.dataset import TextImagePair
+from sd.data.streaming.eval_pairs import EvalPairs
 from sd.data.streaming.sample import short_side
 from tests.data_maker import jpeg, make_data, tokenize, write_lists
 from tests.pack_input import write_input
@@ -83,7 +84,7 @@ def test_an_enlarged_image_is_what_pillow_makes_of_it(tmp_path):
     with PartWriter(tmp_path / "part-000001.gz") as part:
         part.add(encode_row("a slope", (tmp_path / "slope.png").read_bytes()), 20, 30)
     file_list = write_lists(tmp_path, (1.0, [tmp_path / "part-000001.gz"]))
-    pairs = EvalPairs(file_list, tokenize, resolution=32, enlarge=True, limit=1)
+    pairs = EvalPairs(Catalog(file_list, 32, enlarge=True), tokenize, limit=1)
     side = short_side(32)
     larger = Image.fromarray(slope).resize((side, side * 30 // 20), Image.Resampling.LANCZOS)
     left, top = (side - 32) // 2, (larger.height - 32) // 2

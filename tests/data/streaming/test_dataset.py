@@ -11,7 +11,9 @@ import pytest
 from paddle.io import DataLoader
 
 from sd.data.streaming import stream
-from sd.data.streaming.dataset import EvalPairs, TextImagePair, collate, raise_if_failed, worker_init_fn
+from sd.data.streaming.catalog import Catalog
+from sd.data.streaming.dataset import TextImagePair, collate, raise_if_failed, worker_init_fn
+from sd.data.streaming.eval_pairs import EvalPairs
 from sd.errors import InputError
 from sd.training.setup import end_workers
 from tests.data_maker import SIDE, caption, draw, jpeg, make_data, tokenize, untokenize, write_lists, write_part
@@ -239,13 +241,13 @@ def test_defect_11_file_lists_that_name_nothing_are_refused(tmp_path, text, mess
 
 
 def test_evaluation_pairs_never_change_and_cover_the_list_evenly(file_list):
-    pairs = EvalPairs(file_list, tokenize, resolution=32, draw=draw, limit=16)
+    pairs = EvalPairs(Catalog(file_list, 32), tokenize, draw=draw, limit=16)
     assert len(pairs) == 16
     actual = joined(batches(pairs, 4, num_workers=2))
     assert_equal([actual], [joined(batches(pairs, 4))])
     assert actual["position"].tolist() == [[p, r] for p, n in enumerate((30, 20, 14)) for r in range(n)][::4]
     assert [untokenize(ids) for ids in actual["input_ids"]] == [caption(p, r) for p, r in actual["position"]]
-    assert len(EvalPairs(file_list, tokenize, resolution=32, limit=1000)) == 64
+    assert len(EvalPairs(Catalog(file_list, 32), tokenize, limit=1000)) == 64
 
 
 CHILD = """

@@ -11,7 +11,8 @@ from sd.data.filters.parse import FilterError
 from sd.data.parts.columns import SUFFIX, floats, read_columns, write_columns
 from sd.data.parts.part import load_index
 from sd.data.streaming.catalog import Catalog
-from sd.data.streaming.dataset import EvalPairs, TextImagePair
+from sd.data.streaming.dataset import TextImagePair
+from sd.data.streaming.eval_pairs import EvalPairs
 from sd.errors import InputError, RunError
 from tests.data_maker import draw, tokenize, untokenize, write_lists, write_part
 
@@ -96,8 +97,8 @@ def test_the_batches_are_those_of_the_passing_rows_packed_alone_bit_for_bit(whol
 
 
 def test_validation_and_previews_see_the_passing_rows_alone(whole, subset):
-    ours = EvalPairs(Catalog(whole, 32, data_filter=FILTER), tokenize, resolution=32, draw=draw)
-    theirs = EvalPairs(subset, tokenize, resolution=32, draw=draw)
+    ours = EvalPairs(Catalog(whole, 32, data_filter=FILTER), tokenize, draw=draw)
+    theirs = EvalPairs(Catalog(subset, 32), tokenize, draw=draw)
     assert len(ours) == len(theirs)
     for at in range(len(ours)):
         np.testing.assert_array_equal(ours[at]["pixel_values"], theirs[at]["pixel_values"])

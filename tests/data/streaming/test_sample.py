@@ -12,7 +12,7 @@ from sd.data.images.decode import Picture, decode_image
 from sd.data.images.resize import scaled_size
 from sd.data.parts.record import Record, RowError
 from sd.data.streaming.order import CAPTION, CROP, rng
-from sd.data.streaming.sample import SampleMaker, centre_crop, choose_caption, random_crop, short_side
+from sd.data.streaming.sample import Framing, SampleMaker, centre_crop, choose_caption, random_crop, short_side
 from sd.flags.arguments import INTERPOLATIONS
 from tests.data_maker import draw, tokenize, untokenize
 
@@ -176,7 +176,7 @@ def test_one_of_several_captions_is_drawn_and_dropout_has_its_rate():
 
 def test_a_sample_depends_on_its_number_and_seed_alone():
     record = Record(("one", "two"), encoded(picture(80, 60), "JPEG"))
-    options = {"resolution": 32, "interpolation": "lanczos", "caption_dropout": 0.1, "draw": draw}
+    options = {"framing": Framing(32, "lanczos", 32), "caption_dropout": 0.1, "draw": draw}
     first, again, other = (SampleMaker(tokenize, seed=seed, **options) for seed in (1, 1, 2))
     for key, value in first.train(record, 7).items():
         np.testing.assert_array_equal(value, again.train(record, 7)[key])
@@ -186,7 +186,7 @@ def test_a_sample_depends_on_its_number_and_seed_alone():
 
 def test_the_draws_do_not_depend_on_the_record():
     """So that training from cached latents, or with a bad row replaced, keeps its noise."""
-    options = {"resolution": 32, "interpolation": "lanczos", "caption_dropout": 0.1, "draw": draw, "seed": 3}
+    options = {"framing": Framing(32, "lanczos", 32), "caption_dropout": 0.1, "draw": draw, "seed": 3}
     maker = SampleMaker(tokenize, **options)
     one = maker.train(Record(("one",), encoded(picture(80, 60))), 7)
     other = maker.train(Record(("a", "b", "c"), encoded(picture(50, 90))), 7)
@@ -194,7 +194,7 @@ def test_the_draws_do_not_depend_on_the_record():
 
 
 def test_evaluation_takes_the_first_caption_and_the_middle():
-    options = {"resolution": 32, "interpolation": "lanczos", "caption_dropout": 1.0, "seed": 3}
+    options = {"framing": Framing(32, "lanczos", 32), "caption_dropout": 1.0, "seed": 3}
     image = picture(80, 60)
     arrays = SampleMaker(tokenize, **options).evaluate(Record(("one", "two"), encoded(image)), 7, rng(0, 1))
     assert untokenize(arrays["input_ids"]) == "one" and arrays["sample"] == 7

@@ -65,7 +65,9 @@ def _format_of(path, named):
             metadata = metadata or next((listed.folder + name for name in METADATA if name in names), "")
             tables += [storage.join(path, listed.folder + name) for name in names if name.endswith(".jsonl")]
             counts += Counter(_kind(names))
-    except (InputError, *storage.failures()):
+    except InputError:
+        return None
+    except storage.failures():
         return None
     if metadata:
         return "imagefolder", path, f"{metadata} is in it"

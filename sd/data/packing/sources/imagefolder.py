@@ -69,7 +69,7 @@ class ImagefolderSource:
         return {"file": item.path} | self.source(item.path).position(item.item)
 
     @contextmanager
-    def open(self) -> Any:
+    def open(self) -> Iterator["ImagefolderLoader"]:
         with ExitStack() as stack:
             yield ImagefolderLoader(self, stack)
 
@@ -77,7 +77,7 @@ class ImagefolderSource:
 class ImagefolderLoader:
     """The loaders of the metadata files that a part's rows stand in."""
 
-    def __init__(self, source: Any, stack: Any):
+    def __init__(self, source: ImagefolderSource, stack: ExitStack):
         self._source, self._stack, self._loaders = source, stack, {}
 
     def _loader(self, path):

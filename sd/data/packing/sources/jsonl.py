@@ -16,7 +16,7 @@ from typing import Any
 from isal import isal_zlib
 
 from sd.data.packing.outcomes import BadRow
-from sd.data.packing.sources.folders import folder_at
+from sd.data.packing.sources.folders import LocalFolder, RemoteFolder, folder_at
 from sd.data.packing.sources.inputs import input_error, raise_if_not_downloaded, refuse_utf16, text_of
 from sd.data.packing.sources.loaded import Loaded, captions_of
 from sd.data.parts import storage
@@ -63,14 +63,14 @@ class JsonlSource:
         return {"line": item[0]}
 
     @contextmanager
-    def open(self) -> Any:
+    def open(self) -> Iterator["JsonlLoader"]:
         yield JsonlLoader(self, folder_at(storage.folder_of(self.path), self.allow_outside))
 
 
 class JsonlLoader:
     """Looks at all rows of a part first, then reads their images, remote ones several at a time."""
 
-    def __init__(self, source: Any, folder: Any):
+    def __init__(self, source: JsonlSource, folder: LocalFolder | RemoteFolder):
         self._source, self._folder = source, folder
         self._rows = {}  # line number -> (captions, image path, fields), of rows that are not loaded yet
 

@@ -2,16 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 from isal import isal_zlib
 
 from sd.data.packing.outcomes import BadRow, Filtered, Unpaired
-from sd.data.packing.sources.folders import folder_at
+from sd.data.packing.sources.folders import LocalFolder, RemoteFolder, folder_at
 from sd.data.packing.sources.loaded import Loaded, captions_beside
 from sd.data.packing.sources.tar import IMAGE_SUFFIXES
 from sd.data.packing.sources.walk import Listed, top_folders, walk
@@ -79,7 +78,7 @@ class PairSource:
         return {"file": item.image or next(iter(item.texts.values()))}
 
     @contextmanager
-    def open(self) -> Any:
+    def open(self) -> Iterator["PairLoader"]:
         yield PairLoader(self.caption_keys, folder_at(self.path, self.allow_outside), self.caption_lines)
 
 
@@ -128,7 +127,7 @@ def _split(name):
 class PairLoader:
     """Looks at all files of a part first, then reads them, remote images several at a time."""
 
-    def __init__(self, caption_keys: Any, folder: Any, caption_lines: bool = False):
+    def __init__(self, caption_keys: Sequence[str], folder: LocalFolder | RemoteFolder, caption_lines: bool = False):
         self._caption_keys, self._folder, self._caption_lines = caption_keys, folder, caption_lines
         self._ahead = {}  # images that are not read yet, in order
 
@@ -141,7 +140,7 @@ class PairLoader:
         return f"{isal_zlib.crc32(ascii([named, defaults]).encode()):08x}"
 
     @staticmethod
-    def image_name(item: Any) -> str:
+    def image_name(item: object) -> str:
         """Nothing: the item's place has it."""
         return ""
 

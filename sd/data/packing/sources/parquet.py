@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import BinaryIO
 
 from isal import isal_zlib
 
@@ -83,7 +83,7 @@ class ParquetSource:
         return {"file": item.path} | ({"row": item.row} if item.row else {})
 
     @contextmanager
-    def open(self) -> Any:
+    def open(self) -> Iterator["ParquetLoader"]:
         loader = ParquetLoader(self)
         try:
             yield loader
@@ -107,14 +107,15 @@ def _read_footer(path):
 class ParquetLoader:
     """Walks the rows of a row group in batches; items of one part ascend."""
 
-    def __init__(self, source: Any):
+    def __init__(self, source: ParquetSource):
         self._source = source
-        self._at = self._file = self._batches = None
+        self._at: tuple[str, int] | None = None  # the file and row group of the batch
+        self._file: BinaryIO | None = None
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-        self._at = self._file = self._batches = None
+        self._at = self._file = None
 
     @staticmethod
     def signature(items: list[ParquetItem]) -> str:
@@ -124,7 +125,7 @@ class ParquetLoader:
         return f"{isal_zlib.crc32(repr(named).encode()):08x}"
 
     @staticmethod
-    def image_name(item: Any) -> str:
+    def image_name(item: object) -> str:
         """Nothing: the item's place has file and row."""
         return ""
 
@@ -136,7 +137,7 @@ class ParquetLoader:
             self._open(*row_group)
         while item.row_in_group >= self._start + self._batch.num_rows:
             self._start += self._batch.num_rows
-            self._batch = self._next_batch()
+            self._batch = self._next_batch(item.group)
         fields = {name: self._batch[name][item.row_in_group - self._start] for name in self._columns}
         image = self._image_value(fields[self._image_column])
         if image is None:
@@ -157,14 +158,12 @@ class ParquetLoader:
         except (ArrowException, OSError) as error:
             raise BadRow("not readable as parquet", first_line(error)) from error
         names = opened.schema_arrow.names
-        self._image_column = self._source.image_column(names)
         captions = [key for key in self._source.caption_keys if key in names]
-        for key, column in (
-            (self._source.image_key, self._image_column),
-            (self._source.caption_keys[0], *captions)[:2],
-        ):
-            if column not in names:
-                raise BadRow(f"no column {key!r}", f"it has {', '.join(names)}")
+        image_column = self._source.image_column(names)
+        if image_column is None or not captions:
+            lacking = self._source.caption_keys[0] if image_column else self._source.image_key
+            raise BadRow(f"no column {lacking!r}", f"it has {', '.join(names)}")
+        self._image_column = image_column
         self._folder = folder_at(storage.folder_of(path), self._source.allow_outside)
         self._columns = [*captions, self._image_column]
         for name in (*_STATUS_COLUMNS, *self._source.column_keys):
@@ -172,15 +171,14 @@ class ParquetLoader:
                 self._columns.append(name)
         self._batches = opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=self._columns)
         self._at, self._start = (path, group), 0
-        self._batch = self._next_batch()
+        self._batch = self._next_batch(group)
 
-    def _next_batch(self):
+    def _next_batch(self, group):
         from pyarrow import ArrowException
 
         try:
             return next(self._batches)
         except (StopIteration, ArrowException, OSError) as error:
-            _, group = self._at
             self._at = None
             raise BadRow("the parquet file is damaged", f"row group {group}: {first_line(error)}") from error
 

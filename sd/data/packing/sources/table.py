@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from isal import isal_zlib
 
@@ -95,7 +94,7 @@ class TableSource:
         return {"file": item.path, "line": item.line}
 
     @contextmanager
-    def open(self) -> Any:
+    def open(self) -> Iterator["TableLoader"]:
         yield TableLoader(self)
 
 
@@ -148,7 +147,7 @@ def _decoded(field):
 class TableLoader:
     """Looks at all rows of a part first, then reads their images, remote ones several at a time."""
 
-    def __init__(self, source: Any):
+    def __init__(self, source: TableSource):
         self._source, self._folders = source, {}
         self._ahead = {}  # (path of the table, line) -> image path, of rows that are not loaded yet
 

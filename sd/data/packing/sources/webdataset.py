@@ -1,10 +1,10 @@
 """Shards of the webdataset kind, as img2dataset writes them: tar files of `KEY.jpg`, `KEY.txt`, `KEY.json` members."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import BinaryIO
 
 from isal import isal_zlib
 
@@ -52,7 +52,7 @@ class WebdatasetSource:
         return {"shard": item.shard} | named | ({"image": item.image.name} if item.image else {})
 
     @contextmanager
-    def open(self) -> Any:
+    def open(self) -> Iterator["WebdatasetLoader"]:
         loader = WebdatasetLoader(self.caption_keys)
         try:
             yield loader
@@ -67,7 +67,7 @@ def _items(shard, keys):
     except FileNotFoundError:
         members, damage = [], "no such file"
     for sample in group_samples(members, keys):
-        for image in sample.images or [None]:
+        for image in sample.images or (None,):
             yield TarItem(shard, sample.key, image, sample.texts)
     if damage:
         yield TarItem(shard, damage=damage)
@@ -76,9 +76,10 @@ def _items(shard, keys):
 class WebdatasetLoader:
     """Reads members by their place; the shard read last stays open."""
 
-    def __init__(self, caption_keys: Any):
+    def __init__(self, caption_keys: Sequence[str]):
         self._caption_keys = caption_keys
-        self._shard = self._file = None
+        self._shard: str | None = None
+        self._file: BinaryIO | None = None
 
     def close(self) -> None:
         if self._file is not None:
@@ -93,7 +94,7 @@ class WebdatasetLoader:
         return f"{isal_zlib.crc32(ascii(named).encode()):08x}"
 
     @staticmethod
-    def image_name(item: Any) -> str:
+    def image_name(item: object) -> str:
         """Nothing: the item's place has it."""
         return ""
 
@@ -132,12 +133,16 @@ class WebdatasetLoader:
         except TextError as error:
             raise BadRow("text of another encoding", f"{member.name}: {error}") from error
 
-    def _read(self, shard, member):
-        if shard != self._shard:
+    def _opened(self, shard: str) -> BinaryIO:
+        if self._file is None or shard != self._shard:
             self.close()
             self._file, self._shard = storage.open_binary(shard), shard
-        self._file.seek(member.offset)
-        data = self._file.read(member.num_bytes)
+        return self._file
+
+    def _read(self, shard, member):
+        file = self._opened(shard)
+        file.seek(member.offset)
+        data = file.read(member.num_bytes)
         if len(data) < member.num_bytes:
             raise BadRow("the shard is cut", f"{member.name}: {member.num_bytes - len(data)} bytes missing")
         return data
