@@ -73,7 +73,7 @@ def test_any_bytes_are_text_or_a_text_error(data):
     ("data", "message"),
     [
         ("a cat".encode("utf-16-le"), "NUL characters: not text, or UTF-16 without a byte order mark"),
-        (b"\xff\xfea\x00b", "byte 4 is not UTF-16, as the byte order mark message"),
+        (b"\xff\xfea\x00b", "byte 4 is not UTF-16, as the byte order mark says"),
         (b"\xff\xff", "neither UTF-8 nor gb18030"),
     ],
 )

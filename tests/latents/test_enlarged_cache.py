@@ -68,7 +68,7 @@ def test_the_samples_of_the_cache_are_those_of_the_images(images, cache):
     def samples(file_list):
         made = TextImagePair(file_list, letters, resolution=32, enlarge=True, max_bad_fraction=0.2)
         taken = [one for one, _ in zip(made, range(20), strict=False)]
-        return [(one["place"].tolist(), one["input_ids"].tolist()) for one in taken]
+        return [(one["position"].tolist(), one["input_ids"].tolist()) for one in taken]
 
     assert samples(images) == samples(cache[0])
 
@@ -79,7 +79,7 @@ def test_without_the_flag_small_rows_are_left_out_and_never_read(images, tmp_pat
     for enlarge in (False, True):  # their rows hold no picture
         assert Catalog(file_list, 32, enlarge=enlarge, max_bad_fraction=0.2).num_usable == 6
     assert "enlarge" not in find_manifest(file_list).settings()  # caches made before there was the flag go on
-    with pytest.raises(InputError, match="was made otherwise: enlarge was False, is True; take another --output_path"):
+    with pytest.raises(InputError, match="other settings: enlarge was False, is True; take another --output_path"):
         precompute(options(images, tmp_path, enlarge=True, max_bad_fraction=0.2))
     index = load_index(tmp_path / "latents/part-000001.gz")
     assert index.widths[6:10].tolist() == [20] * 4

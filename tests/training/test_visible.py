@@ -176,7 +176,7 @@ def test_the_validation_loss_by_source_is_the_mean_of_its_records():
         def eval(self):
             pass
 
-        def __call__(self, timestep, value, place):
+        def __call__(self, timestep, value, position):
             return {"sample_loss": value}
 
     class Catalog:

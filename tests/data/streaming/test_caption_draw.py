@@ -159,7 +159,7 @@ def test_rows_without_a_source_are_counted_and_an_unknown_source_is_refused(file
     assert {source: len(texts) for source, texts in by_source(records).items()} == {"caption": 24, "long_caption": 18}
     actual = [record.sources for record in records]
     assert check_sources(actual, flags("long_caption=0.7,caption=0.3")) == [
-        "6 of 24 rows read have no 'long_caption'; they draw from the sources they have"
+        "6 of 24 rows read have no 'long_caption'; they draw from their other sources"
     ]
     message = "caption_shares: none of 24 rows read has a caption named 'long'; they have caption, long_caption"
     with pytest.raises(InputError, match=message):
