@@ -71,13 +71,11 @@ def read_rows(catalog: Catalog, options: InspectOptions, whole: bool = False) ->
     """
     findings, seed, framing = Findings(), options.seed, Framing.of(catalog, options.interpolation)
     count = options.rows or catalog.num_usable
-    ends = np.cumsum(catalog.usable)
     rows = np.unique(np.linspace(0, catalog.num_usable - 1, min(count, catalog.num_usable)).astype(int))
     chosen = set(rng(seed, CROP).permutation(rows)[: options.samples].tolist())
     reader = RowReader(catalog, LocalCopies(), Watchdog())
     for row in tqdm(rows.tolist(), desc="rows", leave=False):
-        part = int(np.searchsorted(ends, row, side="right"))
-        ordinal = row - int(ends[part] - catalog.usable[part])
+        part, ordinal = catalog.position(row)
         bucket = catalog.bucket_rows.bucket(part, ordinal) if catalog.bucket_rows else None
         findings.num_read += 1
         row_number = None
@@ -114,7 +112,7 @@ def _moments(record, findings):
 
 
 def contact_sheet(samples: Sequence[Any]) -> Image.Image:
-    """One picture of uint8 [3,H,W] samples with caption and place below each."""
+    """One picture of uint8 [3,H,W] samples with caption and name below each."""
     columns = max(1, int(np.ceil(np.sqrt(len(samples)))))
     lines = -(-len(samples) // columns)
     sheet = Image.new("RGB", (columns * _TILE, lines * (_TILE + _LABEL)), "white")

@@ -46,15 +46,13 @@ def time_samples(
     framing = Framing.of(catalog, interpolation) if catalog.manifest is None else None
     parts: dict = {}
     batches: dict = {}  # by the bucket of their samples, as all of a batch have one shape
-    ends = np.cumsum(catalog.usable)
     for usable in np.linspace(0, catalog.num_usable - 1, min(num_samples, catalog.num_usable)).astype(int).tolist():
-        part = int(np.searchsorted(ends, usable, side="right"))
+        part, ordinal = catalog.position(usable)
         try:
             if part not in parts:
                 index = load_index(catalog.paths[part])
                 parts[part] = LocalCopies().open(catalog.paths[part], index), catalog.rows(part, index)
             reader, rows = parts[part]
-            ordinal = usable - int(ends[part] - catalog.usable[part])
             bucket = catalog.bucket_rows.bucket(part, ordinal) if catalog.bucket_rows else None
             arrays = _sample(clock, reader, int(rows[ordinal]), framing, bucket, tokenize, count)
         except RowError:

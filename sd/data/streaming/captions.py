@@ -26,19 +26,18 @@ def sample_captions(catalog: Catalog, limit: int = SAMPLED) -> list[str]:
 
 
 def sample_records(catalog: Catalog, limit: int = SAMPLED) -> list[Record]:
-    """Up to `most` usable rows spread over a catalog's parts, without their images.
+    """Up to `limit` usable rows spread over a catalog's parts, without their images.
 
     Parts that would have to be copied here first are left out, and so are bad rows.
     """
-    ends = np.cumsum(catalog.usable)
     records = []
     with closing(Watchdog()) as watchdog, closing(RowReader(catalog, LocalCopies(), watchdog)) as reader:
         for row in np.unique(np.linspace(0, catalog.num_usable - 1, min(limit, catalog.num_usable)).astype(int)):
-            part = int(np.searchsorted(ends, row, side="right"))
+            part, ordinal = catalog.position(row)
             if part in catalog.copied:
                 continue
             with suppress(RowError):
-                _, record = reader.read(part, int(row - ends[part] + catalog.usable[part]))
+                _, record = reader.read(part, ordinal)
                 records.append(Record(record.captions, b"", record.sources))
     return records
 

@@ -109,6 +109,7 @@ class Catalog:
         parts = self._without_emptied(parts)
         self.bucket_rows = self._bucket_rows(parts)
         self.usable = np.array([part.usable for part in parts], np.int64)
+        self._ends = np.cumsum(self.usable)
         self.checksums = [part.checksum for part in parts]
         self.digests = [part.digest for part in parts]
         self.num_usable = int(self.usable.sum())
@@ -125,6 +126,11 @@ class Catalog:
         """The RowRule of a Source: the filter of all, then its own."""
         own = [RowFilter(source.filter, f"{self.file_list}: {source.name}")] if source.filter is not None else []
         return RowRule(self.min_side, (*global_filters, *own), left_out, self.bucketing)
+
+    def position(self, usable_row: int) -> tuple[int, int]:
+        """(part, ordinal among its usable rows) of a usable row, which are numbered through all parts."""
+        part = int(np.searchsorted(self._ends, usable_row, side="right"))
+        return part, int(usable_row - self._ends[part] + self.usable[part])
 
     def source_of(self, part: int) -> int:
         """The number of the source that a part belongs to."""

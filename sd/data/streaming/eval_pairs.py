@@ -41,7 +41,6 @@ class EvalPairs(Dataset):
     ):
         super().__init__()
         self.catalog = catalog
-        self._ends = np.cumsum(self.catalog.usable)
         self._num_records = min(limit or self.catalog.num_usable, self.catalog.num_usable)
         self._seed, self._cache_bytes = seed, cache_bytes
         self._maker = sample_maker(
@@ -72,7 +71,7 @@ class EvalPairs(Dataset):
 
     def bucket(self, number: int) -> int | None:
         """The bucket of item `number`; None without buckets."""
-        return self._bucket(*self._position(self._first(number)))
+        return self._bucket(*self.catalog.position(self._first(number)))
 
     def caption(self, number: int) -> str:
         """The caption of item `number`, as text."""
@@ -82,10 +81,10 @@ class EvalPairs(Dataset):
         """(arrays, Record) of an item."""
         reader = self._own_reader()
         first = self._first(number)
-        bucket = self._bucket(*self._position(first))
+        bucket = self._bucket(*self.catalog.position(first))
         attempts = 0
         for step in range(min(_STEPS, self.catalog.num_usable)):
-            position = self._position((first + step) % self.catalog.num_usable)
+            position = self.catalog.position((first + step) % self.catalog.num_usable)
             if self._bucket(*position) != bucket:
                 continue
             attempts += 1
@@ -110,11 +109,6 @@ class EvalPairs(Dataset):
     def _first(self, number):
         """Number among the usable rows of the one that item `number` is, if it is good."""
         return number * self.catalog.num_usable // self._num_records
-
-    def _position(self, at):
-        """(part, ordinal) of usable row number `at`."""
-        part = int(np.searchsorted(self._ends, at, side="right"))
-        return part, at - int(self._ends[part] - self.catalog.usable[part])
 
     def _bucket(self, part, ordinal):
         rows = self.catalog.bucket_rows
