@@ -32,15 +32,16 @@ def option(
     group: title of the group of flags that begins with this one; names: further names of the flag. truth_value:
     a switch that also takes `True` or `False`, as those of training do.
     """
-    how: dict[str, Any] = {
+    metadata = {
+        "help": help_text,
         "group": group,
         "names": names,
         "metavar": metavar,
         "choices": choices,
         "positional": positional,
+        "truth_value": truth_value,
     }
-    how["truth_value"] = truth_value
-    return field(default=default, metadata={"help": help_text, "truth_value": truth_value, **how})
+    return field(default=default, metadata=metadata)
 
 
 def parse(options: type[Options], arguments: Sequence[str] | None = None, **parser: Any) -> Options:

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from sd.errors import InputError
@@ -40,11 +40,6 @@ def truth(text: str) -> bool:
     if text.lower() not in _TRUE + _FALSE:
         raise ValueError(f"{text!r} is no truth value")
     return text.lower() in _TRUE
-
-
-def add_truth(add: Callable[..., Any], name: str, help_text: str) -> None:
-    """Add a flag that is on by its name alone or by `--name True`, as in training. add: of a parser or group."""
-    add(f"--{name}", type=truth, nargs="?", const=True, default=False, metavar="True", help=help_text)
 
 
 def _actions(parser):
