@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sd.data.filters.tree import And, Compare, IsMissing, IsTrue, Literal, Name, Node, Not, OneOf
-from sd.data.parts.columns import BOOL, FLOAT, INT, TEXT, Column
+from sd.data.parts.columns import BOOL, FLOAT, INT, INT_MAX, INT_MIN, TEXT, Column
 
 _OPERATORS = {
     "==": operator.eq,
@@ -26,7 +26,6 @@ _OPERATORS = {
 _TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _NUMBER = "number"
 _KIND = {FLOAT: _NUMBER, INT: _NUMBER, BOOL: BOOL, TEXT: TEXT}
-_INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 
 
 class TypeMismatchError(ValueError):
@@ -120,7 +119,7 @@ def _compared(column: Column, op: str, value: Any) -> np.ndarray:
     if column.type == INT:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, int) and not _INT_MIN <= value <= _INT_MAX:  # of no int64 is the outcome in doubt
+        if isinstance(value, int) and not INT_MIN <= value <= INT_MAX:  # of no int64 is the outcome in doubt
             return np.full(len(column.values), _OPERATORS[op](0, value))
     return _OPERATORS[op](column.values, float(value) if column.type == FLOAT else value)
 

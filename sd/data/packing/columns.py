@@ -17,7 +17,7 @@ import numpy as np
 
 from sd.data.filters.rows import SIZES
 from sd.data.packing.outcomes import BadRow
-from sd.data.parts.columns import BOOL, FLOAT, INT, TEXT, TYPES, Column, floats
+from sd.data.parts.columns import BOOL, FLOAT, INT, INT_MAX, INT_MIN, TEXT, TYPES, Column, floats
 from sd.errors import InputError
 from sd.text import TextError, decode_text
 
@@ -26,7 +26,6 @@ _ENTRY = re.compile(r"(?P<name>[^=:]+)(=(?P<key>[^=:]+))?(:(?P<type>\w+))?")
 _NUMBER = re.compile(r"[+-]?(?:0|[1-9]\d*)?(?:\.\d*)?(?:[eE][+-]?\d+)?")  # no leading zero: that is a name
 _TRUE, _FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 _NAN_TEXTS = ("nan", "NaN", "NAN")
-_INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def _is_nan(value):
 def _common_type(values):
     """The type of a column of plain values."""
     kinds = {str if isinstance(value, _Untyped) else type(value) for value in values if value is not None}
-    if kinds == {int} and all(value is None or _INT_MIN <= value <= _INT_MAX for value in values):
+    if kinds == {int} and all(value is None or INT_MIN <= value <= INT_MAX for value in values):
         return INT
     if kinds <= {int, float}:
         return FLOAT
@@ -183,7 +182,7 @@ def _convert(value, kind):
         number = _number(value.strip()) if isinstance(value, str) else value
         if kind == FLOAT:
             return None if number is None else float(number)
-        return int(number) if number is not None and number == int(number) and _INT_MIN <= number <= _INT_MAX else None
+        return int(number) if number is not None and number == int(number) and INT_MIN <= number <= INT_MAX else None
     except (ValueError, KeyError, OverflowError):
         return None
 

@@ -27,6 +27,7 @@ from sd.errors import first_line
 
 SUFFIX = ".columns"
 FLOAT, INT, BOOL, TEXT = TYPES = ("float64", "int64", "bool", "text")
+INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 _MAGIC, _VERSION = b"SDCOLUMN", 1
 _FIXED = struct.Struct("<8sIIQQI4xQ")
 _FIRST_READ = 4096  # header and directory of about thirty columns
@@ -233,7 +234,7 @@ def from_arrow(array: Any) -> Column:
     present = None if array.null_count == 0 else array.is_valid().to_numpy(zero_copy_only=False)
     if pa.types.is_boolean(array.type):
         return Column(BOOL, compute.fill_null(array, False).to_numpy(zero_copy_only=False), present)
-    is_uint64 = array.type == pa.uint64() and (compute.max(array).as_py() or 0) >= 2**63
+    is_uint64 = array.type == pa.uint64() and (compute.max(array).as_py() or 0) > INT_MAX
     if pa.types.is_integer(array.type) and not is_uint64:
         return Column(INT, compute.fill_null(array.cast(pa.int64()), 0).to_numpy(), present)
     if pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_decimal(array.type):
