@@ -47,7 +47,7 @@ def test_without_a_held_out_list_there_is_none():
     assert make_eval_catalog(SDDataArguments(data_filter="score > 5"), None) is None
 
 
-def test_an_unknown_column_is_told_before_any_model_is_loaded(workshop, scored, monkeypatch):
+def test_an_unknown_column_is_reported_before_any_model_is_loaded(workshop, scored, monkeypatch):
     def load(*_):
         raise AssertionError("a model is loaded")
 

@@ -108,30 +108,26 @@ def test_existing_paths_are_used_unchanged(tmp_path, monkeypatch):
     assert read_file_list("lists/a.list")[0].parts == ["lists/data/part-1"]
 
 
-def test_a_missing_list_is_reported_with_a_remedy_of_its_kind(tmp_path, monkeypatch):
-    def reported(path):
-        with pytest.raises(InputError) as caught:
-            read_file_list(path)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
+def error_of(path):
+    """The one line that refuses a list."""
+    with pytest.raises(InputError) as caught:
+        read_file_list(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
+
+def test_a_missing_list_is_reported_with_a_remedy_of_its_kind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "laion400m_demo_data.tar.gz" in reported("./data/filelist/train.filelist.list")
-    assert "makes it" not in reported("my.filelist.list") and "precompute_latents.py" in reported("cache.filelist.list")
+    assert "laion400m_demo_data.tar.gz" in error_of("./data/filelist/train.filelist.list")
+    assert "makes it" not in error_of("my.filelist.list") and "precompute_latents.py" in error_of("cache.filelist.list")
     (tmp_path / "packed/filelist").mkdir(parents=True)
-    assert "name the .filelist.list" in reported("packed")
+    assert "name the .filelist.list" in error_of("packed")
     (tmp_path / "packed/filelist/a.filelist.list").write_text("gone.filelist\n")
-    assert reported("packed").endswith("name a file list, here packed/filelist/a.filelist.list")
-    assert "correct that line of packed/filelist/a.filelist.list" in reported("packed/filelist/a.filelist.list")
+    assert error_of("packed").endswith("name a file list, here packed/filelist/a.filelist.list")
+    assert "correct that line of packed/filelist/a.filelist.list" in error_of("packed/filelist/a.filelist.list")
 
 
 def test_what_is_no_list_of_lists_is_refused_with_a_remedy(tmp_path, monkeypatch):
-    def error_of(path):
-        with pytest.raises(InputError) as caught:
-            read_file_list(path)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.jsonl").write_text('{"caption": "a", "image": "a.png"}\n')
     assert error_of("data.jsonl").startswith("data.jsonl: holds JSON, not paths; pack it (create_pretraining_data.py ")
