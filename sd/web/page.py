@@ -96,16 +96,45 @@ def _gallery_items(pictures: list[dict]) -> list[tuple[str, str]]:
     return [(picture["path"], caption(picture)) for picture in pictures]
 
 
-def build(engine: EngineProcess, title: str) -> gr.Blocks:
-    """The page. title: a line that says what is served."""
-    sessions = PageSessions(engine)
+def _offer_weights(models_state, model, weights):
+    """The weights that a checkpoint has; what it has not cannot be chosen."""
+    has = models_state.get(model, {}).get("weights", ["raw"])
+    return gr.Radio(choices=has, value=weights if weights in has else has[0])
 
-    def query(what):
-        return list(engine.submit(engine.new_job(), {"do": what}))
 
-    def list_models(*chosen):
+def _trained_size(models_state, model):
+    side = models_state.get(model, {}).get("side")
+    return (side, side) if side else (gr.skip(), gr.skip())
+
+
+def _requests_of(tab, models, values):
+    inputs = dict(zip(_SETTINGS, values, strict=True))
+    inputs |= {name: inputs[name] or None for name in ("width", "height")}
+    inputs["scheduler"] = None if inputs["scheduler"] == _SAMPLERS[0] else inputs["scheduler"]
+    chosen = [models[:2]] if tab == "one" else [models[2:4], models[4:6]]
+    return [inputs | {"model": model, "weights": weights} for model, weights in chosen]
+
+
+def _choose(pictures_state, chosen: gr.SelectData):
+    return details(pictures_state[chosen.index])
+
+
+def _end():
+    return gr.Button(interactive=True), gr.Button(interactive=False)
+
+
+class _Handlers:
+    """What the page's events call: the engine is asked, and each visitor draws in a session of their own."""
+
+    def __init__(self, engine: EngineProcess):
+        self._engine, self._sessions = engine, PageSessions(engine)
+
+    def _query(self, what):
+        return list(self._engine.submit(self._engine.new_job(), {"do": what}))
+
+    def list_models(self, *chosen):
         """Fill the three choices of a checkpoint: the newest; for the comparison the oldest beside the newest."""
-        answers = query("list")
+        answers = self._query("list")
         models_state = next((answer["choices"] for answer in answers if "choices" in answer), {})
         names = list(models_state)
         usual = (names[:1], names[-1:], names[:1])
@@ -116,35 +145,19 @@ def build(engine: EngineProcess, title: str) -> gr.Blocks:
             line = status(f"{len(names)} to choose from" if names else "no checkpoint yet; training saves one soon")
         return models_state, *(gr.Dropdown(choices=names, value=name) for name in picked), line
 
-    def list_examples():
-        captions = next((answer["examples"] for answer in query("examples") if "examples" in answer), [])
+    def list_examples(self):
+        captions = next((answer["examples"] for answer in self._query("examples") if "examples" in answer), [])
         return gr.Dataset(samples=[[text] for text in captions], visible=bool(captions))
 
-    def offer_weights(models_state, model, weights):
-        """The weights that a checkpoint has; what it has not cannot be chosen."""
-        has = models_state.get(model, {}).get("weights", ["raw"])
-        return gr.Radio(choices=has, value=weights if weights in has else has[0])
-
-    def trained_size(models_state, model):
-        side = models_state.get(model, {}).get("side")
-        return (side, side) if side else (gr.skip(), gr.skip())
-
-    def begin(request: gr.Request):
-        sessions.expect(request.session_hash)
+    def begin(self, request: gr.Request):
+        self._sessions.expect(request.session_hash)
         return status("waiting for its turn"), gr.Button(interactive=False), gr.Button(interactive=True)
 
-    def requests_of(tab, models, values):
-        inputs = dict(zip(_SETTINGS, values, strict=True))
-        inputs |= {name: inputs[name] or None for name in ("width", "height")}
-        inputs["scheduler"] = None if inputs["scheduler"] == _SAMPLERS[0] else inputs["scheduler"]
-        chosen = [models[:2]] if tab == "one" else [models[2:4], models[4:6]]
-        return [inputs | {"model": model, "weights": weights} for model, weights in chosen]
-
-    def draw(request: gr.Request, tab, pictures_state, *values):
-        requests = requests_of(tab, values[:6], values[6:])
+    def draw(self, request: gr.Request, tab, pictures_state, *values):
+        requests = _requests_of(tab, values[:6], values[6:])
         earlier, heads = (pictures_state, [""]) if tab == "one" else ([], [f"{side}: " for side in _SIDES])
         drawn = [[], []]
-        answers = sessions.draw_each(request.session_hash, requests)
+        answers = self._sessions.draw_each(request.session_hash, requests)
         for number, pictures, line in follow_each(answers, earlier, requests[0]["prompt"], heads):
             if pictures is None:
                 yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip(), line
@@ -154,15 +167,13 @@ def build(engine: EngineProcess, title: str) -> gr.Blocks:
                 drawn[number] = pictures
                 yield gr.skip(), gr.skip(), gr.skip(), *(_gallery_items(side[::-1]) for side in drawn), line
 
-    def choose(pictures_state, chosen: gr.SelectData):
-        return details(pictures_state[chosen.index])
+    def cancel_drawing(self, request: gr.Request):
+        self._sessions.cancel(request.session_hash)
 
-    def end():
-        return gr.Button(interactive=True), gr.Button(interactive=False)
 
-    def cancel_drawing(request: gr.Request):
-        sessions.cancel(request.session_hash)
-
+def build(engine: EngineProcess, title: str) -> gr.Blocks:
+    """The page. title: a line that says what is served."""
+    handlers = _Handlers(engine)
     with gr.Blocks(title="Stable Diffusion", analytics_enabled=False) as page:
         pictures_state, models_state, tab = gr.State([]), gr.State({}), gr.State("one")
         with gr.Row(equal_height=False):
@@ -209,25 +220,25 @@ def build(engine: EngineProcess, title: str) -> gr.Blocks:
         pickers = [(model, weights), *((side[0], side[1]) for side in sides)]
         dropdowns = [picker[0] for picker in pickers]
         listed = [models_state, *dropdowns, line]
-        page.load(list_models, dropdowns, listed, concurrency_id="list", **quiet).then(
-            list_examples, None, examples, concurrency_id="list", **quiet
+        page.load(handlers.list_models, dropdowns, listed, concurrency_id="list", **quiet).then(
+            handlers.list_examples, None, examples, concurrency_id="list", **quiet
         )
-        refresh.click(list_models, dropdowns, listed, concurrency_id="list", **quiet)
+        refresh.click(handlers.list_models, dropdowns, listed, concurrency_id="list", **quiet)
         for dropdown, radio in pickers:
-            dropdown.change(offer_weights, [models_state, dropdown, radio], radio, queue=False, **quiet)
-        model.change(trained_size, [models_state, model], [width, height], queue=False, **quiet)
+            dropdown.change(_offer_weights, [models_state, dropdown, radio], radio, queue=False, **quiet)
+        model.change(_trained_size, [models_state, model], [width, height], queue=False, **quiet)
         one.select(lambda: "one", None, tab, queue=False, **quiet)
         two.select(lambda: "two", None, tab, queue=False, **quiet)
         examples.click(lambda sample: sample[0], examples, prompt, queue=False, **quiet)
         inputs = [tab, pictures_state, *(part for picker in pickers for part in picker)]
         inputs += [prompt, negative, guidance, steps, seed, count, width, height, sampler]
         outputs = [pictures_state, gallery, facts, sides[0][2], sides[1][2], line]
-        gr.on([go.click, prompt.submit], begin, None, [line, go, cancel], queue=False, **quiet).then(
-            draw, inputs, outputs, concurrency_id="draw", concurrency_limit=1, **quiet
-        ).then(end, None, [go, cancel], queue=False, **quiet)
-        gallery.select(choose, pictures_state, facts, queue=False, **quiet)
-        cancel.click(cancel_drawing, queue=False, **quiet)
-        page.unload(cancel_drawing)
+        gr.on([go.click, prompt.submit], handlers.begin, None, [line, go, cancel], queue=False, **quiet).then(
+            handlers.draw, inputs, outputs, concurrency_id="draw", concurrency_limit=1, **quiet
+        ).then(_end, None, [go, cancel], queue=False, **quiet)
+        gallery.select(_choose, pictures_state, facts, queue=False, **quiet)
+        cancel.click(handlers.cancel_drawing, queue=False, **quiet)
+        page.unload(handlers.cancel_drawing)
     return page
 
 
