@@ -58,7 +58,9 @@ def make_dataloader(dataset: Any, collate_fn: Callable[..., Any], args: "SDTrain
         collate_fn=collate_fn,
         num_workers=args.dataloader_num_workers,
         worker_init_fn=worker_init_fn,
-        use_shared_memory=False,  # a kill would leave its batches there, and a container may have 64 MB of it
+        # A kill would leave its batches there, a container may have 64 MB of it, and the worker would allocate by
+        # Paddle: a lock that another thread held at the fork is never released in the worker, which then hangs.
+        use_shared_memory=False,
     )
 
 

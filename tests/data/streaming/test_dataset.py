@@ -5,17 +5,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from paddle.io import DataLoader
 
 from sd.data.streaming import stream
 from sd.data.streaming.catalog import Catalog
-from sd.data.streaming.dataset import TextImagePair, collate, raise_if_failed, worker_init_fn
+from sd.data.streaming.dataset import TextImagePair, collate, raise_if_failed
 from sd.data.streaming.eval_pairs import EvalPairs
 from sd.errors import InputError
-from sd.training.setup import end_workers
+from sd.training.setup import end_workers, make_dataloader
 from tests.data_maker import SIDE, caption, draw, jpeg, make_data, tokenize, untokenize, write_lists, write_part
 from tests.holding import wait_until_ended
 
@@ -32,11 +32,14 @@ def dataset(file_list, **changed):
     return TextImagePair(file_list, tokenize, **(options | changed))
 
 
+def load(data, batch_size, num_workers):
+    """An iterator over batches, from the DataLoader of a training run."""
+    args = SimpleNamespace(per_device_train_batch_size=batch_size, dataloader_num_workers=num_workers)
+    return iter(make_dataloader(data, collate, args))
+
+
 def batches(data, num_batches, batch_size=4, num_workers=0):
-    loader = DataLoader(
-        data, batch_size=batch_size, num_workers=num_workers, collate_fn=collate, worker_init_fn=worker_init_fn
-    )
-    batches, iterator = [], iter(loader)
+    batches, iterator = [], load(data, batch_size, num_workers)
     with end_workers(iterator):
         for batch in itertools.islice(iterator, num_batches):
             raise_if_failed(batch)
@@ -255,7 +258,7 @@ import sys, time, psutil
 sys.path.insert(0, {root!r})
 from tests.data.streaming.test_dataset import *
 data = dataset({file_list!r}, num_workers=2)
-loader = iter(DataLoader(data, batch_size=4, num_workers=2, collate_fn=collate, worker_init_fn=worker_init_fn))
+loader = load(data, 4, num_workers=2)
 next(loader)
 print(*[child.pid for child in psutil.Process().children()], flush=True)
 time.sleep(600)
@@ -298,9 +301,9 @@ def test_defect_05_two_ranks_of_two_workers_run_ten_times_of_ten(file_list):
 
 OWN_MEMORY = """
 import os, sys, psutil
-from tests.data.streaming.test_dataset import DataLoader, collate, dataset, worker_init_fn
+from tests.data.streaming.test_dataset import dataset, load
 data = dataset(sys.argv[1], buffer_size=1000, lanes=1, batch_size=8, deal_size=8, resolution=32)
-loader = iter(DataLoader(data, batch_size=8, num_workers=1, collate_fn=collate, worker_init_fn=worker_init_fn))
+loader = load(data, 8, num_workers=1)
 for _ in range(125):
     next(loader)
 print(max(child.memory_full_info().uss for child in psutil.Process().children()), flush=True)
