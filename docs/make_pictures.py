@@ -102,6 +102,12 @@ def fid_clip() -> None:
     shutil.copyfile(ROOT / "quickstart_out/metrics/curve.png", DOCS / "fid_clip.png")
 
 
+def golden() -> None:
+    """golden.png: scores of the demo's recipe within its band."""
+    run("sh", "demo/golden.sh", "sound", "--seed", "11")
+    shutil.copyfile(ROOT / "golden_out/sound/scores/curves.png", DOCS / "golden.png")
+
+
 def visualdl() -> None:
     """visualdl.png and visualdl_images.png: the pages of scalars and of pictures."""
     with served("visualdl", "--logdir", RUN) as url, browser_page(1400, 900) as page:
@@ -140,7 +146,9 @@ def architecture() -> None:
     runpy.run_path(str(DOCS / "draw_architecture.py"), run_name="__main__")
 
 
-PICTURES = {picture.__name__: picture for picture in (quickstart, compare, fid_clip, visualdl, app, architecture)}
+PICTURES = {
+    picture.__name__: picture for picture in (quickstart, compare, fid_clip, golden, visualdl, app, architecture)
+}
 
 
 def main() -> None:

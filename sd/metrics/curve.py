@@ -1,5 +1,6 @@
 """Scores over the images seen: a picture with one panel a measure, and VisualDL's scalars."""
 
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def draw_curves(lines: list[dict], path: Path, golden: Golden | None = None) -> 
     for number, name in enumerate(measures, start=1):
         draw_measure(figure.add_subplot(rows, columns, number), lines, name, golden)
     if golden:
-        figure.suptitle(golden.sentence(newest_line(lines, golden)), fontsize=9)
+        sentence = golden.sentence(newest_line(lines, golden))
+        figure.suptitle(textwrap.fill(sentence, 72 * columns), fontsize=9)
     with written(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
