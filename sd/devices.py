@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd.errors import ArgumentError, InputError, last_line
+from sd.versions import has_gpu_paddle
 
 GIB = 2**30
 # Compute capability from which Paddle has the kernels of a half precision; below it autocast switches itself off.
 CAPABILITY_NEEDED = {"bf16": (8, 0), "fp16": (7, 0)}
+PRECISIONS = ("fp32", *CAPABILITY_NEEDED)
 _INSTALL_GPU = "install the GPU build into an environment of its own (`pip install -r requirements-gpu.txt`)"
 
 
@@ -46,6 +48,18 @@ def requested(argv: Sequence[str]) -> str | None:
         elif word.startswith("--device="):
             value = word.partition("=")[2]
     return value
+
+
+def check_flags(device: str | None, precision: str = "fp32") -> None:
+    """Raise InputError for a device, or a precision (`fp32`, `fp16`, `bf16`) on it, that are wrong by what is known
+    before Paddle is imported: their names, and for what the installed Paddle is built."""
+    built_for_gpu = has_gpu_paddle()
+    named = parse(device) if device is not None else None if built_for_gpu else Device("cpu")
+    if named and named.kind == "gpu" and not built_for_gpu:
+        raise _cpu_build(named)
+    _check_precision_name(precision)
+    if named and named.kind == "cpu" and precision != "fp32":
+        raise _no_half_on_cpu(precision)
 
 
 def prepare(device: str | None, environ: MutableMapping[str, str] = os.environ) -> None:
@@ -119,9 +133,13 @@ def select(name: str | None = None, precision: str = "fp32") -> Device:
     return device
 
 
+def _cpu_build(device: Device) -> InputError:
+    return InputError(f"--device {device}: this Paddle is built for CPUs; {_INSTALL_GPU}, or use --device cpu")
+
+
 def _check_card(device: Device, count: int, built_for_gpu: bool) -> None:
     if not built_for_gpu:
-        raise InputError(f"--device {device}: this Paddle is built for CPUs; {_INSTALL_GPU}, or use --device cpu")
+        raise _cpu_build(device)
     if not count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         cause = f"CUDA_VISIBLE_DEVICES={visible!r}" if visible is not None else f"NVIDIA driver: {driver_version()}"
@@ -146,13 +164,11 @@ def card_environments(device: Device) -> list[dict[str, str]]:
 
 def check_precision(device: Device, precision: str) -> None:
     """Raise InputError if the device has no kernels for `fp16` or `bf16`. On an old card Paddle would only warn."""
-    precisions = ("fp32", *CAPABILITY_NEEDED)
-    if precision not in precisions:
-        raise ArgumentError("dtype", precision, f"; expected one of {precisions}")
+    _check_precision_name(precision)
     if precision == "fp32":
         return
     if device.kind == "cpu":
-        raise InputError(f"{precision} on device 'cpu', where Paddle has no kernels for it; use fp32")
+        raise _no_half_on_cpu(precision)
     import paddle
 
     needed, capability = CAPABILITY_NEEDED[precision], paddle.device.cuda.get_device_capability(device.index or 0)
@@ -163,6 +179,15 @@ def check_precision(device: Device, precision: str) -> None:
             f"{precision} on {card} of compute capability {capability[0]}.{capability[1]}; it needs "
             f"{needed[0]}.{needed[1]}, use {' or '.join([*others, 'fp32'])}"
         )
+
+
+def _check_precision_name(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise ArgumentError("dtype", precision, f"; expected one of {', '.join(PRECISIONS)}")
+
+
+def _no_half_on_cpu(precision: str) -> InputError:
+    return InputError(f"{precision} on device 'cpu', where Paddle has no kernels for it; use fp32")
 
 
 def search_convolutions() -> None:

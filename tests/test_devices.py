@@ -14,6 +14,7 @@ from sd import devices
 from sd.devices import Device
 from sd.errors import InputError
 from sd.flags.command_line import parse_arguments
+from tests.data_maker import make_data
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,8 +82,8 @@ def test_on_a_cpu_the_cards_are_hidden_before_paddle_is_imported():
         ["train_txt2img_laion400m_trainer.py", "--device", "cpu"],
         ["-m", "sd.doctor", "--device", "cpu"],
         ["eval.py", "--device", "cpu"],
-        ["precompute_latents.py", "--device", "cpu", "--file_list", "x", "--output_path", "y"],
-        ["export.py", "--checkpoint", "x", "--output", "y"],
+        ["precompute_latents.py", "--device", "cpu", "--file_list", "LIST", "--output_path", "y"],
+        ["export.py", "--checkpoint", "some/model", "--output", "y"],
     ],
 )
 def test_every_script_hides_them_in_time(command, tmp_path):
@@ -91,6 +92,8 @@ def test_every_script_hides_them_in_time(command, tmp_path):
     (tmp_path / "paddle.py").write_text(
         "import os, sys; print('seen', os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); os._exit(0)"
     )
+    file_list = make_data(tmp_path / "data", [1])
+    command = [file_list if word == "LIST" else word for word in command]
     environ = {**os.environ, "PYTHONPATH": str(tmp_path), "SD_ANY_VERSION": "1", "CUDA_VISIBLE_DEVICES": "0"}
     done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environ, capture_output=True, text=True)
     assert "seen \n" in done.stdout, done.stdout + done.stderr

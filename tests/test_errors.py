@@ -10,6 +10,7 @@ import pytest
 
 from sd import errors
 from sd.errors import RunError
+from tests.data_maker import make_data
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
@@ -130,7 +131,7 @@ def test_ctrl_c_gives_one_line_and_the_exit_code_of_shells(body, tmp_path, monke
         (("train_txt2img_laion400m_trainer.py", "--do_train"), "the same command starts again"),
         (("-m", "sd.doctor", "--do_train"), "nothing was changed"),
         (("train_txt2img_laion400m_trainer.py", "--doctor", "--do_train"), "nothing was changed"),
-        (("precompute_latents.py", "--file_list", "a", "--output_path", "b"), "resumes from the finished parts"),
+        (("precompute_latents.py", "--file_list", "LIST", "--output_path", "b"), "resumes from the finished parts"),
         (("eval.py",), "finished pictures are kept; the same command resumes"),
     ],
 )
@@ -138,7 +139,8 @@ def test_ctrl_c_in_the_first_seconds_of_a_real_script_gives_one_line(words, reme
     """In the import of Paddle, which is one here that takes as long as the signal does."""
     (tmp_path / "paddle.py").write_text(SLOW_MODULE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    code, lines = interrupt(*words, ready="ready")
+    file_list = make_data(tmp_path / "data", [1])
+    code, lines = interrupt(*(file_list if word == "LIST" else word for word in words), ready="ready")
     assert code == 130 and len(lines) == 1, lines
     assert lines[0].startswith("stopped by Ctrl-C; ") and remedy in lines[0]
 

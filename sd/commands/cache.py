@@ -8,6 +8,7 @@ from sd import devices, runtime
 from sd.flags.files import expand
 from sd.flags.options import parse
 from sd.latents.options import CacheOptions
+from sd.latents.plan import check_inputs
 from sd.logs import import_quietly, set_up_logging
 from sd.processes.pool import die_with_launcher
 
@@ -23,6 +24,8 @@ def main() -> None:
     options = parse_arguments()
     for line in options.idle():
         print(f"note: {line}", file=sys.stderr, flush=True)
+    devices.check_flags(options.device)
+    check_inputs(options)
     die_with_launcher()
     runtime.prepare(options.device)
     set_up_logging()

@@ -8,6 +8,11 @@ from sd.flags.idle import refuse_idle
 from sd.flags.models import ModelNames
 from sd.flags.options import REQUIRED, option, parse
 from sd.logs import import_quietly, set_up_logging
+from sd.runs.locate import find_unet
+from sd.sampling.card import check_files, write_card
+from sd.sampling.export import check_output, export_pipeline, export_single_file
+from sd.sampling.settings import check_scheduler
+from sd.sampling.sources import find_sources
 
 FORMATS = ("ppdiffusers", "diffusers", "single_file")
 
@@ -40,6 +45,7 @@ class ExportOptions(ModelNames):
             (self.card, "scores picture", "without --card"),
         ]
         refuse_idle(self, rules)
+        check_scheduler(self.scheduler)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> ExportOptions:
@@ -50,12 +56,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> ExportOptions:
 def main() -> None:
     """Load the parts, write the folder."""
     flags = parse_arguments()
+    find_sources(flags.checkpoint, variant=flags.variant, **flags.models).check(scheduler=flags.scheduler)
+    check_output(flags.output, one_file=flags.format == "single_file")
+    check_files(flags.scores, flags.picture)
     runtime.prepare("cpu")
     set_up_logging()
     import_quietly()
-    from sd.runs.locate import find_unet
-    from sd.sampling.card import write_card
-    from sd.sampling.export import export_pipeline, export_single_file
     from sd.sampling.models import load_models
 
     devices.select("cpu")

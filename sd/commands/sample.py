@@ -2,11 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from sd import runtime
+from sd import devices, runtime
 from sd.flags.options import parse
 from sd.logs import import_quietly, set_up_logging
+from sd.metrics.inputs import check_inputs
+from sd.runs.locate import PUBLISHED
+from sd.sampling.compare import Column, find_columns
+from sd.sampling.files import check_folder
 from sd.sampling.options import ASTRONAUT, SampleOptions
+from sd.sampling.settings import check_guidance
+from sd.sampling.sources import find_sources
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> SampleOptions:
@@ -19,13 +26,32 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> SampleOptions:
     return parse(SampleOptions, arguments, description=description)
 
 
+def check(flags: SampleOptions) -> None:
+    """Raise InputError for what local files and the installed Paddle show to be wrong, before the seconds of Paddle's
+    import."""
+    devices.check_flags(flags.device, flags.dtype)
+    flags.read_prompts()
+    if flags.output:
+        output = Path(flags.output)
+        check_folder(output.parent if output.suffix.lower() == ".png" else output)
+    check_inputs(flags)
+    # The checkpoints of a watched run may be still to come.
+    unet = f"{PUBLISHED}/unet" if flags.watch else flags.unet
+    columns = [Column("", unet, flags.variant, flags.guidance_scale)]
+    if flags.compare:
+        columns = find_columns(flags.compare, flags.unet, flags.variant, flags.guidance_scale)
+    flags = flags.with_preset()
+    names = {name: value for name, value in flags.models.items() if name != "dtype"}
+    for column in columns:
+        check_guidance("compare" if flags.compare else "guidance_scale", column.guidance_scale)
+        sources = find_sources(column.unet, variant=column.variant, **names)
+        sources.check(flags.height, flags.width, flags.scheduler)
+
+
 def main() -> None:
     """Read the flags, set the machine up, draw."""
     flags = parse_arguments()
-    if flags.unet:  # a wrong name is answered before Paddle is imported
-        from sd.runs.locate import find_unet
-
-        flags = replace(flags, unet=find_unet(flags.unet).folder)
+    check(flags)
     runtime.prepare(flags.device)
     set_up_logging()
     import_quietly()

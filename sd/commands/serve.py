@@ -10,6 +10,9 @@ from pathlib import Path
 from sd import devices
 from sd.errors import InputError
 from sd.flags.options import parse
+from sd.runs.locate import PUBLISHED, list_choices
+from sd.sampling.files import make_folder
+from sd.sampling.sources import find_sources
 from sd.web.options import ServeOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,12 +27,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> ServeOptions:
 def main() -> None:
     """Check what can be checked at once, then become the page's process, which starts the drawing one."""
     flags = parse_arguments()
-    if flags.device:
-        devices.parse(flags.device)
-    from sd.runs.locate import list_choices
-    from sd.sampling.files import make_folder
-
+    devices.check_flags(flags.device, flags.dtype)
     list_choices(flags.checkpoint, flags.output_dir)
+    # The checkpoints of a run may be damaged or still to come.
+    find_sources(f"{PUBLISHED}/unet" if flags.output_dir else flags.checkpoint, **flags.models).check()
     if not PAGE_PYTHON.exists():
         raise InputError(
             f"the web page's packages are not installed ({PAGE_PYTHON.parent.parent}); install them with "

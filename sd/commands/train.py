@@ -29,7 +29,9 @@ def main() -> None:
         return
     die_with_launcher()
     report_early_stop()
-    runtime.prepare(devices.requested(expand(argv, {"device": False})))
+    device = devices.requested(expand(argv, {"device": False}))
+    devices.check_flags(device)
+    runtime.prepare(device)
     set_up_logging()
     import_quietly()
     from sd.flags.command_line import parse_arguments

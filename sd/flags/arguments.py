@@ -102,7 +102,7 @@ class SDModelArguments:
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         check_choice("unet_data_format", self.unet_data_format, ("NCHW", "NHWC"))
         check_range("model_max_length", self.model_max_length, low=2)
-        check_range("num_inference_steps", self.num_inference_steps, low=1, high=1000)
+        check_range("num_inference_steps", self.num_inference_steps, low=1, high=999)  # 1000, less DDIM's offset of 1
         check_ranges(self, "noise_offset input_perturbation", low=0)
         check_ranges(self, "snr_gamma", above=0)
         if self.rescale_betas_zero_snr and self.prediction_type != "v_prediction":

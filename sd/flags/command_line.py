@@ -101,6 +101,8 @@ def parse_arguments(argv: Sequence[str] | None = None, environ: Mapping[str, str
         raise InputError(problem)
     try:
         parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    except InputError:
+        raise
     except (ValueError, AssertionError) as error:
         raise InputError(str(error)) from None
     for variable, name in ENVIRONMENT_FLAGS.items():

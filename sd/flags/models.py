@@ -13,13 +13,17 @@ class ModelNames:
     pretrained_model: str | None = option(
         None,
         "folder or published name of what is not named below (default: what the checkpoint's run used)",
+        names=("--pretrained_model_name_or_path",),
         metavar="NAME",
     )
     text_encoder: str | None = option(
-        None, "the text encoder alone (default: the checkpoint's, if it was trained)", metavar="NAME"
+        None,
+        "the text encoder alone (default: the checkpoint's, if it was trained)",
+        names=("--text_encoder_name_or_path",),
+        metavar="NAME",
     )
-    vae: str | None = option(None, "the VAE alone", metavar="NAME")
-    tokenizer: str | None = option(None, "the tokenizer alone", metavar="NAME")
+    vae: str | None = option(None, "the VAE alone", names=("--vae_name_or_path",), metavar="NAME")
+    tokenizer: str | None = option(None, "the tokenizer alone", names=("--tokenizer_name",), metavar="NAME")
 
     @property
     def models(self) -> dict[str, Any]:

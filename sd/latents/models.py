@@ -11,9 +11,8 @@ from sd import devices
 from sd.cpu.layers import speed_up
 from sd.data.images.resize import RESIZER
 from sd.data.parts.moments import Manifest
-from sd.errors import InputError
-from sd.flags.aspect import format_size
 from sd.latents.options import CacheOptions
+from sd.latents.plan import check_sides
 from sd.models import encoders
 from sd.models.attention import use_fastest_attention
 from sd.models.hashes import weights_hash
@@ -34,15 +33,9 @@ class Encoders:
         else:
             speed_up(self.vae, frozen=True)
         factor = vae_factor(self.vae)
-        if options.resolution % factor:
-            raise InputError(f"--resolution {options.resolution}: the VAE divides it by {factor}; use a multiple of it")
+        check_sides(options, factor)
         side = options.resolution // factor
         self.latent_shape = (self.vae.config.latent_channels, side, side)
-        for size in options.sizes or ():
-            if size[0] % factor or size[1] % factor:
-                raise InputError(
-                    f"bucket {format_size(size)}: the VAE divides its sides by {factor}; use multiples of it"
-                )
         if options.cache_text:
             self.text_encoder = load_component("text_encoder", *component_source(options, "text_encoder"))
             if devices.current().kind == "cpu":

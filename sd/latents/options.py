@@ -80,7 +80,7 @@ class CacheOptions:
 
     def __post_init__(self):
         check_ranges(self, "resolution num_crops batch_size aspect_group_size", low=1)
-        check_ranges(self, "check data_cache_bytes num_workers", low=0)
+        check_ranges(self, "check data_cache_bytes num_workers seed", low=0)
         check_range("model_max_length", self.model_max_length, low=2)
         check_range("max_bad_fraction", self.max_bad_fraction, low=0, high=1)
         for name, choices in (("crop", CROPS), ("interpolation", INTERPOLATIONS)):

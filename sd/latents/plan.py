@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from sd.data.filters.rows import RowRule
+from sd.data.filters.rows import RowFilter, RowRule
 from sd.data.parts import storage
+from sd.data.parts.filelist import read_file_list
 from sd.data.parts.index import SUFFIX, PartError, PartIndex, parse_index
 from sd.data.parts.moments import KIND, Manifest
 from sd.data.parts.part import load_index
@@ -14,9 +15,11 @@ from sd.data.streaming.buckets import BucketTable
 from sd.data.streaming.captions import by_source, sample_records
 from sd.data.streaming.catalog import Catalog
 from sd.errors import InputError
-from sd.flags.aspect import parse_aspect_buckets
+from sd.flags.aspect import format_size, parse_aspect_buckets
 from sd.latents.options import CacheOptions
-from sd.models.loading import side_multiple
+from sd.models.loading import component_source, local_folder, side_multiple
+from sd.models.single_file import is_single_file
+from sd.models.weights import read_config
 
 PART_FOLDER, LIST_FOLDER = "latents", "filelist"
 _REMOTE_THREADS = 32
@@ -56,6 +59,34 @@ class Plan:
     fingerprint: str
     captions: dict = field(default_factory=dict)
     buckets: list = field(default_factory=list)
+
+
+def check_inputs(options: CacheOptions) -> None:
+    """Raise InputError for a list, a filter, a model or a size that local files show to be wrong, without Paddle."""
+    if options.data_filter is not None:
+        RowFilter(options.data_filter)
+    read_file_list(options.file_list)
+    components = ("vae", "text_encoder", "tokenizer") if options.cache_text else ("vae",)
+    sources = {component: component_source(options, component) for component in components}
+    folders = {
+        component: None if is_single_file(source[0]) else local_folder(component, *source)
+        for component, source in sources.items()
+    }
+    vae = folders["vae"]
+    levels = read_config(vae / "config.json").get("block_out_channels") if vae else None
+    if levels:
+        check_sides(options, 2 ** (len(levels) - 1))
+
+
+def check_sides(options: CacheOptions, factor: int) -> None:
+    """Raise InputError for sides that a VAE, which divides them by `factor`, cannot encode."""
+    if options.resolution % factor:
+        raise InputError(f"--resolution {options.resolution}: the VAE divides it by {factor}; use a multiple of it")
+    if options.aspect_buckets is None or isinstance(parse_aspect_buckets(options.aspect_buckets), int):
+        return  # a number of buckets is turned into sizes that fit
+    for size in options.sizes or ():
+        if size[0] % factor or size[1] % factor:
+            raise InputError(f"bucket {format_size(size)}: the VAE divides its sides by {factor}; use multiples of it")
 
 
 def make_plan(options: CacheOptions) -> Plan:

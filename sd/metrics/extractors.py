@@ -11,6 +11,7 @@ from PIL import Image
 from sd.data.images.resize import resize
 from sd.errors import InputError, first_line
 from sd.metrics.inception import FEATURES, load_inception
+from sd.metrics.inputs import WEIGHT_SUFFIXES
 from sd.models.encoders import tokenize
 from sd.models.hashes import content_id
 from sd.models.weights import find_weights, load_weights, read_config
@@ -81,7 +82,7 @@ class ClipFeatures:
 def load_fid_extractor(source: str) -> InceptionFeatures | ClipFeatures:
     """Inception from a file of weights, or a CLIP's picture features. Raises InputError if it is neither."""
     path = Path(source)
-    if path.suffix in (".safetensors", ".pth", ".pt"):
+    if path.suffix in WEIGHT_SUFFIXES:
         return InceptionFeatures(path)
     return load_clip(source)
 

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from sd import devices
 from sd.metrics.extractors import load_clip, load_fid_extractor
-from sd.metrics.reference import check_reference, reference_features, reference_statistics
+from sd.metrics.inputs import check_inputs
+from sd.metrics.reference import reference_features, reference_statistics
 from sd.metrics.report import write_report
 from sd.metrics.scores import Moments, clip_scores, cmmd, frechet_distance
 from sd.processes.pool import run_local
@@ -53,7 +54,7 @@ def measure(options: SampleOptions, unet: str | None, variant: str | None, keep:
     """
     options = options.with_preset()
     prompts = options.read_prompts()
-    check_references(options)
+    check_inputs(options)
     names = {"unet": unet, "variant": variant} | options.models
     source = Source(tuple(names.items()), options.device, options.fid_model, options.clip_model)
     models, fid_extractor, clip, weights_id = _loaded(source)
@@ -90,13 +91,6 @@ def measure(options: SampleOptions, unet: str | None, variant: str | None, keep:
     }
     write_report(report, output)
     return report
-
-
-def check_references(options: SampleOptions) -> None:
-    """Raise InputError for a reference that is missing or that the filter does not fit, before any model is loaded."""
-    for flag in ("fid_reference", "cmmd_reference"):
-        if (source := getattr(options, flag)) is not None:
-            check_reference(flag, source, options.data_filter)
 
 
 def fid_warning(num_pictures: int, num_features: int) -> str:

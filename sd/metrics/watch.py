@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sd.errors import ArgumentError
 from sd.metrics.curve import draw_curves, log_scalars
 from sd.metrics.golden import Golden, load_golden, newest_line
-from sd.metrics.measure import check_references, measure
+from sd.metrics.inputs import check_inputs
+from sd.metrics.measure import measure
 from sd.metrics.report import MEASURES, WATCHED
 from sd.metrics.score_file import append_line, read_lines
 from sd.models.weight_file import WeightFile, read_safetensors
@@ -47,9 +47,7 @@ def watch(options: SampleOptions) -> None:
     """
     assert options.watch is not None
     run = Path(options.watch)
-    if not run.is_dir():
-        raise ArgumentError("watch", str(run), ": no such folder; name the --output_dir of a run")
-    check_references(options)
+    check_inputs(options)
     options = replace(options.with_preset(), preset=None)
     golden = load_golden(options.golden) if options.golden else None
     output = make_folder(options.output or run / FOLDER)

@@ -3,11 +3,17 @@
 HF_ENDPOINT names a mirror, HF_HOME the cache, HF_HUB_OFFLINE=1 forbids the network: they are huggingface_hub's own.
 """
 
+import re
 from pathlib import Path
 
 from sd.models.weights import WEIGHT_NAMES
 
 _DESCRIPTION = ("*.json", "*.txt")
+
+
+def is_published_name(name: str) -> bool:
+    """Whether a name may be `model`, `owner/model` or `owner/model/folder`, and not a path alone."""
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+){0,2}", name) is not None and not name.startswith(".")
 
 
 def fetch_component(name: str, subfolder: str | None, variant: str | None = None, *, weights: bool = True) -> Path:

@@ -6,12 +6,11 @@ store, and then to the Hugging Face hub.
 
 import logging
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 from sd.errors import InputError, first_line
-from sd.models.hub import fetch_component
+from sd.models.hub import fetch_component, is_published_name
 from sd.models.single_file import SingleFile, is_single_file
 from sd.models.weights import find_weights, load_weights, read_config
 
@@ -128,7 +127,7 @@ def local_folder(component: str, name: str, subfolder: str | None = None) -> Pat
         if not folder.is_dir():
             raise InputError(f"{name}: no sub-folder {subfolder!r}; expected one, or --{FLAGS[component]} beside it")
         return folder
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+){0,2}", str(name)) is None or str(name).startswith("."):
+    if not is_published_name(str(name)):
         raise InputError(f"--{FLAGS[component]} {name}: no such folder" + (" or file" if component == "unet" else ""))
     return None
 

@@ -3,11 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sd.errors import InputError
 from sd.runs.locate import run_settings
 from sd.sampling.files import written
-from sd.sampling.models import Models
+
+if TYPE_CHECKING:
+    from sd.sampling.models import Models
 
 _SETTINGS = (
     "resolution",
@@ -31,7 +34,7 @@ _SETTINGS = (
 def write_card(
     checkpoint: Path | None,
     exported: Path,
-    models: Models,
+    models: "Models",
     scores: str | Path | None = None,
     picture: str | Path | None = None,
 ) -> Path:
@@ -64,7 +67,15 @@ def write_card(
     return card
 
 
-def _summary(checkpoint: Path | None, models: Models) -> str:
+def check_files(scores: str | Path | None, picture: str | Path | None) -> None:
+    """Raise InputError for scores that cannot be read and for a picture that is not there."""
+    if scores:
+        _score_table(Path(scores))
+    if picture and not Path(picture).is_file():
+        raise InputError(f"--picture {picture}: no such file")
+
+
+def _summary(checkpoint: Path | None, models: "Models") -> str:
     millions = sum(parameter.size for parameter in models.unet.parameters()) / 1e6
     steps = f", trained for {checkpoint.name.rpartition('-')[2]} steps" if checkpoint else ""
     return (

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -13,14 +14,27 @@ from sd.files import fsync, publish
 from sd.flags.arguments import check_choice
 from sd.models.single_file import CONFIGS_KEY, stored_name
 from sd.models.weights import linear_weights
-from sd.sampling.files import written
-from sd.sampling.models import Models
+from sd.sampling.files import check_folder, written
+
+if TYPE_CHECKING:
+    from sd.sampling.models import Models
 
 FORMATS = ("ppdiffusers", "diffusers")
 _DTYPES = {"fp32": np.float32, "fp16": np.float16}
 
 
-def export_pipeline(models: Models, output: str | Path, layout: str, scheduler: str | None = None) -> Path:
+def check_output(output: str | Path, one_file: bool) -> Path:
+    """The path of an export. Raises InputError if it holds something already, or is no name of a .safetensors file."""
+    output = Path(output)
+    if one_file and (output.suffix != ".safetensors" or output.exists()):
+        raise InputError(f"--output {output}: expected the name of a new .safetensors file")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ArgumentError("output", str(output), " is there already; remove it or choose another")
+    check_folder(output.parent)
+    return output
+
+
+def export_pipeline(models: "Models", output: str | Path, layout: str, scheduler: str | None = None) -> Path:
     """Write UNet, VAE, text encoder, tokenizer and scheduler to `output`, which appears only when it is whole.
 
     models: sd.sampling.models.Models. layout: `ppdiffusers`, or `diffusers` for PyTorch (matrices transposed, its own
@@ -29,9 +43,7 @@ def export_pipeline(models: Models, output: str | Path, layout: str, scheduler: 
     from ppdiffusers import StableDiffusionPipeline
 
     check_choice("format", layout, FORMATS)
-    output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ArgumentError("output", str(output), " is there already; remove it or choose another")
+    output = check_output(output, one_file=False)
     pipeline = StableDiffusionPipeline(
         vae=models.vae,
         text_encoder=models.text_encoder,
@@ -61,7 +73,7 @@ def export_pipeline(models: Models, output: str | Path, layout: str, scheduler: 
     return output
 
 
-def export_single_file(models: Models, output: str | Path, dtype: str = "fp32") -> Path:
+def export_single_file(models: "Models", output: str | Path, dtype: str = "fp32") -> Path:
     """Write UNet, VAE and text encoder as one safetensors file in the CompVis v1 layout, as ComfyUI, A1111 and
     diffusers' `from_single_file` read it. The tokenizer is v1's and not in the file.
 
@@ -70,9 +82,7 @@ def export_single_file(models: Models, output: str | Path, dtype: str = "fp32") 
     Raises InputError if output is there already, is no .safetensors, or the model is not of v1's layout.
     """
     check_choice("dtype", dtype, _DTYPES)
-    output = Path(output)
-    if output.suffix != ".safetensors" or output.exists():
-        raise InputError(f"--output {output}: expected the name of a new .safetensors file")
+    output = check_output(output, one_file=True)
     if getattr(models.unet.config, "use_linear_projection", False) or models.text_encoder.config.hidden_act == "gelu":
         raise InputError(f"{models.label} has v2's layout; one file takes v1's; use --format diffusers")
     tensors: dict[str, np.ndarray] = {}

@@ -19,6 +19,14 @@ from sd.files import atomic_path, is_disk_full, is_unfinished
 _ABANDONED_SECONDS = 600  # a picture is written in a moment
 
 
+def check_folder(path: str | Path) -> None:
+    """Raise InputError if `make_folder` cannot make the folder, since a file is in its place."""
+    path = Path(path)
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise ArgumentError("output", str(path), f" cannot be written: {nearest} is a file; choose another")
+
+
 def make_folder(path: str | Path) -> Path:
     """Make a folder for pictures, and remove what a kill left half written there. Raises InputError if it cannot be."""
     path = Path(path)

@@ -17,8 +17,9 @@ from sd.models.hashes import content_id, tokenizer_hash
 from sd.models.loading import load_component
 from sd.models.single_file import SingleFile, is_single_file
 from sd.models.weights import read_config
-from sd.runs.locate import PUBLISHED, find_unet, run_settings
-from sd.sampling.pipeline import SCHEDULERS, Networks, make_scheduler, vae_factor
+from sd.sampling.pipeline import Networks, make_scheduler, vae_factor
+from sd.sampling.settings import SCHEDULERS
+from sd.sampling.sources import find_sources
 
 logger = logging.getLogger(__name__)
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -67,36 +68,22 @@ def load_models(
     dtype: str = "fp32",
     shared: "Models | None" = None,
 ) -> Models:
-    """Load what is named; what is not comes from the checkpoint or pipeline around the UNet, else from what its run
-    was trained with, else from the published Stable Diffusion v1-4.
+    """Load the components that `sd.sampling.sources.find_sources` finds by these names.
 
-    unet: see `sd.runs.locate.find_unet`. variant: `ema` for the moving average. shared: Models whose components
+    shared: Models whose components
     are reused where they are the same. Raises InputError if a component cannot be loaded or they do not fit.
     """
     check_choice("dtype", dtype, DTYPES)
     devices.check_precision(devices.current(), dtype)
-    if unet is None:
-        unet = pretrained_model if is_single_file(pretrained_model or "") else f"{pretrained_model or PUBLISHED}/unet"
-    location = find_unet(str(unet))
-    folder = Path(location.folder)
-    if variant and folder.exists() and not any(folder.glob(f"*.{variant}.*")):
-        raise InputError(f"{folder} has no weights of variant {variant!r}; leave it out, or train with --use_ema")
-    run = run_settings(location.checkpoint)
-    if pretrained_model is None:
-        pretrained_model = _whole_model(folder)
-    repository = pretrained_model or run.get("pretrained_model_name_or_path") or PUBLISHED
-    own = {} if pretrained_model else run
-    trained_text = location.checkpoint / "text_encoder" if location.checkpoint else Path()
-    named = {
-        "vae": vae or own.get("vae_name_or_path"),
-        "text_encoder": text_encoder
-        or (str(trained_text) if (trained_text / "config.json").is_file() else own.get("text_encoder_name_or_path")),
-        "tokenizer": tokenizer or own.get("tokenizer_name"),
-    }
-    sources: dict[str, tuple[str, str | None, str | None]] = {"unet": (location.folder, None, variant)}
-    sources |= {
-        component: (name, None, None) if name else (repository, component, None) for component, name in named.items()
-    }
+    found = find_sources(
+        unet,
+        pretrained_model=pretrained_model,
+        text_encoder=text_encoder,
+        vae=vae,
+        tokenizer=tokenizer,
+        variant=variant,
+    )
+    sources, run = found.components, found.run
     versions = {component: _version(source) for component, source in sources.items()}
     components = {
         component: _load(component, source, versions[component], dtype, shared) for component, source in sources.items()
@@ -105,23 +92,16 @@ def load_models(
     components["tokenizer"].model_max_length = min(longest, components["tokenizer"].model_max_length)
     check_components(**components, max_length=2)
     _choose_kernels(components, dtype)
-    schedule, sampler = _schedule(location, repository, run)
+    schedule, sampler = _schedule(found.location, found.repository, run)
     return Models(
         **components,
         schedule=schedule,
         sampler=sampler,
         side=run.get("resolution") or components["unet"].config.sample_size * vae_factor(components["vae"]),
-        label=location.label + (f" {variant}" if variant else ""),
+        label=found.location.label + (f" {variant}" if variant else ""),
         sources=sources,
         versions=versions,
     )
-
-
-def _whole_model(unet_folder: Path) -> str | None:
-    """The pipeline's folder or the single file that a UNet is of; None for a UNet by itself."""
-    if (unet_folder.parent / "vae" / "config.json").is_file():
-        return str(unet_folder.parent)
-    return str(unet_folder) if is_single_file(unet_folder) else None
 
 
 def _choose_kernels(components: dict[str, Any], dtype: str) -> None:

@@ -9,6 +9,7 @@ from sd.flags.arguments import check_choice, check_range, check_ranges
 from sd.flags.idle import Rule, refuse_idle
 from sd.flags.options import option
 from sd.sampling.prompts import read_prompts
+from sd.sampling.settings import check_guidance, check_settings
 
 ASTRONAUT = "a photo of an astronaut riding a horse on mars"
 # What a protocol fixes beside the defaults of 50 steps and seed 42; a flag that is given wins.
@@ -130,6 +131,9 @@ class SampleOptions:
         refuse_idle(self, self._idle_rules())
         check_ranges(self, "num_images height width batch_size num_prompts processes every", low=1)
         check_range("seed", self.seed, low=0)
+        check_settings(self)
+        for scale in self.scales:
+            check_guidance("guidance_scales", scale)
         check_range("poll_seconds", self.poll_seconds, above=0)
         if self.preset is not None:
             check_choice("preset", self.preset, PRESETS)
@@ -165,8 +169,6 @@ class SampleOptions:
     def _check_scores(self):
         if not self.prompts_file:
             raise InputError("no --prompts_file; name a TSV, CSV, JSONL or text file of prompts")
-        for scale in self.scales:
-            check_range("guidance_scales", scale, low=1)
         if bool(self.fid_model) != bool(self.fid_reference):
             raise InputError("--fid_model and --fid_reference go together: features, and what they are compared with")
         if self.data_filter is not None and not (self.fid_reference or self.cmmd_reference):

@@ -17,37 +17,25 @@ import paddle
 
 from sd import devices
 from sd.diffusion.schedule import sampler_config
-from sd.errors import ArgumentError
 from sd.models.attention import KernelAttnProcessor
 from sd.models.encoders import tokenize, truncate
 from sd.sampling.constants import computed_once
+from sd.sampling.settings import SCHEDULERS, check_guidance, check_scheduler, check_sides, check_steps
 
 _BYTES_A_LETTER = 4  # of UTF-8, at most
-# Only samplers that draw no noise on their way: all chance in a picture then comes from its seed.
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "pndm": "PNDMScheduler",
-    "lms": "LMSDiscreteScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "dpm": "DPMSolverMultistepScheduler",
-}
 
 
 def make_scheduler(name: str, **training: Any) -> Any:
     """A ppdiffusers scheduler by its short name, set to what the UNet was trained with.
 
     training: beta_start, beta_end, beta_schedule, num_train_timesteps, prediction_type, rescale_betas_zero_snr, as in a
-    scheduler_config.json; what is not given is Stable Diffusion's. Raises InputError for an unknown name, or if the
-    betas end at zero SNR, which only DDIM can follow here (and from its last step on: arXiv 2305.08891).
+    scheduler_config.json; what is not given is Stable Diffusion's. Raises InputError as
+    `check_scheduler`.
     """
     import ppdiffusers
 
-    if name not in SCHEDULERS:
-        raise ArgumentError("scheduler", name, f"; expected one of {', '.join(SCHEDULERS)}")
+    check_scheduler(name, training.get("rescale_betas_zero_snr", False))
     if training.get("rescale_betas_zero_snr"):
-        if name != "ddim":
-            raise ArgumentError("scheduler", name, " cannot follow betas rescaled to zero SNR; use --scheduler ddim")
         training["timestep_spacing"] = "trailing"  # it must start at the step that has no signal
     config = {**sampler_config(), "skip_prk_steps": True, **training}
     return getattr(ppdiffusers, SCHEDULERS[name]).from_config(config)
@@ -60,11 +48,7 @@ def vae_factor(vae: paddle.nn.Layer) -> int:
 
 def check_size(vae: paddle.nn.Layer, height: int, width: int) -> None:
     """Raise InputError unless height and width are positive multiples of the VAE's factor."""
-    factor = vae_factor(vae)
-    for name, value in (("height", height), ("width", width)):
-        if value < factor or value % factor:
-            nearest = max(factor, round(value / factor) * factor)
-            raise ArgumentError(name, value, f" does not fit the VAE, which halves to 1/{factor}; try {nearest}")
+    check_sides(vae_factor(vae), height, width)
 
 
 def default_batch_size(unet: paddle.nn.Layer, vae: paddle.nn.Layer, height: int, width: int) -> int:
@@ -190,12 +174,9 @@ def stream_images(
 
 def _check_settings(settings: Settings, vae: paddle.nn.Layer, scheduler: Any) -> None:
     check_size(vae, settings.height, settings.width)
-    if not 1 <= settings.guidance_scale < math.inf:
-        raise ArgumentError("guidance_scale", settings.guidance_scale, "; expected at least 1, which is no guidance")
-    # The offset is added to every timestep, and none may pass the last one of training.
-    max_steps = scheduler.config.num_train_timesteps - scheduler.config.get("steps_offset", 0)
-    if not 1 <= settings.num_inference_steps <= max_steps:
-        raise ArgumentError("num_inference_steps", settings.num_inference_steps, f"; expected 1 to {max_steps}")
+    check_guidance("guidance_scale", settings.guidance_scale)
+    training = scheduler.config
+    check_steps(settings.num_inference_steps, training.num_train_timesteps - training.get("steps_offset", 0))
 
 
 def denoise(

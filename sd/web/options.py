@@ -7,6 +7,7 @@ from sd.errors import ArgumentError, InputError
 from sd.flags.arguments import check_choice, check_range, check_ranges
 from sd.flags.models import ModelNames
 from sd.flags.options import option
+from sd.sampling.settings import check_settings
 
 MAX_PICTURES, LARGEST_SIDE = 16, 2048
 _WHOLE = ("num_inference_steps", "seed", "num_images", "height", "width")
@@ -31,6 +32,7 @@ class ServeOptions(ModelNames):
     def __post_init__(self):
         if self.output_dir and self.checkpoint:
             raise InputError("--output_dir with --checkpoint; give one of them")
+        check_range("port", self.port, low=1, high=65535)
 
 
 @dataclass
@@ -68,6 +70,7 @@ class Request:
         if not isinstance(self.guidance_scale, (int, float)):
             raise ArgumentError("guidance_scale", self.guidance_scale, "; expected a number")
         self.guidance_scale = float(self.guidance_scale)
+        check_settings(self)
         check_choice("weights", self.weights, ("raw", "ema"))
         check_range("seed", self.seed, low=0)
         check_range("num_images", self.num_images, low=1, high=MAX_PICTURES)
