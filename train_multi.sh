@@ -18,5 +18,8 @@ fi
 # between, and Paddle then aborts in libuv's uv__finish_close.
 export PORT_RANGE="${PORT_RANGE:-20000:32767}"
 
-export LAUNCHER="-m paddle.distributed.launch $processes ${LAUNCH:-}"
-exec sh "$(dirname -- "$0")/train.sh" "$@"
+# Paddle's launcher, whose end by Ctrl-C says whether something was saved.
+here=$(dirname -- "$0")
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+export LAUNCHER="-m sd.processes.launch $processes ${LAUNCH:-}"
+exec sh "$here/train.sh" "$@"

@@ -54,6 +54,11 @@ def train() -> None:
     run("sd.commands.train", "nothing was saved; the same command starts again, or resumes from the last checkpoint")
 
 
+def launch() -> None:
+    """python -m sd.processes.launch"""
+    run("sd.processes.launch", "the same command starts again, or resumes from what was saved")
+
+
 def sample() -> None:
     """sd-sample, eval.py"""
     run("sd.commands.sample", "finished pictures are kept; the same command resumes with the rest")

@@ -6,9 +6,11 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 _LAUNCHER_SECONDS = 15  # Paddle's launcher looks at its processes every few seconds
 
@@ -80,8 +82,9 @@ def run_script(main: Callable[[], object], when_stopped: str = "the same command
     """Call `main()` and leave the process: exit code 0, 2 after an `InputError`, 1 after a `RunError`, 128 and the
     signal's number after a `StopError`.
 
-    Ctrl-C ends it with exit code 130 and one line: `stopped by Ctrl-C; ` and `when_stopped`, which says what is saved
-    and how to resume. Where the reader of the output is gone (`--help | head -1`), it ends without a message.
+    Ctrl-C and SIGTERM end it with exit codes 130 and 143 and one line: `stopped by Ctrl-C; ` and `when_stopped`, which
+    says what is saved and how to resume. Where the reader of the output is gone (`--help | head -1`), it ends without a
+    message.
     """
     code = 0
     interrupt = _Interrupt(when_stopped)
@@ -100,7 +103,7 @@ def run_script(main: Callable[[], object], when_stopped: str = "the same command
         except RunError as error:
             code = _report(error, 1)
         except BaseException as error:  # libraries make errors of their own of a KeyboardInterrupt
-            if not (interrupt.received or isinstance(error, KeyboardInterrupt)):
+            if not (interrupt.is_received or isinstance(error, KeyboardInterrupt)):
                 raise
             code = interrupt.report()
         finally:
@@ -116,35 +119,41 @@ def run_script(main: Callable[[], object], when_stopped: str = "the same command
 
 
 class _Interrupt:
-    """Within the context SIGINT raises KeyboardInterrupt, and ends the process at once while modules are imported:
-    Paddle's import would print errors of its own."""
+    """Within the context SIGINT and SIGTERM raise KeyboardInterrupt, and end the process at once while modules are
+    imported: Paddle's import would print errors of its own."""
 
     def __init__(self, when_stopped: str) -> None:
-        self.received = False
-        self._when_stopped = when_stopped
+        self.received = signal.SIGINT
+        self.is_received = False
+        self._when_stopped, self._process = when_stopped, os.getpid()
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> None:
-        # A launcher may have set it to be ignored, and threads may not set it at all.
-        self._is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self._is_ours:
-            signal.signal(signal.SIGINT, self._handle)
+        # A launcher may have set one to be ignored, and threads may not set any.
+        for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            if signal.getsignal(number) is default and threading.current_thread() is threading.main_thread():
+                self._before[number] = signal.signal(number, self._handle)
 
     def __exit__(self, *_: object) -> None:
-        if self._is_ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _handle(self, _number: int, frame: FrameType | None) -> None:
-        self.received = True
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked worker, of which its parent speaks
+            signal.signal(number, self._before[signal.Signals(number)])
+            signal.raise_signal(number)
+            return
+        self.received, self.is_received = signal.Signals(number), True
         while frame:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
                 os._exit(self.report())
             frame = frame.f_back
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(number)
 
     def report(self) -> int:
         """Print the line; returns the exit code."""
-        print(StopError(signal.SIGINT, self._when_stopped), file=sys.stderr, flush=True)
-        return 128 + signal.SIGINT
+        print(StopError(self.received, self._when_stopped), file=sys.stderr, flush=True)
+        return 128 + self.received
 
 
 def _reader_closed():

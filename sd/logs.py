@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 
@@ -37,11 +38,21 @@ def set_up_logging() -> None:
     log.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
 
 
+def _put_back_sigterm() -> None:
+    """Python's handler of SIGTERM: Paddle's import puts one in its place that prints a stack, paddlenlp's the default."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
 def import_quietly() -> None:
     """Import the libraries without their warnings about each other, and let paddlenlp log only what is wrong."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        import paddle  # noqa: F401
+
+        _put_back_sigterm()
         import paddlenlp.trainer  # noqa: F401
+
+        _put_back_sigterm()
         import ppdiffusers  # noqa: F401
         from paddlenlp.utils.log import logger
     logger.set_level("WARNING")

@@ -14,6 +14,7 @@ from sd import entry, versions
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 MODULES = ["sd.doctor", "sd.data.inspect", "sd.data.columns", "sd.data.duplicates", "sd.metrics.band"]
+MODULES += ["sd.processes.launch"]
 MODULES += ["sd.training.report", "sd.models.torch_file", "demo.shapes", "demo.classify", "demo.compare_formats"]
 COMMANDS = [[name] for name in SCRIPTS] + [["-m", name] for name in MODULES]
 COMMANDS += [["-m", "bench", name] for name in BENCHMARKS]

@@ -80,16 +80,18 @@ def test_letters_that_the_console_lacks_are_printed_as_codes(encoding):
     assert done.stderr.decode(encoding).startswith("error: ")
 
 
-# Ctrl-C: one line, from the first moment on.
+# Ctrl-C and SIGTERM: one line, from the first moment on.
+
+SIGNALS = [(signal.SIGINT, 130, "stopped by Ctrl-C; "), (signal.SIGTERM, 143, "stopped by SIGTERM; ")]
 
 
-def interrupt(*words, ready, **options):
-    """(exit code, lines on stderr after `ready` was among them) of a process that SIGINT reaches at that moment."""
+def interrupt(*words, ready, number=signal.SIGINT, **options):
+    """(exit code, lines on stderr after `ready` was among them) of a process that a signal reaches at that moment."""
     command = [sys.executable, *words]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
     while ready not in (line := process.stderr.readline()):
         assert line, "it ended first"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     reported = process.communicate()[1]
     return process.returncode, reported.splitlines()
 
@@ -114,15 +116,37 @@ except BaseException:
         "import slow_module",
     ],
 )
-def test_ctrl_c_gives_one_line_and_the_exit_code_of_shells(body, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "expected_code", "begin"), SIGNALS)
+def test_ctrl_c_gives_one_line_and_the_exit_code_of_shells(body, number, expected_code, begin, tmp_path, monkeypatch):
     (tmp_path / "slow_module.py").write_text(SLOW_MODULE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     program = (
         "import sys, time\nfrom sd.errors import run_script\ndef ready(): print('ready', file=sys.stderr, flush=True)\n"
         f"def main():\n    {body}\nrun_script(main, 'all is kept')"
     )
-    code, lines = interrupt("-c", program, ready="ready")
-    assert (code, lines) == (130, ["stopped by Ctrl-C; all is kept"])
+    code, lines = interrupt("-c", program, ready="ready", number=number)
+    assert (code, lines) == (expected_code, [f"{begin}all is kept"])
+
+
+def test_paddles_import_leaves_the_handler_of_sigterm():
+    """In whose place it puts one that prints a stack of its own."""
+    program = (
+        "import sys, time\nfrom sd.errors import run_script\nfrom sd.logs import import_quietly\ndef main():\n"
+        "    import_quietly()\n    print('ready', file=sys.stderr, flush=True)\n    time.sleep(60)\n"
+        "run_script(main, 'all is kept')"
+    )
+    code, lines = interrupt("-c", program, ready="ready", number=signal.SIGTERM)
+    assert (code, lines) == (143, ["stopped by SIGTERM; all is kept"])
+
+
+def test_a_forked_worker_that_is_stopped_says_nothing():
+    program = (
+        "import os, signal, sys, time\nfrom sd.errors import run_script\ndef main():\n    child = os.fork()\n"
+        "    if not child:\n        os.kill(os.getpid(), signal.SIGTERM)\n        time.sleep(60)\n"
+        "    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\nrun_script(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (256 - signal.SIGTERM, "")
 
 
 @pytest.mark.parametrize(
@@ -135,14 +159,17 @@ def test_ctrl_c_gives_one_line_and_the_exit_code_of_shells(body, tmp_path, monke
         (("eval.py",), "finished pictures are kept; the same command resumes"),
     ],
 )
-def test_ctrl_c_in_the_first_seconds_of_a_real_script_gives_one_line(words, remedy, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "expected_code", "begin"), SIGNALS)
+def test_ctrl_c_in_the_first_seconds_of_a_real_script_gives_one_line(
+    words, remedy, number, expected_code, begin, tmp_path, monkeypatch
+):
     """In the import of Paddle, which is one here that takes as long as the signal does."""
     (tmp_path / "paddle.py").write_text(SLOW_MODULE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     file_list = make_data(tmp_path / "data", [1])
-    code, lines = interrupt(*(file_list if word == "LIST" else word for word in words), ready="ready")
-    assert code == 130 and len(lines) == 1, lines
-    assert lines[0].startswith("stopped by Ctrl-C; ") and remedy in lines[0]
+    code, lines = interrupt(*(file_list if word == "LIST" else word for word in words), ready="ready", number=number)
+    assert code == expected_code and len(lines) == 1, lines
+    assert lines[0].startswith(begin) and remedy in lines[0]
 
 
 def test_a_script_that_ignores_ctrl_c_still_ignores_it():

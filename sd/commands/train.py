@@ -42,8 +42,8 @@ def main() -> None:
     except Exception as error:
         report_end(error, first_line(error))
         raise
-    except KeyboardInterrupt:
-        stopped_by = signal.SIGINT
+    except KeyboardInterrupt as stop:
+        stopped_by = signal.Signals(stop.args[0]) if stop.args else signal.SIGINT
         if rank() == 0:
             print(
                 "stopped at once; the same command resumes from the last checkpoint, if there is one", file=sys.stderr

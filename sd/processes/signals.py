@@ -4,6 +4,9 @@ import os
 import signal
 import stat
 from contextlib import suppress
+from pathlib import Path
+
+REPORTED = "SD_LAUNCH_REPORTED"  # names a file that is there once a rank has written to its launcher's terminal
 
 
 class StopSignals:
@@ -34,8 +37,8 @@ class StopSignals:
 def report_early_stop() -> None:
     """In a rank of paddle.distributed.launch: SIGTERM ends this process at once, as by default; rank 0 reports it.
 
-    The launcher answers Ctrl-C with SIGTERM to its ranks, and prints "Exit with signal 2" alone. The training loop has
-    a handler of its own.
+    Paddle's launcher answers Ctrl-C with SIGTERM to its ranks, and prints "Exit with signal 2" alone. The training loop
+    has a handler of its own.
     """
     if "PADDLE_TRAINER_ID" not in os.environ:
         return
@@ -62,5 +65,7 @@ def write_to_launcher(text: str) -> None:
             kind = os.fstat(descriptor).st_mode
             if stat.S_ISCHR(kind) or stat.S_ISFIFO(kind):  # in a file it would be written over
                 os.write(descriptor, f"{text}\n".encode())
+                if note := os.environ.get(REPORTED):
+                    Path(note).touch()
         finally:
             os.close(descriptor)

@@ -229,7 +229,7 @@ def test_train_multi_sh_is_the_same_behind_the_launcher(tmp_path):
     one, environ = run_script("train.sh", tmp_path)
     several, environ_of_several = run_script("train_multi.sh", tmp_path)
     # Without --gpus the launcher takes all visible cards; of numbers it names those that are not there are an error.
-    assert several[:3] == ["-u", "-m", "paddle.distributed.launch"]
+    assert several[:3] == ["-u", "-m", "sd.processes.launch"]
     assert several[3:] == one[1:] and environ | {"PORT_RANGE": "20000:32767"} == environ_of_several
     machines, _ = run_script("train_multi.sh", tmp_path, GPUS="0,1", LAUNCH="--ips 10.0.0.1,10.0.0.2")
     assert machines[3:7] == ["--gpus", "0,1", "--ips", "10.0.0.1,10.0.0.2"]
