@@ -39,7 +39,7 @@ def set_up_logging() -> None:
 
 
 def _put_back_sigterm() -> None:
-    """Python's handler of SIGTERM: Paddle's import puts one in its place that prints a stack, paddlenlp's the default."""
+    """Python's handler of SIGTERM, in whose place Paddle's import puts one that prints a stack, paddlenlp's none."""
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
