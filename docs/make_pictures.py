@@ -112,11 +112,11 @@ def visualdl() -> None:
     """visualdl.png and visualdl_images.png: the pages of scalars and of pictures."""
     with served("visualdl", "--logdir", RUN) as url, browser_page(1400, 900) as page:
         page.goto(f"{url}/app/scalar")
-        page.get_by_text("train/loss", exact=True).wait_for()  # of the first group, which is open
+        page.locator("canvas").first.wait_for(timeout=120_000)  # of the first group, which is open
         page.wait_for_timeout(4000)  # the curves are drawn step by step
         page.screenshot(path=DOCS / "visualdl.png")
         page.goto(f"{url}/app/sample/image")
-        page.locator("img").first.wait_for()
+        page.locator("img").first.wait_for(timeout=120_000)
         page.wait_for_timeout(4000)
         page.screenshot(path=DOCS / "visualdl_images.png")
 

@@ -61,6 +61,8 @@ class StableDiffusionModel(nn.Layer):
         for component in ("tokenizer", "text_encoder", "vae", "unet"):
             load = DeferredComponent if component in deferred else load_component
             components[component] = load(component, *component_source(model_args, component))
+            if component in deferred:
+                logger.info("%s: not loaded, the cache holds its output (%s)", component, components[component].origin)
         if model_args.unet_data_format != "NCHW":
             components["unet"] = in_data_format(components["unet"], model_args.unet_data_format)
         check_components(**components, max_length=model_args.model_max_length)

@@ -86,7 +86,11 @@ class DeferredComponent:
         layer = _build_empty(component, config, folder / "config.json" if folder else name)
         self.config = layer.config
         self.num_parameters = sum(math.prod(parameter.shape) for parameter in layer.parameters())
-        logger.info("%s: not loaded, the cache holds its output (%s)", component, folder or name)
+
+    @property
+    def origin(self) -> str:
+        """Folder, file or published name."""
+        return "/".join(filter(None, map(str, self._source[1:])))
 
     def load(self) -> Any:
         """The layer with its weights, in evaluation mode."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sd.logs import bar_seconds
 from sd.sampling.files import read_png_text, write_png
 from sd.sampling.models import Models
 from sd.sampling.pipeline import Settings, check_size, default_batch_size, stream_images, truncated_text
@@ -80,7 +81,7 @@ def draw(
     todo = [job for job in jobs if read_png_text(job.path) != (job.prompt, description | {"seed": job.seed})]
     if len(todo) < len(jobs) and not quiet:
         print(f"{len(jobs) - len(todo)} of {len(jobs)} pictures are there already", flush=True)
-    with _PictureBar(total=len(todo), bar_format=_BAR, disable=quiet or not todo) as bar:
+    with _PictureBar(total=len(todo), bar_format=_BAR, mininterval=bar_seconds(), disable=quiet or not todo) as bar:
 
         def step(share):
             bar.update(min(share, bar.total - bar.n))  # shares add up to a hair more than the whole

@@ -113,13 +113,15 @@ def test_steps_from_images_and_from_the_cache_are_float64s(workshop, watched, ce
     assert set(cache[0].model.deferred) == ({"vae", "text_encoder"} if text else {"vae"})
 
 
-def test_images_may_validate_a_run_from_the_cache_and_load_deferred_components(workshop, watched):
+def test_images_may_validate_a_run_from_the_cache_and_load_deferred_components(workshop, watched, caplog):
     flags = ["--max_steps", 2, "--eval_steps", 2, "--unet_name_or_path", workshop.folder / "models/unet"]
     reference, checked = Reference(workshop.folder / "models", "epsilon"), {}
     for name, file_list in (("images", workshop.file_list), ("latents", workshop.caches[False])):
         workshop.from_cache(f"from_{name}", "--eval_file_list", file_list, *flags)
         checked[name] = [call for call in watched if not call.training]
         assert set(watched[0].model.deferred) == (set() if name == "images" else {"vae"})
+        assert caplog.text.count("vae: not loaded, the cache holds its output") == 1
+        caplog.clear()
         watched.clear()
     for of_images, of_latents in zip(checked["images"], checked["latents"], strict=True):
         assert "pixel_values" in of_images.batch and "moments" in of_latents.batch
