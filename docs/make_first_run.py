@@ -22,8 +22,9 @@ TRAIN = f"sh train.sh @recipes/demo.args --output_dir out --file_list {LIST} --s
 INTRODUCTION = """\
 # First run
 
-The transcript of two walks through a fresh clone, made by `python docs/make_first_run.py` on two CPU cores; progress
-bars and the installation, a download of some minutes, are left out. The quickstart took STEPS training steps{short}.
+The transcript of two walks through a fresh clone, made by `python docs/make_first_run.py` on two CPU cores, whose load
+was {load:.1f} before it began; progress bars and the installation, a download of some minutes, are left out. The quickstart
+took STEPS training steps{short}.
 """
 SHORT = ", not 600, so its model draws no shapes yet"
 # Title, what is told, and pairs (command, expected exit code).
@@ -147,7 +148,9 @@ def clean(output: str) -> list[str]:
 def make_page(folder: Path, steps: int) -> str:
     """Walk in a new folder, and return the page."""
     prepare(folder)
-    pieces = [INTRODUCTION.format(short="" if steps == 600 else SHORT).replace("STEPS", str(steps))]
+    pieces = [
+        INTRODUCTION.format(short="" if steps == 600 else SHORT, load=os.getloadavg()[0]).replace("STEPS", str(steps))
+    ]
     for title, reported, commands in WALK:
         pieces.append(f"## {title}\n\n{reported}\n")
         for command, expected in commands:
