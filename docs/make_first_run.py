@@ -23,8 +23,8 @@ INTRODUCTION = """\
 # First run
 
 The transcript of two walks through a fresh clone, made by `python docs/make_first_run.py` on two CPU cores, whose load
-was {load:.1f} before it began; progress bars and the installation, a download of some minutes, are left out. The quickstart
-took STEPS training steps{short}.
+was {load:.1f} before it began; progress bars and the installation, a download of some minutes, are left out. The
+quickstart took STEPS training steps{short}.
 """
 SHORT = ", not 600, so its model draws no shapes yet"
 # Title, what is told, and pairs (command, expected exit code).
