@@ -69,7 +69,7 @@ IN_PLACE_OF = [
     (r"for side in 256 512", "for side in 32"),
     (r"latents_(256|512)", "latents_32"),
     (r"--engine ray --ray_address auto", "--engine local"),
-    (r"-m paddle\.distributed\.launch --gpus [\d,]+ precompute", "precompute"),
+    (r"-m sd\.processes\.launch --gpus [\d,]+ precompute", "precompute"),
     (r"CompVis/stable-diffusion-v1-4/vae", "demo/tiny_sd/vae"),
     (r"sh train_multi\.sh (@recipes/(\w+)\.args)", r"sh train.sh \1 --output_dir runs/\2"),
     (r" /data/", " data/"),
