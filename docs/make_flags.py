@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     check = parser.parse_args().check
     sys.path.insert(0, str(ROOT))
-    from sd.flags.help import TABLE
+    from sd.flags.command_line import TABLE
 
     for path, text in ((PAGE, make_page()), (TABLE, make_help_table())):
         if not check:

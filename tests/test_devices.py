@@ -79,7 +79,7 @@ def test_on_a_cpu_the_cards_are_hidden_before_paddle_is_imported():
 @pytest.mark.parametrize(
     "command",
     [
-        ["train_txt2img_laion400m_trainer.py", "--device", "cpu"],
+        ["train_txt2img_laion400m_trainer.py", "--device", "cpu", "--file_list", "LIST"],
         ["-m", "sd.doctor", "--device", "cpu"],
         ["eval.py", "--device", "cpu"],
         ["precompute_latents.py", "--device", "cpu", "--file_list", "LIST", "--output_path", "y"],

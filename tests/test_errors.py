@@ -152,7 +152,7 @@ def test_a_forked_worker_that_is_stopped_says_nothing():
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [
-        (("train_txt2img_laion400m_trainer.py", "--do_train"), "the same command starts again"),
+        (("train_txt2img_laion400m_trainer.py", "--file_list", "LIST"), "the same command starts again"),
         (("-m", "sd.doctor", "--do_train"), "nothing was changed"),
         (("train_txt2img_laion400m_trainer.py", "--doctor", "--do_train"), "nothing was changed"),
         (("precompute_latents.py", "--file_list", "LIST", "--output_path", "b"), "resumes from the finished parts"),

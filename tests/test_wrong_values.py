@@ -1,5 +1,6 @@
 """Wrong values of flags, and names of files that are not there, end every script before Paddle is imported."""
 
+import dataclasses
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from sd.errors import InputError, as_typed
+from sd.flags.arguments import SDDataArguments, SDModelArguments
+from sd.flags.command_line import training_names
 from tests.data_maker import make_data
 from tests.tiny import make_tiny_repository
 
@@ -16,6 +19,7 @@ SCORES = "sample --metrics --pretrained_model models --prompts_file prompts.txt"
 CACHE = "cache --file_list LIST --pretrained_model_name_or_path models --output_path o"
 EXPORT = "export --checkpoint models --output o"
 SERVE = "serve --checkpoint models"
+TRAIN = "train --do_train --output_dir o --file_list LIST --pretrained_model_name_or_path models --resolution 32"
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +64,9 @@ def call(folder, monkeypatch, end_of_checks):
     return call
 
 
-@pytest.mark.parametrize("words", [EVAL, f"{SCORES} --clip_model some/clip", CACHE, EXPORT, SERVE], ids=lambda w: w[:6])
+@pytest.mark.parametrize(
+    "words", [EVAL, f"{SCORES} --clip_model some/clip", CACHE, EXPORT, SERVE, TRAIN], ids=lambda w: w[:6]
+)
 def test_right_values_come_to_paddle(call, end_of_checks, words):
     with pytest.raises(end_of_checks):
         call(words)
@@ -120,7 +126,19 @@ def test_right_values_come_to_paddle(call, end_of_checks, words):
         (f"{SERVE} --dtype int8", "--dtype int8; expected one of fp32, bf16, fp16"),
         (f"{SERVE} --vae ./nowhere", "--vae_name_or_path ./nowhere: no such folder"),
         ("serve --output_dir models --vae ./nowhere", "--vae_name_or_path ./nowhere: no such folder"),
-        ("train --device tpu", "--device tpu; expected cpu, gpu or gpu:N"),
+        (f"{TRAIN} --device tpu", "--device tpu; expected cpu, gpu or gpu:N"),
+        (f"{TRAIN} --resolution 0", "--resolution 0; expected at least 8"),
+        (f"{TRAIN} --resolution x", "--resolution x; expected a whole number"),
+        (f"{TRAIN} --prediction_type eps", "--prediction_type eps; expected one of "),
+        (f"{TRAIN} --num_inference_steps 1000", "--num_inference_steps 1000; expected at least 1 and at most 999"),
+        (f"{TRAIN} --enlarge maybe", "--enlarge maybe; expected True or False"),
+        (f"{TRAIN} --learning_rat 1e-4", "unknown argument '--learning_rat'; did you mean --learning_rate?"),
+        (f"{TRAIN} --mixed_precision fp16", "unknown argument '--mixed_precision'; here it is --fp16 True or "),
+        (f"{TRAIN} --file_list nowhere", "nowhere: No such file or directory; "),
+        (f"{TRAIN} --eval_file_list nowhere", "nowhere: No such file or directory; "),
+        (f"{TRAIN} --vae_name_or_path ./nowhere", "--vae_name_or_path ./nowhere: no such folder"),
+        (f"{TRAIN} --unet_name_or_path ./nowhere.json", "--unet_name_or_path ./nowhere.json: no such folder or file"),
+        (f"{TRAIN} --doctor --resolution 0", "--resolution 0; expected at least 8"),
     ],
     ids=lambda text: text.replace("/", "_"),
 )
@@ -130,12 +148,23 @@ def test_wrong_values_do_not(call, words, message):
     assert as_typed(error.value).startswith(message) and "\n" not in str(error.value)
 
 
+def test_flags_of_training_are_known_without_its_parser():
+    """A flag that the early check did not know would be refused although training has it."""
+    from paddlenlp.trainer import PdArgumentParser
+
+    from sd.flags.training import SDTrainingArguments
+
+    options = PdArgumentParser((SDModelArguments, SDDataArguments, SDTrainingArguments))._option_string_actions
+    fields = {each.name for group in (SDModelArguments, SDDataArguments) for each in dataclasses.fields(group)}
+    assert {*options} - {"-h", "--help"} == {f"--{name}" for name in fields.union(training_names())}
+
+
 def test_a_wrong_filter_does_not(call, monkeypatch):
     with pytest.raises(InputError, match="--data_filter: "):
         call(f"{CACHE} --data_filter score>")
 
 
-@pytest.mark.parametrize("name", ["sample --prompt a", CACHE, SERVE, "train"], ids=lambda words: words[:6])
+@pytest.mark.parametrize("name", ["sample --prompt a", CACHE, SERVE, TRAIN], ids=lambda words: words[:6])
 def test_a_card_with_the_cpu_build_does_not(call, monkeypatch, name):
     monkeypatch.setattr("sd.devices.has_gpu_paddle", lambda: False)
     with pytest.raises(InputError, match="--device gpu: this Paddle is built for CPUs; install the GPU build"):

@@ -7,13 +7,27 @@ from pathlib import Path
 from typing import NoReturn
 
 from sd import devices, runtime
+from sd.data.parts.filelist import read_file_list
 from sd.errors import first_line
+from sd.flags.arguments import SDDataArguments, SDModelArguments
+from sd.flags.command_line import check_early, parse_arguments
 from sd.flags.files import expand
 from sd.flags.help import training_help
 from sd.logs import import_quietly, rank, set_up_logging
+from sd.models.loading import FLAGS, component_source, local_folder
 from sd.processes.pool import die_with_launcher
 from sd.processes.progress import report_end
 from sd.processes.signals import report_early_stop
+
+
+def check(model_args: SDModelArguments, data_args: SDDataArguments) -> None:
+    """Raise InputError for a list or a model that is not there, before the seconds of Paddle's import."""
+    for file_list in filter(None, (data_args.file_list, data_args.eval_file_list)):
+        read_file_list(file_list)
+    for component in FLAGS:
+        name, subfolder = component_source(model_args, component)
+        if not Path(name).is_file():  # a UNet's configuration, or a whole model
+            local_folder(component, name, subfolder)
 
 
 def main() -> None:
@@ -29,15 +43,15 @@ def main() -> None:
         return
     die_with_launcher()
     report_early_stop()
-    device = devices.requested(expand(argv, {"device": False}))
-    devices.check_flags(device)
-    runtime.prepare(device)
-    set_up_logging()
-    import_quietly()
-    from sd.flags.command_line import parse_arguments
-    from sd.training.run import train
-
     try:
+        device = devices.requested(expand(argv, {"device": False}))
+        devices.check_flags(device)
+        check(*check_early(argv))
+        runtime.prepare(device)
+        set_up_logging()
+        import_quietly()
+        from sd.training.run import train
+
         stopped_by = train(*parse_arguments())
     except Exception as error:
         report_end(error, first_line(error))

@@ -1,17 +1,26 @@
 """The command line of training: flags into dataclasses, and the reference's environment variables beside them."""
 
+import argparse
+import dataclasses
+import json
 import logging
 import os
 import sys
+import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sd import devices
 from sd.errors import InputError
+from sd.flags.arguments import SDDataArguments, SDModelArguments
 from sd.flags.files import expand
+from sd.flags.parser import Parser as OurParser
 from sd.flags.parser import describe_unknown, explain, truth
 
 logger = logging.getLogger(__name__)
+# {"own": rows, "inherited": rows} of SDTrainingArguments, as `sd.flags.help.help_rows` gives them
+TABLE = Path(__file__).with_name("training_help.json")
 
 # The reference's switches from outside; a flag on the command line wins over its variable.
 ENVIRONMENT_FLAGS = {
@@ -66,6 +75,49 @@ def without_gpu_defaults(environ: Mapping[str, str], argv: Sequence[str]) -> tup
     return {name: value for name, value in environ.items() if name not in dropped}, script_defaults
 
 
+def check_early(argv: Sequence[str]) -> tuple[SDModelArguments, SDDataArguments]:
+    """The flags of models and data of a command line. Raises InputError for a wrong value of them, and for a flag that
+    training does not have, without the seconds that the import of paddlenlp's parser takes."""
+    names = [each.name for group in (SDModelArguments, SDDataArguments) for each in dataclasses.fields(group)]
+    argv = expand(argv, dict.fromkeys([*names, *training_names()], False))
+    parser = OurParser(add_help=False, argument_default=argparse.SUPPRESS)
+    groups = (SDModelArguments, SDDataArguments)
+    for group in groups:
+        kinds = typing.get_type_hints(group)
+        for each in dataclasses.fields(group):
+            kind = kinds[each.name]
+            kind = next((one for one in typing.get_args(kind) if one is not type(None)), kind)  # of Optional[X]
+            how: dict[str, Any] = {"type": truth, "nargs": "?", "const": True} if kind is bool else {"type": kind}
+            parser.add_argument(f"--{each.name}", **how)
+    for name in training_names():
+        parser.add_argument(f"--{name}", nargs="*")
+    given, unknown = parser.parse_known_args(argv)
+    _refuse_unknown(unknown, argv, parser)
+    of_model, of_data = (
+        {each.name: getattr(given, each.name) for each in dataclasses.fields(group) if hasattr(given, each.name)}
+        for group in groups
+    )
+    return SDModelArguments(**of_model), SDDataArguments(**of_data)
+
+
+def training_names() -> list[str]:
+    """The names of the flags of `SDTrainingArguments`, from the generated table; switches that are on have a `no_`."""
+    rows = [row for rows in json.loads(TABLE.read_text(encoding="utf-8")).values() for row in rows]
+    return [name for name, _, _ in rows] + [f"no_{name}" for name, default, _ in rows if default == "True"]
+
+
+def _refuse_unknown(unknown: Sequence[str], argv: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    if not unknown:
+        return
+    name = unknown[0].partition("=")[0]
+    problem = describe_unknown(unknown[0], argv, parser._actions)
+    if name in DIFFUSERS_FLAGS:
+        problem = f"unknown argument {unknown[0]!r}; here it is {DIFFUSERS_FLAGS[name]}"
+    if name == "--restarts":
+        problem = f"unknown argument {unknown[0]!r}; sh train.sh takes it, on its command line"
+    raise InputError(problem)
+
+
 def parse_arguments(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> tuple[Any, Any, Any]:
     """(SDModelArguments, SDDataArguments, SDTrainingArguments) from a command line; InputError for what is wrong.
 
@@ -74,7 +126,6 @@ def parse_arguments(argv: Sequence[str] | None = None, environ: Mapping[str, str
     from paddlenlp.trainer import PdArgumentParser
     from paddlenlp.trainer.argparser import strtobool
 
-    from sd.flags.arguments import SDDataArguments, SDModelArguments
     from sd.flags.training import SDTrainingArguments
 
     class Parser(PdArgumentParser):
@@ -91,14 +142,7 @@ def parse_arguments(argv: Sequence[str] | None = None, environ: Mapping[str, str
     from_environment = environment_values(environ)
     parser.set_defaults(**from_environment)
     flag_values, unknown = parser.parse_known_args(argv)
-    if unknown:
-        name = unknown[0].partition("=")[0]
-        problem = describe_unknown(unknown[0], argv, parser._actions)
-        if name in DIFFUSERS_FLAGS:
-            problem = f"unknown argument {unknown[0]!r}; here it is {DIFFUSERS_FLAGS[name]}"
-        if name == "--restarts":
-            problem = f"unknown argument {unknown[0]!r}; sh train.sh takes it, on its command line"
-        raise InputError(problem)
+    _refuse_unknown(unknown, argv, parser)
     try:
         parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except InputError:

@@ -9,14 +9,11 @@ import json
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 
 from sd.flags.arguments import SDDataArguments, SDModelArguments
-from sd.flags.command_line import environment_values
+from sd.flags.command_line import TABLE, environment_values
 from sd.flags.files import expand
-
-TABLE = Path(__file__).with_name("training_help.json")  # {"own": rows, "inherited": rows}, as `help_rows` gives them
 
 
 def training_help(command: str, argv: Sequence[str] = (), environ: Mapping[str, str] = MappingProxyType({})) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd.errors import InputError
+
 VARIABLE = "SD_PROGRESS_FILE"
 RESTARTED = "SD_RESTARTED"  # set where an earlier attempt of the same command has made steps
 
@@ -37,7 +39,8 @@ def report_step(step: int, environ: Mapping[str, str] = os.environ) -> None:
 def report_end(error: BaseException | None, message: str = "", environ: Mapping[str, str] = os.environ) -> None:
     """Note how the process ends: with an error (of all ranks the first one counts), or stopped on request (None)."""
     if path := environ.get(VARIABLE):
-        note = {"stopped": True} if error is None else {"error": [type(error).__name__, message]}
+        kind = "InputError" if isinstance(error, InputError) else type(error).__name__  # of any kind of wrong input
+        note = {"stopped": True} if error is None else {"error": [kind, message]}
         with contextlib.suppress(OSError), Path(path + ".end").open("x") as file:
             json.dump(note, file)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sd import devices, runtime
 from sd.errors import InputError, RunError, as_typed, explain_paddle_errors, is_out_of_memory
 from sd.flags.arguments import SDDataArguments, SDModelArguments
+from sd.flags.command_line import check_early, parse_arguments
 from sd.flags.files import expand
 from sd.logs import import_quietly, set_up_logging
 from sd.training.start_report import answer, existing_folder, report_resume, report_start
@@ -36,11 +37,12 @@ def main(argv: list[str] | None = None) -> None:
     argv: the flags of the training command; by default those of this process.
     """
     argv = sys.argv[1:] if argv is None else argv
-    runtime.prepare(devices.requested(expand(argv, {"device": False})))
+    device = devices.requested(expand(argv, {"device": False}))
+    devices.check_flags(device)
+    check_early(argv)
+    runtime.prepare(device)
     set_up_logging()
     import_quietly()
-    from sd.flags.command_line import parse_arguments
-
     arguments = parse_arguments(argv)
     problems = sum(examine(*arguments))
     print(f"\n{problems} problem(s)" if problems else "\nready")

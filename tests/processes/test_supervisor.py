@@ -20,7 +20,7 @@ KILLED = Progress(step=5)
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
-from sd.errors import InputError, RunError
+from sd.errors import ArgumentError, InputError, RunError
 from sd.processes.progress import report_end, report_step
 folder, *plan = sys.argv[1:]
 attempts = Path(folder) / "attempts"
@@ -40,8 +40,10 @@ if end == "wait":
     signal.signal(signal.SIGINT, stop)
     (Path(folder) / "ready").write_text(str(os.getpid()))
     time.sleep(600)
-if end in ("RunError", "InputError"):
-    report_end({"RunError": RunError, "InputError": InputError}[end]("it broke"), "it broke")
+errors = {"RunError": RunError("it broke"), "InputError": InputError("it broke"),
+          "ArgumentError": ArgumentError("seed", -1, "; it broke")}
+if end in errors:
+    report_end(errors[end], "it broke")
     sys.exit(1)
 """
 
@@ -93,8 +95,9 @@ def test_the_same_error_at_the_same_step_twice_ends_the_run_with_it(tmp_path):
     assert "(RunError: it broke); not started again: the same error came twice at the same step (8)" in lines[-1]
 
 
-def test_wrong_input_is_not_tried_again(tmp_path):
-    code, lines = ended(start(tmp_path, ":InputError"))
+@pytest.mark.parametrize("end", [":InputError", ":ArgumentError"])
+def test_wrong_input_is_not_tried_again(tmp_path, end):
+    code, lines = ended(start(tmp_path, end))
     assert code == 1 and len(attempts(tmp_path)) == 1 and "InputError: it broke" in lines[-1]
 
 

@@ -104,4 +104,4 @@ def test_the_script_prints_one_line_and_its_exit_code(workshop, flags, code):
     assert run.returncode == code, run.stderr
     errors = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "Traceback" not in run.stderr
-    assert re.search(r"prediction_type='eps'|none\.list", errors[0])
+    assert re.search(r"--prediction_type eps|none\.list", errors[0])
