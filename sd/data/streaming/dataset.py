@@ -1,6 +1,7 @@
 """TextImagePair, the dataset of training, as paddle.io.DataLoader reads it, and what its workers begin with."""
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import sys
@@ -28,6 +29,10 @@ __all__ = ["TextImagePair", "collate", "raise_if_failed", "worker_init_fn"]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NICENESS = 10  # of 19; a tenth of a core that another process wants
 WINDOW_ROWS, MIN_WINDOW_ROWS = 20_000, 100
+
+# A forked worker leaves inherited garbage alone: the destructor of one of Paddle's queues waits for ever for threads
+# that waited at it in the parent.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 class TextImagePair(IterableDataset):

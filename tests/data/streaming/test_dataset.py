@@ -1,6 +1,8 @@
 """TextImagePair through real DataLoader workers: coverage, equality, resume, worlds that change, no orphans."""
 
+import gc
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -110,6 +112,34 @@ def test_defect_05_batches_are_equal_for_any_number_of_workers_and_no_paddle_ten
         "noise": (np.float32, (4, 2, 2, 2)),
         "timestep": (np.int64, (4,)),
     }
+
+
+def test_a_worker_destroys_no_garbage_that_it_inherited(file_list, tmp_path):
+    """One of Paddle's queues among it would wait for ever for threads that only the parent has."""
+
+    class Garbage:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            (tmp_path / f"destroyed-by-{os.getpid()}").touch()
+
+    def collect_and_tokenize(text):
+        gc.collect()
+        (tmp_path / f"collected-by-{os.getpid()}").touch()
+        return tokenize(text)
+
+    gc.disable()
+    try:
+        Garbage()
+        batches(TextImagePair(file_list, collect_and_tokenize, resolution=32, batch_size=4), 1, num_workers=1)
+    finally:
+        gc.enable()
+    gc.collect()
+    collected, destroyed = (
+        [int(path.name.split("-")[-1]) for path in tmp_path.glob(f"{how}-by-*")] for how in ("collected", "destroyed")
+    )
+    assert len(collected) == 1 and collected != [os.getpid()] and destroyed == [os.getpid()]
 
 
 def test_samples_hold_the_record_of_their_position(file_list):
