@@ -7,6 +7,9 @@ from ppdiffusers import AutoencoderKL
 from tqdm import tqdm
 
 from demo.shapes import example
+from sd.cpu.layers import speed_up
+from sd.data.images.decode import Picture
+from sd.data.streaming.sample import bucket_crop, random_crop
 
 RESOLUTION = 32
 CROPPED_FROM = int(RESOLUTION / 0.9)
@@ -26,13 +29,31 @@ def training_pictures(count, seed, size=70):
     return pictures
 
 
-def random_crops(pictures, rng, batch_size):
-    """A batch of pictures, each cropped at random: [batch_size, 3, 32, 32] float32 in [-1, 1]."""
-    margin = CROPPED_FROM - RESOLUTION + 1
-    batch = np.empty((batch_size, RESOLUTION, RESOLUTION, 3), np.float32)
+def pictures_of_formats(count, seed, formats):
+    """`count` drawings of several formats, (width, height) in turn, as the trainer cuts them: each whole as its bucket,
+    and a random square of it as without buckets. {(width, height): uint8 [n, height, width, 3]}."""
+    cuts = {size: [] for size in [*formats, (RESOLUTION, RESOLUTION)]}
+    sizes = [(2 * width, 2 * height) for width, height in formats]
+    for index in tqdm(range(count), desc="drawing", unit="picture"):
+        drawing = Image.fromarray(example(index, seed, sizes)[0])
+        picture, rng = Picture(drawing, drawing.size), np.random.default_rng((seed, index))
+        bucket = drawing.width // 2, drawing.height // 2
+        cuts[bucket].append(bucket_crop(picture, bucket, "lanczos", rng))
+        cuts[RESOLUTION, RESOLUTION].append(random_crop(picture, RESOLUTION, "lanczos", rng))
+    return {size: np.stack(pixels).transpose(0, 2, 3, 1) for size, pixels in cuts.items()}
+
+
+def random_crops(pictures, rng, batch_size, size=(RESOLUTION, RESOLUTION)):
+    """A batch of pictures, each cropped at random to `size`: [batch_size, 3, height, width] float32 in [-1, 1].
+
+    pictures: uint8 [n, h, w, 3], as much higher as wider than `size`.
+    """
+    width, height = size
+    margin = pictures.shape[1] - height + 1
+    batch = np.empty((batch_size, height, width, 3), np.float32)
     for row, index in enumerate(rng.integers(0, len(pictures), batch_size)):
         top, left = rng.integers(0, margin, 2)
-        batch[row] = pictures[index, top : top + RESOLUTION, left : left + RESOLUTION]
+        batch[row] = pictures[index, top : top + height, left : left + width]
     return np.ascontiguousarray(batch.transpose(0, 3, 1, 2)) / 127.5 - 1
 
 
@@ -58,18 +79,30 @@ def _quieten(vae):
     vae.quant_conv.bias.set_value(bias)
 
 
-def train_vae(pictures, steps, batch_size, learning_rate, seed):
-    """Train with AdamW and a cosine schedule; sets scaling_factor to one over the latents' standard deviation."""
+def start_vae(seed, folder=None):
+    """The autoencoder of a folder, computing by sd.cpu; without one a new one from `seed`, by Paddle's own layers."""
     paddle.seed(seed)
+    if folder is None:
+        vae = build_vae()
+        _quieten(vae)
+    else:
+        vae = AutoencoderKL.from_pretrained(folder)
+        speed_up(vae)
+    return vae
+
+
+def train_vae(vae, pictures, steps, batch_size, learning_rate, seed):
+    """Train with AdamW and a cosine schedule; sets scaling_factor to one over the latents' standard deviation.
+
+    pictures: {size of the crops: pictures as `random_crops` takes them}, of which batches are taken in turn.
+    """
     rng = np.random.default_rng(seed)
-    vae = build_vae()
-    _quieten(vae)
     rate = paddle.optimizer.lr.CosineAnnealingDecay(learning_rate, steps)
     clip = paddle.nn.ClipGradByGlobalNorm(1.0)
     optimizer = paddle.optimizer.AdamW(rate, parameters=vae.parameters(), weight_decay=1e-4, grad_clip=clip)
     progress = tqdm(range(steps), desc="VAE", unit="step", mininterval=2)
     for step in progress:
-        pixel_values = paddle.to_tensor(random_crops(pictures, rng, batch_size))
+        pixel_values = paddle.to_tensor(_batch(pictures, step, rng, batch_size))
         posterior = vae.encode(pixel_values).latent_dist
         error = vae.decode(posterior.sample()).sample - pixel_values
         squared, divergence = error.square().mean(), posterior.kl().mean()
@@ -85,9 +118,14 @@ def train_vae(pictures, steps, batch_size, learning_rate, seed):
     return vae
 
 
+def _batch(pictures, turn, rng, batch_size):
+    size = list(pictures)[turn % len(pictures)]
+    return random_crops(pictures[size], rng, batch_size, size)
+
+
 @paddle.no_grad()
 def latent_std(vae, pictures, rng, batches=16, batch_size=64):
     """Standard deviation of sampled latents over values and pictures, unscaled."""
-    crops = [random_crops(pictures, rng, batch_size) for _ in range(batches)]
+    crops = [_batch(pictures, turn, rng, batch_size) for turn in range(batches)]
     latents = [vae.encode(paddle.to_tensor(crop)).latent_dist.sample().numpy() for crop in crops]
-    return float(np.concatenate(latents).std())
+    return float(np.concatenate([values.ravel() for values in latents]).std())

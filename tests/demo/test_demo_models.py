@@ -11,9 +11,10 @@ from PIL import Image
 from ppdiffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
 from demo.classify import classify
+from demo.compare_formats import is_whole
 from demo.make_models import PIPELINE
 from demo.make_tokenizer import learn_merges
-from demo.make_vae import random_crops
+from demo.make_vae import pictures_of_formats, random_crops
 from demo.shapes import ALL_LABELS, caption_of, example
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
@@ -119,3 +120,19 @@ def test_random_crops_are_squares_of_the_pictures(pictures):
     windows = {pictures[0, y : y + 32, x : x + 32].tobytes() for y in range(4) for x in range(4)}
     assert {np.round((crop.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8).tobytes() for crop in crops} <= windows
     assert np.abs(crops).max() <= 1
+
+
+def test_pictures_of_formats_are_whole_in_their_format_and_cut_in_squares():
+    formats = [(24, 40), (32, 32), (40, 24)]
+    cuts = pictures_of_formats(216, 8, formats)
+    assert {size: pictures.shape for size, pictures in cuts.items()} == {
+        (24, 40): (72, 40, 24, 3),
+        (32, 32): (72 + 216, 32, 32, 3),
+        (40, 24): (72, 24, 40, 3),
+    }
+    for width, height in ((24, 40), (40, 24)):
+        assert all(is_whole(picture) for picture in cuts[width, height])
+    whole = np.mean([is_whole(picture) for picture in cuts[32, 32]])
+    assert 0.4 < whole < 0.8  # all of the square pictures, two of three of their cuts at most
+    crops = random_crops(cuts[24, 40], np.random.default_rng(0), 8, (24, 40))
+    assert crops.shape == (8, 3, 40, 24)
