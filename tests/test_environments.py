@@ -25,16 +25,15 @@ ENVIRONMENTS = [
     {"MKL_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"},
     {"SD_RUNTIME": "off"},
     {"ONEDNN_MAX_CPU_ISA": "SSE41"},
-    {"ONEDNN_MAX_CPU_ISA": "AVX2"},  # what most machines have: CI, which runs the suite on one, leaves it out
+    {"ONEDNN_MAX_CPU_ISA": "AVX2"},
 ]
 CHOSEN = {name for environment in ENVIRONMENTS for name in environment}
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
-    "environment",
-    [*(pytest.param(environment, marks=pytest.mark.ci) for environment in ENVIRONMENTS[:3]), ENVIRONMENTS[3]],
-    ids=lambda chosen: " ".join(f"{k}={v}" for k, v in chosen.items()),
+    "environment", ENVIRONMENTS, ids=lambda chosen: " ".join(f"{k}={v}" for k, v in chosen.items())
 )
 def test_the_numeric_tests_pass(environment):
     clean = {name: value for name, value in os.environ.items() if name not in CHOSEN}
