@@ -6,6 +6,7 @@ Takes a few real steps with growing batches and reads a few real batches; output
 import copy
 import itertools
 import math
+import os
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from sd.errors import InputError, RunError, as_typed, explain_paddle_errors, is_
 from sd.flags.arguments import SDDataArguments, SDModelArguments
 from sd.flags.command_line import check_early, parse_arguments
 from sd.flags.files import expand
+from sd.flags.help import training_help
 from sd.logs import import_quietly, set_up_logging
 from sd.training.start_report import answer, existing_folder, report_resume, report_start
 
@@ -37,6 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     argv: the flags of the training command; by default those of this process.
     """
     argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(training_help(Path(sys.argv[0]).name, argv, os.environ))
+        return
     device = devices.requested(expand(argv, {"device": False}))
     devices.check_flags(device)
     check_early(argv)
