@@ -8,12 +8,12 @@
 # A new band, after a change that is meant to move it; GOLDEN= leaves out the old one:
 #
 #     for seed in 1 2 3 4 5 6 7 8 9 10; do GOLDEN= sh demo/golden.sh $seed --seed $seed; done
-#     python -m sd.metrics.band golden_out/[0-9]* --guidance_scale 2 --output sd/metrics/bands/demo.json
+#     python -m sd.metrics.band golden_out/[1-9] golden_out/10 --guidance_scale 2 --output sd/metrics/bands/demo.json
 #
 # Time: 100 s a run on one core, of which 60 s are training. OUT=folder writes elsewhere.
 set -eu
 cd "$(dirname "$0")/.."
-name=$1
+name=${1:?"name the run: sh demo/golden.sh sound"}
 shift
 out=${OUT:-golden_out}
 golden=${GOLDEN-demo}

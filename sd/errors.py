@@ -103,7 +103,7 @@ def run_script(main: Callable[[], object], when_stopped: str = "the same command
         except RunError as error:
             code = _report(error, 1)
         except BaseException as error:  # libraries make errors of their own of a KeyboardInterrupt
-            if not (interrupt.is_received or isinstance(error, KeyboardInterrupt)):
+            if not (interrupt.received or isinstance(error, KeyboardInterrupt)):
                 raise
             code = interrupt.report()
         finally:
@@ -123,8 +123,7 @@ class _Interrupt:
     imported: Paddle's import would print errors of its own."""
 
     def __init__(self, when_stopped: str) -> None:
-        self.received = signal.SIGINT
-        self.is_received = False
+        self.received: signal.Signals | None = None
         self._when_stopped, self._process = when_stopped, os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
@@ -143,7 +142,7 @@ class _Interrupt:
             signal.signal(number, self._before[signal.Signals(number)])
             signal.raise_signal(number)
             return
-        self.received, self.is_received = signal.Signals(number), True
+        self.received = signal.Signals(number)
         while frame:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
                 os._exit(self.report())
@@ -152,8 +151,9 @@ class _Interrupt:
 
     def report(self) -> int:
         """Print the line; returns the exit code."""
-        print(StopError(self.received, self._when_stopped), file=sys.stderr, flush=True)
-        return 128 + self.received
+        number = self.received or signal.SIGINT  # a KeyboardInterrupt of another's making
+        print(StopError(number, self._when_stopped), file=sys.stderr, flush=True)
+        return 128 + number
 
 
 def _reader_closed():

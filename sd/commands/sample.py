@@ -41,10 +41,9 @@ def check(flags: SampleOptions) -> None:
     if flags.compare:
         columns = find_columns(flags.compare, flags.unet, flags.variant, flags.guidance_scale)
     flags = flags.with_preset()
-    names = {name: value for name, value in flags.models.items() if name != "dtype"}
     for column in columns:
         check_guidance("compare" if flags.compare else "guidance_scale", column.guidance_scale)
-        sources = find_sources(column.unet, variant=column.variant, **names)
+        sources = find_sources(column.unet, variant=column.variant, **flags.models)
         sources.check(flags.height, flags.width, flags.scheduler)
 
 

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import sys
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from sd import devices
 from sd.errors import InputError
 from sd.flags.arguments import SDDataArguments, SDModelArguments
 from sd.flags.files import expand
+from sd.flags.options import add_flags
 from sd.flags.parser import Parser as OurParser
 from sd.flags.parser import describe_unknown, explain, truth
 
@@ -78,25 +78,17 @@ def without_gpu_defaults(environ: Mapping[str, str], argv: Sequence[str]) -> tup
 def check_early(argv: Sequence[str]) -> tuple[SDModelArguments, SDDataArguments]:
     """The flags of models and data of a command line. Raises InputError for a wrong value of them, and for a flag that
     training does not have, without the seconds that the import of paddlenlp's parser takes."""
-    names = [each.name for group in (SDModelArguments, SDDataArguments) for each in dataclasses.fields(group)]
-    argv = expand(argv, dict.fromkeys([*names, *training_names()], False))
-    parser = OurParser(add_help=False, argument_default=argparse.SUPPRESS)
     groups = (SDModelArguments, SDDataArguments)
+    names = [[each.name for each in dataclasses.fields(group)] for group in groups]
+    argv = expand(argv, dict.fromkeys([*names[0], *names[1], *training_names()], False))
+    parser = OurParser(add_help=False)
     for group in groups:
-        kinds = typing.get_type_hints(group)
-        for each in dataclasses.fields(group):
-            kind = kinds[each.name]
-            kind = next((one for one in typing.get_args(kind) if one is not type(None)), kind)  # of Optional[X]
-            how: dict[str, Any] = {"type": truth, "nargs": "?", "const": True} if kind is bool else {"type": kind}
-            parser.add_argument(f"--{each.name}", **how)
+        add_flags(parser, group, truth_values=True)
     for name in training_names():
         parser.add_argument(f"--{name}", nargs="*")
     given, unknown = parser.parse_known_args(argv)
     _refuse_unknown(unknown, argv, parser)
-    of_model, of_data = (
-        {each.name: getattr(given, each.name) for each in dataclasses.fields(group) if hasattr(given, each.name)}
-        for group in groups
-    )
+    of_model, of_data = ({name: getattr(given, name) for name in of_group} for of_group in names)
     return SDModelArguments(**of_model), SDDataArguments(**of_data)
 
 

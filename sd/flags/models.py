@@ -8,11 +8,13 @@ from sd.flags.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class ModelNames:
-    """Models by name or folder, as `sd.sampling.models.load_models` takes them."""
+    """Models by name or folder, as `sd.sampling.sources.find_sources` takes them."""
 
     pretrained_model: str | None = option(
         None,
-        "folder or published name of what is not named below (default: what the checkpoint's run used)",
+        "folder or published name of what is not named below "
+        "(default: what the checkpoint's run used, else CompVis/stable-diffusion-v1-4)",
+        group="models beside the UNet, by short flags or by those of training",
         names=("--pretrained_model_name_or_path",),
         metavar="NAME",
     )
@@ -27,5 +29,5 @@ class ModelNames:
 
     @property
     def models(self) -> dict[str, Any]:
-        """The keyword arguments of `load_models`."""
+        """The keyword arguments of `find_sources`."""
         return {name: getattr(self, name) for name in ModelNames.__dataclass_fields__}

@@ -55,21 +55,21 @@ def parse(options: type[Options], arguments: Sequence[str] | None = None, **pars
     return options(**vars(reader.parse_args(arguments)))
 
 
-def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
+def add_flags(parser: argparse.ArgumentParser, options: type, *, truth_values: bool = False) -> None:
     """Add a flag for each field of a dataclass, as its annotation, its default and `option` say.
 
-    The fields of the class itself come first, then those of its bases.
+    The fields of the class itself come first, then those of its bases. truth_values: of all its switches.
     """
     target: Any = parser
     kinds = typing.get_type_hints(options)
     for each in sorted(fields(options), key=lambda each: each.name not in options.__annotations__):
         if title := each.metadata.get("group"):
             target = parser.add_argument_group(title)
-        names, how = _argument(each, kinds[each.name])
+        names, how = _argument(each, kinds[each.name], truth_values)
         target.add_argument(*names, **how)
 
 
-def _argument(one: Field, kind: Any) -> tuple[Sequence[str], dict[str, Any]]:
+def _argument(one: Field, kind: Any, truth_values: bool) -> tuple[Sequence[str], dict[str, Any]]:
     """(names, keyword arguments) of `add_argument` for a field."""
     if typing.get_origin(kind) in (types.UnionType, typing.Union):  # X | None
         (kind,) = (each for each in typing.get_args(kind) if each is not types.NoneType)
@@ -81,7 +81,7 @@ def _argument(one: Field, kind: Any) -> tuple[Sequence[str], dict[str, Any]]:
         how["required"] = True
     else:
         how["default"] = one.default
-    if one.metadata.get("truth_value"):
+    if one.metadata.get("truth_value") or (truth_values and kind is bool):
         how |= {"type": truth, "nargs": "?", "const": True, "metavar": "True"}
     elif kind is bool:
         how["action"] = "store_true"

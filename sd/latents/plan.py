@@ -17,9 +17,7 @@ from sd.data.streaming.catalog import Catalog
 from sd.errors import InputError
 from sd.flags.aspect import format_size, parse_aspect_buckets
 from sd.latents.options import CacheOptions
-from sd.models.loading import component_source, local_folder, side_multiple
-from sd.models.single_file import is_single_file
-from sd.models.weights import read_config
+from sd.models.loading import component_source, local_folder, local_vae_factor, side_multiple
 
 PART_FOLDER, LIST_FOLDER = "latents", "filelist"
 _REMOTE_THREADS = 32
@@ -67,15 +65,9 @@ def check_inputs(options: CacheOptions) -> None:
         RowFilter(options.data_filter)
     read_file_list(options.file_list)
     components = ("vae", "text_encoder", "tokenizer") if options.cache_text else ("vae",)
-    sources = {component: component_source(options, component) for component in components}
-    folders = {
-        component: None if is_single_file(source[0]) else local_folder(component, *source)
-        for component, source in sources.items()
-    }
-    vae = folders["vae"]
-    levels = read_config(vae / "config.json").get("block_out_channels") if vae else None
-    if levels:
-        check_sides(options, 2 ** (len(levels) - 1))
+    folders = {component: local_folder(component, *component_source(options, component)) for component in components}
+    if factor := local_vae_factor(folders["vae"]):
+        check_sides(options, factor)
 
 
 def check_sides(options: CacheOptions, factor: int) -> None:

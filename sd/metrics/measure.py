@@ -55,7 +55,7 @@ def measure(options: SampleOptions, unet: str | None, variant: str | None, keep:
     options = options.with_preset()
     prompts = options.read_prompts()
     check_inputs(options)
-    names = {"unet": unet, "variant": variant} | options.models
+    names = {"unet": unet, "variant": variant, "dtype": options.dtype} | options.models
     source = Source(tuple(names.items()), options.device, options.fid_model, options.clip_model)
     models, fid_extractor, clip, weights_id = _loaded(source)
     device = devices.current()

@@ -45,7 +45,7 @@ def load_component(component: str, name: str, subfolder: str | None = None, vari
         raise InputError(
             f"--{FLAGS[component]} {name} is a file; expected a model's folder, one file or published name"
         )
-    folder = None if is_single_file(name) else local_folder(component, name, subfolder)
+    folder = local_folder(component, name, subfolder)
     origin = folder or (name if is_single_file(name) else "/".join(filter(None, (str(name), subfolder))))
     if is_single_file(name):
         loaded = _load_from_single_file(component, name)
@@ -76,7 +76,7 @@ class DeferredComponent:
 
     def __init__(self, component: str, name: str, subfolder: str | None = None):
         self._source = component, name, subfolder
-        folder = None if is_single_file(name) else local_folder(component, name, subfolder)
+        folder = local_folder(component, name, subfolder)
         if is_single_file(name):
             config = SingleFile(name).configs[component]
         elif folder is None:
@@ -125,7 +125,10 @@ def _num_levels(component, name, subfolder):
 
 
 def local_folder(component: str, name: str, subfolder: str | None = None) -> Path | None:
-    """The folder of a component that is named by its path; None for a published name. Raises InputError for neither."""
+    """The folder of a component that is named by its path; None for a whole model's file and for a published name.
+    Raises InputError for none of them."""
+    if is_single_file(name):
+        return None
     if Path(name).is_dir():
         folder = Path(name, subfolder or "")
         if not folder.is_dir():
@@ -134,6 +137,12 @@ def local_folder(component: str, name: str, subfolder: str | None = None) -> Pat
     if not is_published_name(str(name)):
         raise InputError(f"--{FLAGS[component]} {name}: no such folder" + (" or file" if component == "unet" else ""))
     return None
+
+
+def local_vae_factor(folder: Path | None) -> int | None:
+    """What a VAE divides the sides of a picture by, as its `local_folder` says without Paddle; None if it does not."""
+    levels = read_config(folder / "config.json").get("block_out_channels") if folder else None
+    return 2 ** (len(levels) - 1) if levels else None
 
 
 def random_unet(config_path: str | Path) -> Any:

@@ -60,29 +60,19 @@ class Models(Networks):
 def load_models(
     unet: str | Path | None = None,
     *,
-    pretrained_model: str | None = None,
-    text_encoder: str | None = None,
-    vae: str | None = None,
-    tokenizer: str | None = None,
     variant: str | None = None,
     dtype: str = "fp32",
     shared: "Models | None" = None,
+    **names: Any,
 ) -> Models:
-    """Load the components that `sd.sampling.sources.find_sources` finds by these names.
+    """Load the components that `sd.sampling.sources.find_sources` finds by `unet`, `variant` and `names`.
 
-    shared: Models whose components
-    are reused where they are the same. Raises InputError if a component cannot be loaded or they do not fit.
+    shared: Models whose components are reused where they are the same. Raises InputError if a component cannot be
+    loaded or they do not fit.
     """
     check_choice("dtype", dtype, DTYPES)
     devices.check_precision(devices.current(), dtype)
-    found = find_sources(
-        unet,
-        pretrained_model=pretrained_model,
-        text_encoder=text_encoder,
-        vae=vae,
-        tokenizer=tokenizer,
-        variant=variant,
-    )
+    found = find_sources(unet, variant=variant, **names)
     sources, run = found.components, found.run
     versions = {component: _version(source) for component, source in sources.items()}
     components = {

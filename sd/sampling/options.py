@@ -7,6 +7,7 @@ from typing import Any
 from sd.errors import ArgumentError, InputError
 from sd.flags.arguments import check_choice, check_range, check_ranges
 from sd.flags.idle import Rule, refuse_idle
+from sd.flags.models import ModelNames
 from sd.flags.options import option
 from sd.sampling.prompts import read_prompts
 from sd.sampling.settings import check_guidance, check_settings
@@ -25,8 +26,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 _OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
 
-@dataclass(frozen=True)
-class SampleOptions:
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(ModelNames):
     """The flags of eval.py. Raises InputError for a value out of range and for flags that exclude each other."""
 
     prompt: list[str] | None = option(None, f"one or several prompts (default: {ASTRONAUT})", metavar="TEXT")
@@ -49,28 +50,13 @@ class SampleOptions:
         None,
         "output_dir/checkpoint-N/unet, output_dir/checkpoint-N, output_dir (its newest "
         "checkpoint) or a published name (default: the pretrained model's)",
-        group="models, by short flags or by those of training",
+        group="the UNet, its precision and device",
         names=("--unet_name_or_path",),
         metavar="NAME",
     )
     variant: str | None = option(
         None, "`ema` for the moving average of the UNet's weights (default: the weights themselves)"
     )
-    pretrained_model: str | None = option(
-        None,
-        "folder or published name of what is not named below "
-        "(default: what the checkpoint's run used, else CompVis/stable-diffusion-v1-4)",
-        names=("--pretrained_model_name_or_path",),
-        metavar="NAME",
-    )
-    text_encoder: str | None = option(
-        None,
-        "the text encoder alone (default: the checkpoint's, if it was trained)",
-        names=("--text_encoder_name_or_path",),
-        metavar="NAME",
-    )
-    vae: str | None = option(None, "the VAE alone", names=("--vae_name_or_path",), metavar="NAME")
-    tokenizer: str | None = option(None, "the tokenizer alone", names=("--tokenizer_name",), metavar="NAME")
     dtype: str = option("fp32", "fp32 or, on a GPU, fp16 or bf16")
     device: str | None = option(None, "cpu, gpu or gpu:N (default: a GPU if there is one)")
 
@@ -184,11 +170,6 @@ class SampleOptions:
     def scales(self) -> list[float]:
         """The guidance scales that are scored."""
         return self.guidance_scales or [self.guidance_scale]
-
-    @property
-    def models(self) -> dict[str, Any]:
-        """The keyword arguments of `load_models` beside UNet and variant."""
-        return {name: getattr(self, name) for name in ("pretrained_model", "text_encoder", "vae", "tokenizer", "dtype")}
 
     def read_prompts(self) -> list[str]:
         """The prompts of the command line, then those of the file. Raises InputError for one that cannot be read."""

@@ -29,8 +29,7 @@ def make_scheduler(name: str, **training: Any) -> Any:
     """A ppdiffusers scheduler by its short name, set to what the UNet was trained with.
 
     training: beta_start, beta_end, beta_schedule, num_train_timesteps, prediction_type, rescale_betas_zero_snr, as in a
-    scheduler_config.json; what is not given is Stable Diffusion's. Raises InputError as
-    `check_scheduler`.
+    scheduler_config.json; what is not given is Stable Diffusion's. Raises what `check_scheduler` does.
     """
     import ppdiffusers
 

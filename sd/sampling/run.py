@@ -60,7 +60,7 @@ def _title(label, settings, guidance_scales):
 
 
 def _draw(flags, prompts, device):
-    models = load_models(flags.unet, variant=flags.variant, **flags.models)
+    models = load_models(flags.unet, variant=flags.variant, dtype=flags.dtype, **flags.models)
     settings = settings_from(flags, models, device)
     folder, grid, single = _output_paths(flags.output, len(prompts) * flags.num_images)
     warn_truncated_prompts(models.tokenizer, prompts)
@@ -88,7 +88,7 @@ def _compare(flags, prompts, device):
     columns = find_columns(flags.compare, flags.unet, flags.variant, flags.guidance_scale)
     pictures, models = [], None
     for number, column in enumerate(columns):
-        models = load_models(column.unet, variant=column.variant, shared=models, **flags.models)
+        models = load_models(column.unet, variant=column.variant, dtype=flags.dtype, shared=models, **flags.models)
         settings = replace(settings_from(flags, models, device), guidance_scale=column.guidance_scale)
         if number == 0:
             folder, grid, _ = _output_paths(flags.output, 2)

@@ -6,9 +6,8 @@ from typing import Any
 
 from sd.errors import ArgumentError, InputError
 from sd.models.hub import is_published_name
-from sd.models.loading import local_folder
+from sd.models.loading import local_folder, local_vae_factor
 from sd.models.single_file import is_single_file
-from sd.models.weights import read_config
 from sd.runs.locate import PUBLISHED, Location, find_unet, run_settings
 from sd.sampling.settings import check_scheduler, check_sides
 
@@ -26,16 +25,10 @@ class Sources:
     def check(self, height: int | None = None, width: int | None = None, scheduler: str | None = None) -> None:
         """Raise InputError for a component that is not there, and for settings that these models cannot follow, as far
         as local files say it."""
-        folders = {component: self._local_folder(component) for component in self.components}
-        vae = folders["vae"]
-        levels = read_config(vae / "config.json").get("block_out_channels") if vae else None
-        if levels:
-            check_sides(2 ** (len(levels) - 1), height, width)
+        folders = {component: local_folder(component, *source[:2]) for component, source in self.components.items()}
+        if factor := local_vae_factor(folders["vae"]):
+            check_sides(factor, height, width)
         check_scheduler(scheduler, bool(self.run.get("rescale_betas_zero_snr")))
-
-    def _local_folder(self, component):
-        name, subfolder, _ = self.components[component]
-        return None if is_single_file(name) else local_folder(component, name, subfolder)
 
 
 def find_sources(

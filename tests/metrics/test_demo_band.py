@@ -92,7 +92,7 @@ def test_runs_of_this_machine_are_judged_alike(tmp_path):
 
     def run(name, *flags):
         command = ["sh", str(ROOT / "demo/golden.sh"), name, *map(str, flags), "--seed", "12", "--report_to", "none"]
-        environ = os.environ | {"OUT": str(tmp_path), "PYTHON": sys.executable}
+        environ = os.environ | {"OUT": str(tmp_path)}
         subprocess.run(command, env=environ, capture_output=True, check=True)
         return outside(read_lines(tmp_path / name / "scores/scores.jsonl"))[200]
 

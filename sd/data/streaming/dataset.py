@@ -41,10 +41,10 @@ class TextImagePair(IterableDataset):
     Use it with `DataLoader(dataset, batch_size=batch_size, num_workers=..., collate_fn=collate,
     worker_init_fn=worker_init_fn, use_shared_memory=False)`, and call `raise_if_failed` on each batch. (With shared
     memory a worker allocates by Paddle, and may wait for ever for a lock that a thread of its parent held at the fork.)
-    A batch holds `pixel_values` uint8
-    [B,3,H,W], `input_ids` int64 [B,L], `position` int64 [B,2] (part number, row), `sample` int64 [B] (the number in the
-    run), and what `draw(rng)` returned for each sample. From a cache of latents it holds `moments` float16 [B,2C,h,w]
-    in the place of the pixels, and if the cache has the text, `text_states` float16 [B,L,D] in that of the ids.
+    A batch holds `pixel_values` uint8 [B,3,H,W], `input_ids` int64 [B,L], `position` int64 [B,2] (part number, row),
+    `sample` int64 [B] (the number in the run), and what `draw(rng)` returned for each sample. From a cache of latents
+    it holds `moments` float16 [B,2C,h,w] in the place of the pixels, and if the cache has the text, `text_states`
+    float16 [B,L,D] in that of the ids.
 
     The batches of all ranks in one round are the next `world_size * batch_size` samples of the run, so after k
     rounds the state is `state(start_sample + k * world_size * batch_size)`, a dict of samples_seen, lanes, deal_size,
