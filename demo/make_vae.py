@@ -14,6 +14,7 @@ from sd.data.streaming.sample import bucket_crop, random_crop
 RESOLUTION = 32
 CROPPED_FROM = int(RESOLUTION / 0.9)
 LATENT_CHANNELS = 4
+CHANNELS = (8, 16, 32, 64)
 # Weight of the KL divergence of a whole image against the mean squared error of its values. Twice the channels with
 # 3e-5 reconstruct as well, but most of them are noise then, and diffusion learns slower (tried: 24% against 72% right).
 KL_WEIGHT = 2e-5
@@ -57,22 +58,21 @@ def random_crops(pictures, rng, batch_size, size=(RESOLUTION, RESOLUTION)):
     return np.ascontiguousarray(batch.transpose(0, 3, 1, 2)) / 127.5 - 1
 
 
-def build_vae():
+def build_vae(channels=CHANNELS, norm_num_groups=1, resolution=RESOLUTION):
     """The untrained autoencoder; few channels at full resolution, where Paddle's CPU convolutions are slow."""
-    channels = (8, 16, 32, 64)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         block_out_channels=channels,
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
-        norm_num_groups=1,
-        sample_size=RESOLUTION,
+        norm_num_groups=norm_num_groups,
+        sample_size=resolution,
         force_upcast=False,
     )
 
 
-def _quieten(vae):
+def quieten(vae):
     """Start with little noise on the latents: at a deviation of one, the first hundreds of steps learn nothing."""
     bias = vae.quant_conv.bias.numpy()
     bias[LATENT_CHANNELS:] = START_LOG_VARIANCE
@@ -84,14 +84,14 @@ def start_vae(seed, folder=None):
     paddle.seed(seed)
     if folder is None:
         vae = build_vae()
-        _quieten(vae)
+        quieten(vae)
     else:
         vae = AutoencoderKL.from_pretrained(folder)
         speed_up(vae)
     return vae
 
 
-def train_vae(vae, pictures, steps, batch_size, learning_rate, seed):
+def train_vae(vae, pictures, steps, batch_size, learning_rate, seed, kl_weight=KL_WEIGHT):
     """Train with AdamW and a cosine schedule; sets scaling_factor to one over the latents' standard deviation.
 
     pictures: {size of the crops: pictures as `random_crops` takes them}, of which batches are taken in turn.
@@ -106,7 +106,7 @@ def train_vae(vae, pictures, steps, batch_size, learning_rate, seed):
         posterior = vae.encode(pixel_values).latent_dist
         error = vae.decode(posterior.sample()).sample - pixel_values
         squared, divergence = error.square().mean(), posterior.kl().mean()
-        loss = squared + 0.1 * error.abs().mean() + KL_WEIGHT * divergence
+        loss = squared + 0.1 * error.abs().mean() + kl_weight * divergence
         loss.backward()
         optimizer.step()
         optimizer.clear_grad()

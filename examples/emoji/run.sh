@@ -1,0 +1,54 @@
+#!/bin/sh
+# From an emoji font to pictures of its names: renders it, packs, makes a VAE and a text encoder, caches their output,
+# trains a UNet of 17 M weights from random ones, draws 300 of the captions and 50 mixtures that no font has.
+#
+#     sh examples/emoji/run.sh [flags of training, which win]
+#
+# Time: half an hour for the models and two hours for the UNet, on two cores. What is there is skipped, so that a stopped
+# run goes on. STEPS=22000 trains longer; OUT=folder writes elsewhere.
+set -eu
+case ${1:-} in
+-h | --help)
+    sed -n '2,/^[^#]/s/^#\( \|$\)//p' "$0"
+    exit 0
+    ;;
+esac
+cd "$(dirname "$0")/../.."
+out=${OUT:-emoji_out}
+steps=${STEPS:-9000}
+. ./setup_env.sh
+PATH="$PWD/.venv/bin:$PATH"
+export PATH
+
+echo "== 1/6 rendering the font"
+[ -e "$out/pictures/emoji.jsonl" ] || python -m examples.emoji.pictures --output "$out/pictures"
+
+echo "== 2/6 packing"
+python create_pretraining_data.py --input_path "$out/pictures/emoji.jsonl" --output_path "$out/processed_data" \
+    --caption_key caption --image_key image --save_gzip_file
+list=filelist/custom_dataset.filelist.list
+python -m sd.data.inspect "$out/processed_data/$list" --resolution 64 --output "$out/inspect.png"
+
+echo "== 3/6 VAE, tokenizer and text encoder"
+[ -e "$out/models/model_index.json" ] ||
+    python -m examples.emoji.make_models --pictures "$out/pictures/emoji.jsonl" --output "$out/models"
+
+echo "== 4/6 caching latents and texts"
+python precompute_latents.py --file_list "$out/processed_data/$list" --pretrained_model_name_or_path "$out/models" \
+    --model_max_length 24 --resolution 64 --num_crops 4 --cache_text --output_path "$out/cache"
+
+echo "== 5/6 training"
+[ -e "$out/model/checkpoint-$steps" ] ||
+    sh train.sh @examples/emoji/emoji.args --output_dir "$out/model" --file_list "$out/cache/$list" \
+        --pretrained_model_name_or_path "$out/models" --max_steps "$steps" "$@"
+
+echo "== 6/6 drawing"
+unet=$out/model/checkpoint-$steps/unet
+python -m examples.emoji.measure --captions 300 --pictures "$out/pictures/emoji.jsonl" >"$out/captions.txt"
+for prompts in "$out/captions.txt" examples/emoji/mixtures.txt; do
+    python eval.py --unet "$unet" --variant ema --pretrained_model "$out/models" --prompts_file "$prompts" \
+        --guidance_scale 3 --num_inference_steps 30 --batch_size 50 --output "$out/samples_$(basename "$prompts" .txt)"
+done
+python -m examples.emoji.measure --samples "$out/samples_captions" --pictures "$out/pictures/emoji.jsonl" \
+    --vae "$out/models/vae"
+echo "look at $out/samples_*/grid.png"
