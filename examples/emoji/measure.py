@@ -8,6 +8,14 @@ the middle crop: it is shifted by each amount, (2 x 4 + 1)^2 = 81 ways, and the 
 squared distance of the VAE's means counts. By chance 1 of 1,352 is right.
 """
 
+import sys
+
+if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
+    from sd.entry import run
+
+    run("examples.emoji.measure")
+    sys.exit()
+
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +73,8 @@ def main() -> None:
     pictures, prompts = read_samples(args.samples)
     unknown = sorted(set(prompts) - set(captions))
     if not pictures or unknown:
-        raise InputError(f"{args.samples}: {unknown[:1] or 'no pictures'}; expected pictures of captions that were trained on")
+        problem = f"the caption {unknown[0]!r} is not in {args.pictures}" if unknown else "no pictures of eval.py"
+        raise InputError(f"{args.samples}: {problem}; draw the captions that --captions prints")
 
     runtime.prepare("cpu")
     from ppdiffusers import AutoencoderKL
@@ -78,7 +87,3 @@ def main() -> None:
         for name, prompt in zip(found, prompts, strict=True):
             if name != prompt:
                 print(f"{prompt}: nearest to {name}")
-
-
-if __name__ == "__main__":
-    main()

@@ -6,6 +6,14 @@ A font with bitmaps has them in one size (Noto Color Emoji: 136 x 128 pixels at 
 of a transparent square. Needs nothing beside Pillow: a font has a character if it draws something for it.
 """
 
+import sys
+
+if __name__ == "__main__":  # before the imports below, so that a wrong Python gets one line
+    from sd.entry import run
+
+    run("examples.emoji.pictures")
+    sys.exit()
+
 import argparse
 import json
 import shutil
@@ -92,7 +100,8 @@ def write(output: Path, fonts: list[tuple[str, str]], with_flags: bool = False, 
                 name = f"images/{number}_{ord(character):x}.png"
                 picture.save(output / name)
                 row = {"caption": unicodedata.name(character).lower() + style, "image": name}
-                lines.write(json.dumps(row | {"image_id": f"U+{ord(character):04X}"}) + "\n")
+                row |= {"image_id": f"U+{ord(character):04X}", "code_point": ord(character)}
+                lines.write(json.dumps(row) + "\n")
     return jsonl
 
 
@@ -109,7 +118,3 @@ def main() -> None:
     if args.second_font:
         fonts.append((find_font(args.second_font), args.second_style))
     print(write(Path(args.output), fonts, args.flags, args.skin_tones))
-
-
-if __name__ == "__main__":
-    main()

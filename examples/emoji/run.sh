@@ -25,7 +25,7 @@ echo "== 1/6 rendering the font"
 
 echo "== 2/6 packing"
 python create_pretraining_data.py --input_path "$out/pictures/emoji.jsonl" --output_path "$out/processed_data" \
-    --caption_key caption --image_key image --save_gzip_file
+    --caption_key caption --image_key image --keep_columns code_point --save_gzip_file
 list=filelist/custom_dataset.filelist.list
 python -m sd.data.inspect "$out/processed_data/$list" --resolution 64 --output "$out/inspect.png"
 
@@ -35,7 +35,7 @@ echo "== 3/6 VAE, tokenizer and text encoder"
 
 echo "== 4/6 caching latents and texts"
 python precompute_latents.py --file_list "$out/processed_data/$list" --pretrained_model_name_or_path "$out/models" \
-    --model_max_length 24 --resolution 64 --num_crops 4 --cache_text --output_path "$out/cache"
+    --model_max_length 16 --resolution 64 --num_crops 4 --cache_text --output_path "$out/cache"
 
 echo "== 5/6 training"
 [ -e "$out/model/checkpoint-$steps" ] ||

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-MAX_LENGTH = 24
+MAX_LENGTH = 16
 VOCABULARY = 2500
 HIDDEN, LAYERS, HEADS = 256, 3, 8
 # Share of the words that a caption loses in a step, so that what is left means what all captions with it show.
@@ -22,7 +22,7 @@ WORD_DROPOUT = 0.15
 def make_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     """A byte-pair vocabulary of the captions in the files of CLIP's tokenizer, learned by the package `tokenizers`."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Split(r"[\W_]|\w+", "removed", invert=True)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(True)])
     alphabet = list(bytes_to_unicode().values())
     bpe.train_from_iterator(
         captions,
