@@ -14,6 +14,7 @@ PAGES = [
     *READMES,
     "CHANGELOG.md",
     "bench/README.md",
+    "examples/emoji/README.md",
     *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
 ]
 

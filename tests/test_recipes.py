@@ -14,7 +14,9 @@ import yaml
 from tests.training_harness import ROOT, Workshop
 
 TOOLS = Path(sys.executable).parent
-SCRIPTS = [*sorted(ROOT.glob("*.sh")), *sorted(ROOT.glob("recipes/*.sh")), *sorted(ROOT.glob("tests/*.sh"))]
+SCRIPTS = [
+    path for folder in ("", "recipes/", "tests/", "demo/", "examples/*/") for path in sorted(ROOT.glob(f"{folder}*.sh"))
+]
 DOCKERFILES = [ROOT / "recipes/Dockerfile", ROOT / "recipes/Dockerfile.gpu"]
 
 

@@ -109,7 +109,10 @@ def test_training_takes_the_environment_with_paddle_for_gpus(outside, inside, ch
     assert python_of_training(clone, conda).name == chosen
 
 
-@pytest.mark.parametrize("script", ["quickstart.sh", "setup_app.sh", "recipes/long_captions.sh", "demo/buckets.sh"])
+@pytest.mark.parametrize(
+    "script",
+    ["quickstart.sh", "setup_app.sh", "recipes/long_captions.sh", "demo/buckets.sh", "examples/emoji/run.sh"],
+)
 @pytest.mark.parametrize(("word", "code"), [("--help", 0), ("-h", 0), ("--steps", 2), ("out", 2)])
 def test_scripts_without_arguments_start_nothing_for_one(script, word, code, tmp_path):
     """Each of them works for minutes: a question for help is no order to begin."""

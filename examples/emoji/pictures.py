@@ -16,8 +16,6 @@ if __name__ == "__main__":  # before the imports below, so that a wrong Python g
 
 import argparse
 import json
-import shutil
-import subprocess
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,20 +36,19 @@ SKIN_TONES = range(0x1F3FB, 0x1F400)
 
 
 def find_font(name: str) -> str:
-    """File of the font that fontconfig knows by this name, or `name` itself if it is a file."""
+    """File of an installed font by its name ("Noto Color Emoji" is NotoColorEmoji.ttf); `name` itself, if a file."""
     if Path(name).is_file():
         return name
-    found = ""
-    if shutil.which("fc-match"):
-        question = ["fc-match", "--format", "%{family}\n%{file}", name]
-        family, _, found = subprocess.run(question, capture_output=True, text=True, check=True).stdout.partition("\n")
-        found = found if name.lower() in family.lower() else ""
+    from matplotlib.font_manager import findSystemFonts
+
+    stem = name.replace(" ", "").lower()
+    found = [file for file in sorted(findSystemFonts()) if Path(file).stem.lower() == stem]
     if not found:
         raise InputError(
             f"{name}: no such font; install it (Debian and Ubuntu: apt-get install fonts-noto-color-emoji;"
             " Fedora: dnf install google-noto-color-emoji-fonts) or give its file by --font"
         )
-    return found
+    return found[0]
 
 
 def load_font(file: str) -> ImageFont.FreeTypeFont:
@@ -108,7 +105,7 @@ def write(output: Path, fonts: list[tuple[str, str]], with_flags: bool = False, 
 def main() -> None:
     parser = Parser(description="Write the pictures of a colour emoji font with their names.")
     parser.add_argument("--output", default="emoji_out/pictures", help="folder to write")
-    parser.add_argument("--font", default="Noto Color Emoji", help="name, as fontconfig has it, or file of the font")
+    parser.add_argument("--font", default="Noto Color Emoji", help="name or file of the font")
     parser.add_argument("--second_font", help="another font, whose captions end in --second_style")
     parser.add_argument("--second_style", default=", flat style", help="what tells the second font's captions apart")
     parser.add_argument("--flags", action=argparse.BooleanOptionalAction, default=False, help="flags as well")

@@ -2,17 +2,12 @@
 # From an emoji font to pictures of its names: renders it, packs, makes a VAE and a text encoder, caches their output,
 # trains a UNet of 17 M weights from random ones, draws 300 of the captions and 50 mixtures that no font has.
 #
-#     sh examples/emoji/run.sh [flags of training, which win]
+#     sh examples/emoji/run.sh
 #
 # Time: half an hour for the models and two hours for the UNet, on two cores. What is there is skipped, so that a stopped
-# run goes on. STEPS=22000 trains longer; OUT=folder writes elsewhere.
+# run goes on. STEPS=22000 trains longer; OUT=folder writes elsewhere; VAE_STEPS, TEXT_STEPS and CAPTIONS are for a trial.
 set -eu
-case ${1:-} in
--h | --help)
-    sed -n '2,/^[^#]/s/^#\( \|$\)//p' "$0"
-    exit 0
-    ;;
-esac
+. "$(dirname "$0")/../../no_arguments.sh"
 cd "$(dirname "$0")/../.."
 out=${OUT:-emoji_out}
 steps=${STEPS:-9000}
@@ -31,7 +26,8 @@ python -m sd.data.inspect "$out/processed_data/$list" --resolution 64 --output "
 
 echo "== 3/6 VAE, tokenizer and text encoder"
 [ -e "$out/models/model_index.json" ] ||
-    python -m examples.emoji.make_models --pictures "$out/pictures/emoji.jsonl" --output "$out/models"
+    python -m examples.emoji.make_models --pictures "$out/pictures/emoji.jsonl" --output "$out/models" \
+        --vae_steps "${VAE_STEPS:-4000}" --text_encoder_steps "${TEXT_STEPS:-400}"
 
 echo "== 4/6 caching latents and texts"
 python precompute_latents.py --file_list "$out/processed_data/$list" --pretrained_model_name_or_path "$out/models" \
@@ -40,11 +36,11 @@ python precompute_latents.py --file_list "$out/processed_data/$list" --pretraine
 echo "== 5/6 training"
 [ -e "$out/model/checkpoint-$steps" ] ||
     sh train.sh @examples/emoji/emoji.args --output_dir "$out/model" --file_list "$out/cache/$list" \
-        --pretrained_model_name_or_path "$out/models" --max_steps "$steps" "$@"
+        --pretrained_model_name_or_path "$out/models" --max_steps "$steps" --save_steps "$((steps < 500 ? steps : 500))"
 
 echo "== 6/6 drawing"
 unet=$out/model/checkpoint-$steps/unet
-python -m examples.emoji.measure --captions 300 --pictures "$out/pictures/emoji.jsonl" >"$out/captions.txt"
+python -m examples.emoji.measure --captions "${CAPTIONS:-300}" --pictures "$out/pictures/emoji.jsonl" >"$out/captions.txt"
 for prompts in "$out/captions.txt" examples/emoji/mixtures.txt; do
     python eval.py --unet "$unet" --variant ema --pretrained_model "$out/models" --prompts_file "$prompts" \
         --guidance_scale 3 --num_inference_steps 30 --batch_size 50 --output "$out/samples_$(basename "$prompts" .txt)"
