@@ -79,7 +79,10 @@ def main() -> None:
     runtime.prepare("cpu")
     from ppdiffusers import AutoencoderKL
 
+    from sd.cpu.layers import speed_up
+
     vae = AutoencoderKL.from_pretrained(args.vae)
+    speed_up(vae, frozen=True)
     found = [captions[row] for row in nearest(vae, pictures, mean_latents(vae, resized_pictures(files)))]
     right = [name == prompt for name, prompt in zip(found, prompts, strict=True)]
     print(f"{len(pictures)} pictures: {np.mean(right):.1%} are nearest to the captioned one of {len(captions)}")
