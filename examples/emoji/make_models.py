@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 
 from demo.make_models import PIPELINE, make_scheduler
-from sd import runtime
+from sd import devices, runtime
 from sd.flags.parser import Parser
 
 RESOLUTION = 64
@@ -49,7 +49,7 @@ def resized_pictures(files: list[Path]):
     return pictures
 
 
-def make_vae(pictures, steps: int, batch_size: int, learning_rate: float, seed: int):
+def make_vae(pictures, steps: int, batch_size: int, learning_rate: float, seed: int, on_cpu: bool):
     """A VAE trained on random crops of the pictures."""
     import paddle
 
@@ -59,7 +59,8 @@ def make_vae(pictures, steps: int, batch_size: int, learning_rate: float, seed: 
     paddle.seed(seed)
     vae = build_vae(CHANNELS, norm_num_groups=8, resolution=RESOLUTION)
     quieten(vae)
-    speed_up(vae)
+    if on_cpu:
+        speed_up(vae)
     return train_vae(vae, {(RESOLUTION,) * 2: pictures}, steps, batch_size, learning_rate, seed, KL_WEIGHT)
 
 
@@ -82,6 +83,7 @@ def main() -> None:
     parser = Parser(description="Make the frozen models of the emoji.")
     parser.add_argument("--pictures", default="emoji_out/pictures/emoji.jsonl", help="JSONL of captions and pictures")
     parser.add_argument("--output", default="emoji_out/models", help="folder to write")
+    parser.add_argument("--device", help="cpu, gpu or gpu:N (default: a GPU if there is one)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae_steps", type=int, default=4000)
     parser.add_argument("--vae_batch_size", type=int, default=8)
@@ -91,12 +93,13 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["text", "vae"], choices=["text", "vae"], help="what to make")
     args = parser.parse_args()
 
-    runtime.prepare("cpu")
+    runtime.prepare(args.device)
+    on_cpu = devices.select(args.device).kind == "cpu"
     output = Path(args.output)
     captions, files = read_rows(Path(args.pictures))
     pictures = resized_pictures(files)
     if "vae" in args.parts:
-        vae = make_vae(pictures, args.vae_steps, args.vae_batch_size, args.vae_learning_rate, args.seed)
+        vae = make_vae(pictures, args.vae_steps, args.vae_batch_size, args.vae_learning_rate, args.seed, on_cpu)
         vae.save_pretrained(str(output / "vae"), safe_serialization=True)
     if "text" in args.parts:
         from ppdiffusers import AutoencoderKL

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from demo.classify import read_samples
 from examples.emoji.make_models import mean_latents, read_rows, resized_pictures
-from sd import runtime
+from sd import devices, runtime
 from sd.errors import InputError
 from sd.flags.parser import Parser
 
@@ -62,6 +62,7 @@ def main() -> None:
     parser = Parser(description="Share of the drawn emoji whose nearest training picture is the captioned one.")
     parser.add_argument("--pictures", default="emoji_out/pictures/emoji.jsonl", help="JSONL of the training pictures")
     parser.add_argument("--vae", default="emoji_out/models/vae", help="folder of the VAE")
+    parser.add_argument("--device", help="cpu, gpu or gpu:N (default: a GPU if there is one)")
     parser.add_argument("--samples", help="folder that eval.py wrote")
     parser.add_argument("--captions", type=int, help="print so many captions instead")
     parser.add_argument("--wrong", action="store_true", help="name what the others are nearest to")
@@ -76,13 +77,14 @@ def main() -> None:
         problem = f"the caption {unknown[0]!r} is not in {args.pictures}" if unknown else "no pictures of eval.py"
         raise InputError(f"{args.samples}: {problem}; draw the captions that --captions prints")
 
-    runtime.prepare("cpu")
+    runtime.prepare(args.device)
     from ppdiffusers import AutoencoderKL
 
     from sd.cpu.layers import speed_up
 
     vae = AutoencoderKL.from_pretrained(args.vae)
-    speed_up(vae, frozen=True)
+    if devices.select(args.device).kind == "cpu":
+        speed_up(vae, frozen=True)
     found = [captions[row] for row in nearest(vae, pictures, mean_latents(vae, resized_pictures(files)))]
     right = [name == prompt for name, prompt in zip(found, prompts, strict=True)]
     print(f"{len(pictures)} pictures: {np.mean(right):.1%} are nearest to the captioned one of {len(captions)}")

@@ -6,11 +6,13 @@
 #
 # Time: half an hour for the models and two hours for the UNet, on two cores. What is there is skipped, so that a stopped
 # run goes on. STEPS=22000 trains longer; OUT=folder writes elsewhere; VAE_STEPS, TEXT_STEPS and CAPTIONS are for a trial.
+# On a GPU: UNET=examples/emoji/unet_large.json, of 98 M weights.
 set -eu
 . "$(dirname "$0")/../../no_arguments.sh"
 cd "$(dirname "$0")/../.."
 out=${OUT:-emoji_out}
 steps=${STEPS:-9000}
+unet=${UNET:-examples/emoji/unet_config.json}
 . ./setup_env.sh
 PATH="$PWD/.venv/bin:$PATH"
 export PATH
@@ -36,14 +38,14 @@ python precompute_latents.py --file_list "$out/processed_data/$list" --pretraine
 echo "== 5/6 training"
 [ -e "$out/model/checkpoint-$steps" ] ||
     sh train.sh @examples/emoji/emoji.args --output_dir "$out/model" --file_list "$out/cache/$list" \
-        --pretrained_model_name_or_path "$out/models" --max_steps "$steps" --save_steps "$((steps < 500 ? steps : 500))"
+        --pretrained_model_name_or_path "$out/models" --unet_name_or_path "$unet" \
+        --max_steps "$steps" --save_steps "$((steps < 500 ? steps : 500))"
 
 echo "== 6/6 drawing"
-unet=$out/model/checkpoint-$steps/unet
 python -m examples.emoji.measure --captions "${CAPTIONS:-300}" --pictures "$out/pictures/emoji.jsonl" >"$out/captions.txt"
 for prompts in "$out/captions.txt" examples/emoji/mixtures.txt; do
-    python eval.py --unet "$unet" --variant ema --pretrained_model "$out/models" --prompts_file "$prompts" \
-        --guidance_scale 3 --num_inference_steps 30 --batch_size 50 --output "$out/samples_$(basename "$prompts" .txt)"
+    python eval.py --unet "$out/model/checkpoint-$steps" --variant ema --pretrained_model "$out/models" \
+        --prompts_file "$prompts" --guidance_scale 3 --num_inference_steps 30 --batch_size 50 --output "$out/samples_$(basename "$prompts" .txt)"
 done
 python -m examples.emoji.measure --samples "$out/samples_captions" --pictures "$out/pictures/emoji.jsonl" \
     --vae "$out/models/vae"
