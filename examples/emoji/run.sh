@@ -4,14 +4,14 @@
 #
 #     sh examples/emoji/run.sh
 #
-# Time: half an hour for the models and two hours for the UNet, on two cores. What is there is skipped, so that a stopped
-# run goes on. STEPS=22000 trains longer; OUT=folder writes elsewhere; VAE_STEPS, TEXT_STEPS and CAPTIONS are for a trial.
+# Time: 25 minutes for the models and 80 for the UNet, on two cores. What is there is skipped, so that a stopped
+# run goes on. STEPS=20000 trains longer; OUT=folder writes elsewhere; VAE_STEPS, TEXT_STEPS and CAPTIONS are for a trial.
 # On a GPU: UNET=examples/emoji/unet_large.json, of 98 M weights.
 set -eu
 . "$(dirname "$0")/../../no_arguments.sh"
 cd "$(dirname "$0")/../.."
 out=${OUT:-emoji_out}
-steps=${STEPS:-9000}
+steps=${STEPS:-7000}
 unet=${UNET:-examples/emoji/unet_config.json}
 . ./setup_env.sh
 PATH="$PWD/.venv/bin:$PATH"
