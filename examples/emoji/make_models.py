@@ -14,10 +14,13 @@ if __name__ == "__main__":  # before the imports below, so that a wrong Python g
     sys.exit()
 
 import json
+import shutil
 from pathlib import Path
 
 from demo.make_models import PIPELINE, make_scheduler
 from sd import devices, runtime
+from sd.errors import InputError
+from sd.files import fsync, publish, temporary_path
 from sd.flags.parser import Parser
 
 RESOLUTION = 64
@@ -28,6 +31,8 @@ KL_WEIGHT = 3e-6
 
 def read_rows(jsonl: Path) -> tuple[list[str], list[Path]]:
     """Captions and files of the pictures."""
+    if not jsonl.is_file():
+        raise InputError(f"--pictures {jsonl}: no such file; python -m examples.emoji.pictures writes it")
     rows = [json.loads(line) for line in jsonl.read_text(encoding="utf-8").splitlines()]
     return [row["caption"] for row in rows], [jsonl.parent / row["image"] for row in rows]
 
@@ -79,6 +84,19 @@ def mean_latents(vae, pictures):
     return np.concatenate(rows)
 
 
+def save(layer, folder: Path) -> None:
+    """Write weights and configuration to `folder`, which is there whole or not at all."""
+    temporary = temporary_path(folder)
+    try:
+        layer.save_pretrained(str(temporary), safe_serialization=True)
+        for file in temporary.iterdir():
+            fsync(file)
+        shutil.rmtree(folder, ignore_errors=True)
+        publish(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def main() -> None:
     parser = Parser(description="Make the frozen models of the emoji.")
     parser.add_argument("--pictures", default="emoji_out/pictures/emoji.jsonl", help="JSONL of captions and pictures")
@@ -93,14 +111,15 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["text", "vae"], choices=["text", "vae"], help="what to make")
     args = parser.parse_args()
 
+    captions, files = read_rows(Path(args.pictures))
     runtime.prepare(args.device)
     on_cpu = devices.select(args.device).kind == "cpu"
     output = Path(args.output)
-    captions, files = read_rows(Path(args.pictures))
+    output.mkdir(parents=True, exist_ok=True)
     pictures = resized_pictures(files)
     if "vae" in args.parts:
         vae = make_vae(pictures, args.vae_steps, args.vae_batch_size, args.vae_learning_rate, args.seed, on_cpu)
-        vae.save_pretrained(str(output / "vae"), safe_serialization=True)
+        save(vae, output / "vae")
     if "text" in args.parts:
         from ppdiffusers import AutoencoderKL
 
@@ -111,6 +130,6 @@ def main() -> None:
         encoder = train_text_encoder(
             tokenizer, captions, latents, args.text_encoder_steps, args.text_encoder_batch_size, args.seed
         )
-        encoder.save_pretrained(str(output / "text_encoder"), safe_serialization=True)
+        save(encoder, output / "text_encoder")
     make_scheduler().save_pretrained(str(output / "scheduler"))
     (output / "model_index.json").write_text(json.dumps(PIPELINE, indent=2) + "\n", encoding="utf-8")

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--pictures", default="emoji_out/pictures/emoji.jsonl", help="JSONL of the training pictures")
     parser.add_argument("--vae", default="emoji_out/models/vae", help="folder of the VAE")
     parser.add_argument("--device", help="cpu, gpu or gpu:N (default: a GPU if there is one)")
-    parser.add_argument("--samples", help="folder that eval.py wrote")
+    parser.add_argument("--samples", default="emoji_out/samples_captions", help="folder that eval.py wrote")
     parser.add_argument("--captions", type=int, help="print so many captions instead")
     parser.add_argument("--wrong", action="store_true", help="name what the others are nearest to")
     args = parser.parse_args()

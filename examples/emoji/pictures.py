@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from sd.errors import InputError
+from sd.files import atomic_path
 from sd.flags.parser import Parser
 
 SIDE = 136
@@ -90,7 +91,7 @@ def write(output: Path, fonts: list[tuple[str, str]], with_flags: bool = False, 
     """Write the pictures of `fonts`, (file, words after each caption), below `output`. Returns the JSONL."""
     (output / "images").mkdir(parents=True, exist_ok=True)
     jsonl = output / "emoji.jsonl"
-    with jsonl.open("w", encoding="utf-8") as lines:
+    with atomic_path(jsonl) as path, path.open("w", encoding="utf-8") as lines:
         for number, (file, style) in enumerate(fonts):
             pictures = emoji(load_font(file), with_flags, with_skin_tones)
             for character, picture in tqdm(pictures, desc=Path(file).stem, unit="picture"):

@@ -27,9 +27,9 @@ list=filelist/custom_dataset.filelist.list
 python -m sd.data.inspect "$out/processed_data/$list" --resolution 64 --output "$out/inspect.png"
 
 echo "== 3/6 VAE, tokenizer and text encoder"
-[ -e "$out/models/model_index.json" ] ||
-    python -m examples.emoji.make_models --pictures "$out/pictures/emoji.jsonl" --output "$out/models" \
-        --vae_steps "${VAE_STEPS:-4000}" --text_encoder_steps "${TEXT_STEPS:-400}"
+make_models() { python -m examples.emoji.make_models --pictures "$out/pictures/emoji.jsonl" --output "$out/models" "$@"; }
+[ -e "$out/models/vae" ] || make_models --parts vae --vae_steps "${VAE_STEPS:-4000}"
+[ -e "$out/models/text_encoder" ] || make_models --parts text --text_encoder_steps "${TEXT_STEPS:-400}"
 
 echo "== 4/6 caching latents and texts"
 python precompute_latents.py --file_list "$out/processed_data/$list" --pretrained_model_name_or_path "$out/models" \

@@ -139,6 +139,13 @@ def test_captions_that_were_not_trained_on_are_refused(tmp_path):
     assert result.returncode == 2 and "no pictures of eval.py; draw the captions" in result.stderr
 
 
+def test_models_need_the_pictures_first(tmp_path):
+    program = [sys.executable, "-m", "examples.emoji.make_models", "--pictures", "a.jsonl", "--output", str(tmp_path)]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and list(tmp_path.iterdir()) == []
+    assert done.stderr == "error: --pictures a.jsonl: no such file; python -m examples.emoji.pictures writes it\n"
+
+
 @pytest.mark.slow
 def test_the_whole_way_at_a_small_size_and_again(font, tmp_path):
     """Eleven processes of a few steps; started again, what is there is skipped."""
