@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -39,7 +40,9 @@ def processor() -> str:
 
 
 def revision() -> str:
-    """The short hash of the checked-out commit, `unknown` outside of a clone."""
+    """The short hash of the checked-out commit, `unknown` outside of a clone and on a machine without git."""
+    if shutil.which("git") is None:
+        return "unknown"
     git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return git.stdout.strip() or "unknown"
 

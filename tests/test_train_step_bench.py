@@ -1,6 +1,7 @@
 """The bench of the training step: every setting ends as a row, a device that is not there is said at once."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,12 +98,15 @@ def test_result_rows_name_the_machine(monkeypatch, tmp_path, capsys):
     assert "| fp32, NHWC |  |  |  |  | out of memory |" in capsys.readouterr().out
 
 
-def test_a_result_file_is_named_by_date_and_card_and_names_the_commit(tmp_path):
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+def test_a_result_file_is_named_by_date_and_card_and_names_the_commit(tmp_path, monkeypatch):
+    show = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(show, cwd=ROOT, capture_output=True, text=True).stdout if shutil.which("git") else ""
     table = results.Results("train_step_NVIDIA A100-SXM4-80GB", ["setting"], "nothing", folder=tmp_path)
     day, name = table.path.stem.split("_")
     assert len(day) == 10 and name == "train-step-NVIDIA-A100-SXM4-80GB"
-    assert table.content["revision"] == (commit.stdout.strip() or "unknown")
+    assert table.content["revision"] == (commit.strip() or "unknown")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert results.revision() == "unknown", "a machine without git"
 
 
 def test_utilisation_is_work_over_the_peak():
