@@ -20,8 +20,8 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 import paddle.nn.functional as F  # noqa: E402
 from ppdiffusers.transformers import CLIPConfig, CLIPModel, CLIPTokenizer  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
+from demo.descent import minimise  # noqa: E402
 from demo.shapes import ALL_LABELS, caption_of, example  # noqa: E402
 
 SIZE, BATCH, HELD_OUT = 32, 64, 1_000_000
@@ -58,22 +58,17 @@ def build(tokenizer, seed):
 
 def train(model, ids, steps, seed):
     rng = np.random.default_rng(seed)
-    rate = paddle.optimizer.lr.CosineAnnealingDecay(2e-3, steps)
-    optimizer = paddle.optimizer.AdamW(rate, parameters=model.parameters())
-    progress = tqdm(range(steps), desc="CLIP", unit="step", mininterval=2)
-    for step in progress:
+
+    def loss_of(step):
         pixels, targets = pictures(rng.integers(0, HELD_OUT, BATCH))
         pixels += rng.uniform(0, 0.4, [BATCH, 1, 1, 1]) * rng.standard_normal(pixels.shape)
         images = F.normalize(model.get_image_features(paddle.to_tensor(pixels.astype(np.float32))), axis=-1)
         texts = F.normalize(model.get_text_features(ids), axis=-1)
         logits = model.logit_scale.exp() * images @ texts.T
         loss = F.cross_entropy(logits, paddle.to_tensor(targets))
-        loss.backward()
-        optimizer.step()
-        optimizer.clear_grad()
-        rate.step()
-        if step % 20 == 0:
-            progress.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
+        return loss, {"loss": loss}
+
+    minimise(loss_of, model.parameters(), 2e-3, steps, "CLIP")
     model.eval()
 
 

@@ -5,8 +5,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 from paddlenlp.transformers import CLIPTextConfig, CLIPTextModel
-from tqdm import tqdm
 
+from demo.descent import minimise
 from demo.shapes import ALL_LABELS, BACKGROUNDS, COLOURS, SHAPES, caption_of
 
 HIDDEN = 64
@@ -20,6 +20,23 @@ def _captions_and_targets():
     return [caption_of(*labels) for labels in ALL_LABELS], np.array(targets)
 
 
+def build_text_encoder(tokenizer, hidden, layers, heads, positions):
+    """An untrained CLIPTextModel with the marks of `tokenizer`; positions: longest text in tokens."""
+    marks = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=4 * hidden,
+            projection_dim=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=positions,
+            **marks,
+        )
+    )
+
+
 def train_text_encoder(tokenizer, steps, seed):
     """Train on every caption at once, `steps` times.
 
@@ -28,29 +45,14 @@ def train_text_encoder(tokenizer, steps, seed):
     Returns the CLIPTextModel.
     """
     paddle.seed(seed)
-    encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=HIDDEN,
-            intermediate_size=4 * HIDDEN,
-            projection_dim=HIDDEN,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=POSITIONS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    encoder = build_text_encoder(tokenizer, HIDDEN, layers=2, heads=4, positions=POSITIONS)
     captions, targets = _captions_and_targets()
     ids = tokenizer(captions, padding="max_length", max_length=POSITIONS, truncation=True)["input_ids"]
     ids, targets = paddle.to_tensor(ids, dtype="int64"), paddle.to_tensor(targets)
     after_words = (ids == tokenizer.eos_token_id).astype("float32").unsqueeze(-1)
     heads = nn.LayerList([nn.Linear(HIDDEN, len(names)) for names in CLASSES])
-    rate = paddle.optimizer.lr.CosineAnnealingDecay(2e-3, steps)
-    optimizer = paddle.optimizer.AdamW(rate, parameters=[*encoder.parameters(), *heads.parameters()])
-    progress = tqdm(range(steps), desc="text encoder", unit="step", mininterval=2)
-    for step in progress:
+
+    def loss_of(step):
         hidden = encoder(ids)[0] * after_words
         logits = [head(hidden) for head in heads]
         per_token = [
@@ -58,10 +60,7 @@ def train_text_encoder(tokenizer, steps, seed):
             for i, z in enumerate(logits)
         ]
         loss = sum((entropy * after_words).sum() for entropy in per_token) / after_words.sum()
-        loss.backward()
-        optimizer.step()
-        optimizer.clear_grad()
-        rate.step()
-        if step % 20 == 0:
-            progress.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
+        return loss, {"loss": loss}
+
+    minimise(loss_of, [*encoder.parameters(), *heads.parameters()], 2e-3, steps, "text encoder")
     return encoder.eval()

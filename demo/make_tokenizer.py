@@ -36,20 +36,26 @@ def _merge(symbols, pair):
     return merged
 
 
-def make_tokenizer(folder):
-    """Write the tokenizer's files to `folder` and return it, loaded from there."""
+def write_tokenizer(folder, merges, max_length):
+    """Write the files of a CLIP tokenizer of all bytes and of `merges`, pairs of symbols in the order in which they
+    are joined, to `folder`. Returns it, loaded from there."""
     from paddlenlp.transformers import CLIPTokenizer
     from paddlenlp.transformers.clip.tokenizer import bytes_to_unicode
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    merges = learn_merges({word for labels in ALL_LABELS for word in caption_of(*labels).split()})
     alphabet = list(bytes_to_unicode().values())
     tokens = [*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in merges), START, END]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_LENGTH, "do_lower_case": True}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": max_length, "do_lower_case": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return CLIPTokenizer.from_pretrained(str(folder))
+
+
+def make_tokenizer(folder):
+    """The tokenizer of the demo's captions, written to `folder`."""
+    merges = learn_merges({word for labels in ALL_LABELS for word in caption_of(*labels).split()})
+    return write_tokenizer(folder, merges, MAX_LENGTH)

@@ -6,6 +6,7 @@ from PIL import Image
 from ppdiffusers import AutoencoderKL
 from tqdm import tqdm
 
+from demo.descent import minimise
 from demo.shapes import example
 from sd.cpu.layers import speed_up
 from sd.data.images.decode import Picture
@@ -59,8 +60,11 @@ def random_crops(pictures, rng, batch_size, size=(RESOLUTION, RESOLUTION)):
 
 
 def build_vae(channels=CHANNELS, norm_num_groups=1, resolution=RESOLUTION):
-    """The untrained autoencoder; few channels at full resolution, where Paddle's CPU convolutions are slow."""
-    return AutoencoderKL(
+    """The untrained autoencoder; few channels at full resolution, where Paddle's CPU convolutions are slow.
+
+    It starts with little noise on the latents: at a deviation of one, the first hundreds of steps learn nothing.
+    """
+    vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         block_out_channels=channels,
@@ -70,13 +74,10 @@ def build_vae(channels=CHANNELS, norm_num_groups=1, resolution=RESOLUTION):
         sample_size=resolution,
         force_upcast=False,
     )
-
-
-def quieten(vae):
-    """Start with little noise on the latents: at a deviation of one, the first hundreds of steps learn nothing."""
     bias = vae.quant_conv.bias.numpy()
     bias[LATENT_CHANNELS:] = START_LOG_VARIANCE
     vae.quant_conv.bias.set_value(bias)
+    return vae
 
 
 def start_vae(seed, folder=None):
@@ -84,7 +85,6 @@ def start_vae(seed, folder=None):
     paddle.seed(seed)
     if folder is None:
         vae = build_vae()
-        quieten(vae)
     else:
         vae = AutoencoderKL.from_pretrained(folder)
         speed_up(vae)
@@ -97,22 +97,17 @@ def train_vae(vae, pictures, steps, batch_size, learning_rate, seed, kl_weight=K
     pictures: {size of the crops: pictures as `random_crops` takes them}, of which batches are taken in turn.
     """
     rng = np.random.default_rng(seed)
-    rate = paddle.optimizer.lr.CosineAnnealingDecay(learning_rate, steps)
-    clip = paddle.nn.ClipGradByGlobalNorm(1.0)
-    optimizer = paddle.optimizer.AdamW(rate, parameters=vae.parameters(), weight_decay=1e-4, grad_clip=clip)
-    progress = tqdm(range(steps), desc="VAE", unit="step", mininterval=2)
-    for step in progress:
+
+    def loss_of(step):
         pixel_values = paddle.to_tensor(_batch(pictures, step, rng, batch_size))
         posterior = vae.encode(pixel_values).latent_dist
         error = vae.decode(posterior.sample()).sample - pixel_values
         squared, divergence = error.square().mean(), posterior.kl().mean()
         loss = squared + 0.1 * error.abs().mean() + kl_weight * divergence
-        loss.backward()
-        optimizer.step()
-        optimizer.clear_grad()
-        rate.step()
-        if step % 20 == 0:
-            progress.set_postfix(squared=f"{float(squared):.5f}", kl=f"{float(divergence):.1f}", refresh=False)
+        return loss, {"squared": squared, "kl": divergence}
+
+    clip = paddle.nn.ClipGradByGlobalNorm(1.0)
+    minimise(loss_of, vae.parameters(), learning_rate, steps, "VAE", weight_decay=1e-4, grad_clip=clip)
     vae.eval()
     vae.register_to_config(scaling_factor=1 / latent_std(vae, pictures, rng))
     return vae

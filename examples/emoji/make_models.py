@@ -16,9 +16,16 @@ if __name__ == "__main__":  # before the imports below, so that a wrong Python g
 import json
 import shutil
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
 
 from demo.make_models import PIPELINE, make_scheduler
 from sd import devices, runtime
+from sd.data.images.decode import decode
+from sd.data.images.open import open_image
+from sd.data.streaming.sample import short_side
 from sd.errors import InputError
 from sd.files import fsync, publish, temporary_path
 from sd.flags.parser import Parser
@@ -37,15 +44,8 @@ def read_rows(jsonl: Path) -> tuple[list[str], list[Path]]:
     return [row["caption"] for row in rows], [jsonl.parent / row["image"] for row in rows]
 
 
-def resized_pictures(files: list[Path]):
+def resized_pictures(files: list[Path]) -> np.ndarray:
     """The pictures as the trainer resizes them, before it crops: uint8 [n, 71, 71, 3]."""
-    import numpy as np
-    from tqdm import tqdm
-
-    from sd.data.images.decode import decode
-    from sd.data.images.open import open_image
-    from sd.data.streaming.sample import short_side
-
     side = short_side(RESOLUTION)
     pictures = np.empty((len(files), side, side, 3), np.uint8)
     for index, file in enumerate(tqdm(files, desc="reading", unit="picture")):
@@ -54,24 +54,22 @@ def resized_pictures(files: list[Path]):
     return pictures
 
 
-def make_vae(pictures, steps: int, batch_size: int, learning_rate: float, seed: int, on_cpu: bool):
+def make_vae(pictures: np.ndarray, steps: int, batch_size: int, learning_rate: float, seed: int, on_cpu: bool) -> Any:
     """A VAE trained on random crops of the pictures."""
     import paddle
 
-    from demo.make_vae import build_vae, quieten, train_vae
+    from demo.make_vae import build_vae, train_vae
     from sd.cpu.layers import speed_up
 
     paddle.seed(seed)
     vae = build_vae(CHANNELS, norm_num_groups=8, resolution=RESOLUTION)
-    quieten(vae)
     if on_cpu:
         speed_up(vae)
     return train_vae(vae, {(RESOLUTION,) * 2: pictures}, steps, batch_size, learning_rate, seed, KL_WEIGHT)
 
 
-def mean_latents(vae, pictures):
-    """The VAE's mean for the middle of each picture: float32 [n, 256]."""
-    import numpy as np
+def mean_latents(vae: Any, pictures: np.ndarray) -> np.ndarray:
+    """The VAE's mean for the middle of each picture: uint8 [n, h, w, 3], 64 or more a side -> float32 [n, 256]."""
     import paddle
 
     margin = (pictures.shape[1] - RESOLUTION) // 2
@@ -84,7 +82,7 @@ def mean_latents(vae, pictures):
     return np.concatenate(rows)
 
 
-def save(layer, folder: Path) -> None:
+def save(layer: Any, folder: Path) -> None:
     """Write weights and configuration to `folder`, which is there whole or not at all."""
     temporary = temporary_path(folder)
     try:

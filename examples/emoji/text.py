@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import paddle
-from paddlenlp.transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from paddlenlp.transformers import CLIPTokenizer
 from paddlenlp.transformers.clip.tokenizer import bytes_to_unicode
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from tqdm import tqdm
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+from demo.descent import minimise
+from demo.make_text_encoder import build_text_encoder
+from demo.make_tokenizer import write_tokenizer
+
 MAX_LENGTH = 16
-VOCABULARY = 2500
+VOCABULARY = 2723  # every byte, within a word and at its end, and 2,211 merges
 HIDDEN, LAYERS, HEADS = 256, 3, 8
 # Share of the words that a caption loses in a step, so that what is left means what all captions with it show.
 WORD_DROPOUT = 0.15
@@ -24,21 +26,18 @@ def make_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(True)])
     alphabet = list(bytes_to_unicode().values())
-    bpe.train_from_iterator(
-        captions,
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-        ),
+    # Pairs that are equally frequent are merged in the order of their symbols' numbers, which the package gives to
+    # letters at the end of a word in the order of a hash table, another in each process, unless they are special.
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        initial_alphabet=alphabet,
+        special_tokens=[letter + "</w>" for letter in alphabet],
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *(pair.replace(" ", "") for pair in merges), START, END]
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_LENGTH, "do_lower_case": True}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    return CLIPTokenizer.from_pretrained(str(folder))
+    bpe.train_from_iterator(captions, trainer)
+    pairs = json.loads(bpe.to_str())["model"]["merges"]  # "a b", or from version 0.20 on ["a", "b"]
+    return write_tokenizer(folder, [pair.split() if isinstance(pair, str) else pair for pair in pairs], MAX_LENGTH)
 
 
 def train_text_encoder(
@@ -51,38 +50,21 @@ def train_text_encoder(
     """
     paddle.seed(seed)
     rng = np.random.default_rng(seed)
-    marks = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=HIDDEN,
-            intermediate_size=4 * HIDDEN,
-            projection_dim=HIDDEN,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            max_position_embeddings=MAX_LENGTH,
-            **marks,
-        )
-    )
+    encoder = build_text_encoder(tokenizer, HIDDEN, LAYERS, HEADS, MAX_LENGTH)
     targets = paddle.to_tensor((latents - latents.mean(0)) / (latents.std(0) + 1e-6))
     head = paddle.nn.Linear(HIDDEN, targets.shape[1])
-    rate = paddle.optimizer.lr.CosineAnnealingDecay(1e-3, steps)
-    clip = paddle.nn.ClipGradByGlobalNorm(1.0)
-    optimizer = paddle.optimizer.AdamW(rate, parameters=[*encoder.parameters(), *head.parameters()], grad_clip=clip)
-    progress = tqdm(range(steps), desc="text encoder", unit="step", mininterval=2)
-    for step in progress:
+
+    def loss_of(step):
         rows = rng.integers(0, len(captions), batch_size)
         texts = [_without_some_words(captions[row], rng) for row in rows]
         ids = paddle.to_tensor(tokenize(tokenizer, texts))
         after_words = (ids == tokenizer.eos_token_id).astype("float32").unsqueeze(-1)
         error = head(encoder(ids)[0]) - targets[paddle.to_tensor(rows)].unsqueeze(1)
         loss = (error.square().mean(-1, keepdim=True) * after_words).sum() / after_words.sum()
-        loss.backward()
-        optimizer.step()
-        optimizer.clear_grad()
-        rate.step()
-        if step % 20 == 0:
-            progress.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
+        return loss, {"loss": loss}
+
+    clip = paddle.nn.ClipGradByGlobalNorm(1.0)
+    minimise(loss_of, [*encoder.parameters(), *head.parameters()], 1e-3, steps, "text encoder", grad_clip=clip)
     return encoder.eval()
 
 
