@@ -143,10 +143,12 @@ class _FastResnetBlock(_Layer):
             return super().forward(input_tensor, temb, scale)
         hidden = self.conv1(_norm_and_silu(self.norm1, input_tensor))
         if self.time_emb_proj is not None:
-            hidden = hidden + self.time_emb_proj(self.nonlinearity(temb)).unsqueeze([2, 3])
+            time = self.time_emb_proj(self.nonlinearity(temb)).expand([hidden.shape[0], -1])  # else its sum is slow
+            hidden = hidden + time.unsqueeze([2, 3])
         hidden = self.conv2(self.dropout(_norm_and_silu(self.norm2, hidden)))
         shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
-        return (shortcut + hidden) / self.output_scale_factor
+        y = shortcut + hidden
+        return y if self.output_scale_factor == 1.0 else y / self.output_scale_factor
 
 
 def _is_plain_attention(layer):
