@@ -1,4 +1,4 @@
-"""Convolution with its gradients by oneDNN."""
+"""Convolution with its gradients by oneDNN, or by sd.cpu.winograd where that is faster."""
 
 import ctypes
 import functools
@@ -9,6 +9,7 @@ from paddle import Tensor
 from paddle.autograd import PyLayer
 
 from sd.cpu import onednn as dnn
+from sd.cpu import winograd
 from sd.cpu.onednn import Primitive, any_layout, empty, engine, integers, plain
 from sd.cpu.operation import apply, needed_gradients, pop_saved
 
@@ -25,6 +26,8 @@ def convolution(
 
     padding: ((top, left), (bottom, right)).
     """
+    if winograd.is_faster(x.shape, weight.shape, stride, dilation, padding):
+        return winograd.convolution(x, weight, bias)
     return apply(_Convolution, x, weight, bias, tuple(stride), tuple(dilation), padding)
 
 
@@ -35,6 +38,11 @@ def convolution_packed(packed: Any, x: Any, weight: Any, bias: Any, stride: Any,
     the changes of a weight, so they are packed again once some of its numbers are others.
     """
     x = x.contiguous()
+    if winograd.is_faster(x.shape, weight.shape, stride, dilation, padding):
+        state = winograd, _sample_values(weight)
+        if packed.get("state") != state:
+            packed.update(state=state, weight=winograd.pack(weight))
+        return winograd.convolution_packed(packed["weight"], x, bias)
     y_shape, forward, *_ = _convolution_calls(
         tuple(x.shape), tuple(weight.shape), bias is not None, tuple(stride), tuple(dilation), padding
     )
