@@ -68,7 +68,7 @@ def check_cache(tasks: Sequence, manifest: Manifest, encoders: Encoders) -> None
     rows = _spread(tasks, manifest, options.check)
     comparisons = []
     for number, (task, row) in enumerate(tqdm(rows, desc="checking", unit=" rows", leave=False)):
-        comparisons.append(_compare(task, row, number % manifest.num_variants, encoders))
+        comparisons.append(_compare(task, row, number % manifest.num_variants, encoders, manifest.decodes_by))
     picture = storage.join(options.output_path, "check.png")
     storage.write_atomic(picture, _sheet(comparisons))
     for comparison in comparisons:
@@ -114,12 +114,13 @@ def _bucket_size(task, row, options):
 
 
 @paddle.no_grad()
-def _compare(task, row, variant, encoders):
+def _compare(task, row, variant, encoders, resizer):
     options, vae = encoders.options, encoders.vae
     crop, flipped = divmod(variant, 2) if options.flip else (variant, 0)
     try:
         source, index = _read(task.source, row, options)
-        pixels = crop_record(source, part_key(index), row, options, _bucket_size(task, row, options))[crop]
+        size = _bucket_size(task, row, options)
+        pixels = crop_record(source, part_key(index), row, options, size, resizer)[crop]
     except RowError as error:
         raise RunError(f"{task.source} row {row + 1} can no longer be read ({error}); bring the images back") from error
     pixels = np.ascontiguousarray(pixels[:, :, ::-1] if flipped else pixels)

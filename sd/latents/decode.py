@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from sd.data.images.resize import RESIZER
 from sd.data.parts.part import PartError, PartReader, load_index
 from sd.data.parts.record import RowError, decode_row
 from sd.data.streaming.local_copies import LocalCopies
@@ -22,13 +23,14 @@ _readers: dict[int, OrderedDict] = {}  # of each thread, since a file has one pl
 @dataclass(frozen=True)
 class Chunk:
     """Rows of one source part that go through the VAE together; `checksum` names its bytes. sizes: (width, height) of
-    each row's bucket, nothing for squares."""
+    each row's bucket, nothing for squares. resizer: see `sd.data.images.decode.decode`."""
 
     task: int
     path: str
     checksum: str
     rows: tuple
     sizes: tuple = ()
+    resizer: str = RESIZER
 
 
 @dataclass
@@ -50,7 +52,7 @@ def decode_chunk(chunk: Chunk, options: CacheOptions) -> Decoded:
         try:
             reader, key = _opened(chunk.path, chunk.checksum, options.data_cache_bytes)
             record = decode_row(reader.read(row))
-            crops = crop_record(record, key, row, options, size)
+            crops = crop_record(record, key, row, options, size, chunk.resizer)
         except RowError as error:
             decoded.bad[row] = str(error)
             continue
@@ -68,7 +70,12 @@ def decode_alone(chunk: Chunk, options: CacheOptions) -> Decoded:
 
 
 def crop_record(
-    record: Any, part_key: int, row: int, options: CacheOptions, size: tuple[int, int] | None = None
+    record: Any,
+    part_key: int,
+    row: int,
+    options: CacheOptions,
+    size: tuple[int, int] | None = None,
+    resizer: str = RESIZER,
 ) -> np.ndarray:
     """The crops of a row, uint8 [num_crops, 3, h, w]: drawn from seed, part and row, whoever cuts them and when.
 
@@ -76,10 +83,10 @@ def crop_record(
     """
     draws = (rng(options.seed, CROP, part_key, row, number) for number in range(options.num_crops))
     if size is not None:
-        picture = decode_covering(record.image, size)
+        picture = decode_covering(record.image, size, resizer=resizer)
         generators = [None] if options.crop == "centre" else draws
         return np.stack([bucket_crop(picture, size, options.interpolation, draw) for draw in generators])
-    picture = decode_for(record.image, options.resolution, 1 if options.enlarge else None)
+    picture = decode_for(record.image, options.resolution, 1 if options.enlarge else None, resizer)
     if options.crop == "centre":
         return centre_crop(picture, options.resolution, options.interpolation)[None]
     return np.stack([random_crop(picture, options.resolution, options.interpolation, draw) for draw in draws])

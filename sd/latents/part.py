@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from sd.data.images.resize import RESIZER
 from sd.data.packing.outcomes import BAD, FILTERED
 from sd.data.parts.columns import INT, Column, read_columns
 from sd.data.parts.moments import KIND, Manifest, encode_payload
@@ -17,13 +18,20 @@ from sd.latents.plan import Task, usable_rows
 _PLACEHOLDER = b"\tNONE\t\n"  # keeps the place of a row of which nothing can be made; its index says so
 
 
-def chunks_of(task: Task, options: CacheOptions) -> list[Chunk]:
+def chunks_of(task: Task, options: CacheOptions, resizer: str = RESIZER) -> list[Chunk]:
     """The Chunks of a Task's usable rows; one without rows where there are none."""
     _, rows, sizes = usable_rows(task)
     step = max(1, options.batch_size // (options.num_crops * (2 if options.flip else 1)))
     starts = range(0, max(1, len(rows)), step)
     return [
-        Chunk(task.number, task.source, task.checksum, tuple(rows[at : at + step]), tuple(sizes[at : at + step]))
+        Chunk(
+            task.number,
+            task.source,
+            task.checksum,
+            tuple(rows[at : at + step]),
+            tuple(sizes[at : at + step]),
+            resizer,
+        )
         for at in starts
     ]
 

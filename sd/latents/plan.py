@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from sd.data.filters.rows import RowFilter, RowRule
+from sd.data.images.resize import EARLIER_RESIZER
 from sd.data.parts import storage
 from sd.data.parts.filelist import read_file_list
 from sd.data.parts.index import SUFFIX, PartError, PartIndex, parse_index
@@ -128,8 +129,9 @@ def part_folder(options: CacheOptions) -> str:
 
 
 def resumed_manifest(tasks: Sequence, manifest: Manifest, options: CacheOptions) -> Manifest:
-    """The Manifest, without its resizer where the folder holds parts from before that was written down."""
-    earlier = replace(manifest, resizer=None)
+    """The Manifest, with the resizer of the parts that the folder holds: the earlier one, or none from before that was
+    written down."""
+    candidates = [replace(manifest, resizer=name) for name in (None, EARLIER_RESIZER)]
     existing = set(storage.list_folder(part_folder(options)))
     for task in tasks:
         if storage.base_name(task.path) in existing and not options.overwrite:
@@ -137,7 +139,7 @@ def resumed_manifest(tasks: Sequence, manifest: Manifest, options: CacheOptions)
                 index = parse_index(storage.read_bytes(task.path + SUFFIX), task.path)
             except (FileNotFoundError, PartError):
                 continue
-            return earlier if index.notes.get("cache") == earlier.id else manifest
+            return next((earlier for earlier in candidates if earlier.id == index.notes.get("cache")), manifest)
     return manifest
 
 

@@ -147,7 +147,7 @@ def _make_here(todo, claims, encoders, manifest, options):
                     continue
                 if task.number % ranks != rank():
                     progress.expect(task.num_usable)
-                yield from chunks_of(task, options)
+                yield from chunks_of(task, options, manifest.decodes_by)
 
         if workers:
             decoded = run_local(partial(decode_alone, options=options), chunks(), workers)
@@ -175,7 +175,7 @@ def _make_one(task, manifest, options):
     devices.select(options.device)
     encoders = encoders_for(options)
     decode = partial(decode_chunk, options=options)
-    chunks = chunks_of(task, options)
+    chunks = chunks_of(task, options, manifest.decodes_by)
     threads = options.num_workers or _RAY_THREADS
     try:
         with ThreadPoolExecutor(threads) as pool:

@@ -53,8 +53,8 @@ _TRAINING = [
     "ema_start_step",
 ]
 _RESIZER_CHANGES = (
-    "pixels of photographs differ by up to 3 of 255, at hard edges by more; those of JPEGs of 3.5 times the resolution "
-    "and more by 2 in the mean"
+    "pixels of photographs differ by up to 3 of 255, at hard edges by more; those of JPEGs of 2.3 times the resolution "
+    "and more by 1 in the mean"
 )
 _SCHEDULE_LENGTH = ("max_steps", "num_cycles", "lr_end", "power")
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddlenlp", "ppdiffusers", "numpy", "visualdl")

@@ -9,6 +9,7 @@ from pathlib import Path
 from paddlenlp.trainer.trainer_utils import IntervalStrategy
 
 from sd.data.filters.rows import RowFilter
+from sd.data.images.resize import EARLIER_RESIZER, RESIZER
 from sd.data.parts.filelist import read_file_list
 from sd.data.parts.moments import Manifest
 from sd.data.streaming.bucketing import Bucketing
@@ -25,6 +26,7 @@ from sd.flags.arguments import SDDataArguments, SDModelArguments
 from sd.flags.training import SDTrainingArguments
 from sd.models.loading import side_multiple
 from sd.runs.checkpoint import read_json
+from sd.runs.settings import checkpoint_settings
 from sd.runs.skipped import SkippedSamples, gaps_of
 from sd.sampling.prompts import read_prompts
 from sd.training.previews import COUNT as PREVIEW_COUNT
@@ -55,6 +57,7 @@ def stream_options(
     """The options of the endless stream of samples, from where the checkpoint stands, without the skipped ones; `draw`
     is the model's to fill in. Raises InputError where the flags are not those of the checkpoint."""
     state = read_json(checkpoint, "data_state.json") if checkpoint else {}
+    earlier = checkpoint is not None and checkpoint_settings(checkpoint).get("resizer") == EARLIER_RESIZER
     if data_args.data_lanes and state and data_args.data_lanes != state["lanes"]:
         raise InputError(
             f"--data_lanes {data_args.data_lanes}, but {checkpoint} was dealt in {state['lanes']}; leave it out"
@@ -82,6 +85,7 @@ def stream_options(
         deal_size=state.get("deal_size", deal_size),
         buffer_size=data_args.buffer_size or state.get("buffer_size"),
         interpolation=data_args.interpolation,
+        resizer=EARLIER_RESIZER if earlier else RESIZER,
         caption_dropout=data_args.caption_dropout,
         max_bad_fraction=data_args.max_bad_fraction,
         cache_bytes=data_args.data_cache_bytes,
@@ -163,7 +167,7 @@ def make_eval_catalog(data_args: SDDataArguments, buckets: BucketTable | None) -
     )
 
 
-def _eval_pairs(model, data_args, training_args, catalog, limit):
+def _eval_pairs(model, data_args, training_args, catalog, resizer, limit):
     bucketing = catalog.bucketing
     return EvalPairs(
         catalog,
@@ -171,12 +175,17 @@ def _eval_pairs(model, data_args, training_args, catalog, limit):
         draw=model.draws(data_args.resolution, None if bucketing is None else bucketing.table.sizes),
         seed=training_args.seed,
         interpolation=data_args.interpolation,
+        resizer=resizer,
         limit=limit,
     )
 
 
 def make_eval_dataset(
-    model: StableDiffusionModel, data_args: SDDataArguments, training_args: SDTrainingArguments, catalog: Catalog | None
+    model: StableDiffusionModel,
+    data_args: SDDataArguments,
+    training_args: SDTrainingArguments,
+    catalog: Catalog | None,
+    resizer: str = RESIZER,
 ) -> EvalPairs | None:
     """The held-out records, and validation every eval_steps; catalog: of `make_eval_catalog`."""
     if catalog is None:
@@ -185,7 +194,7 @@ def make_eval_dataset(
     training_args.evaluation_strategy = IntervalStrategy.STEPS
     training_args.eval_steps = training_args.eval_steps or training_args.save_steps
     limit = training_args.max_evaluate_steps * training_args.per_device_eval_batch_size
-    return _eval_pairs(model, data_args, training_args, catalog, limit if limit > 0 else None)
+    return _eval_pairs(model, data_args, training_args, catalog, resizer, limit if limit > 0 else None)
 
 
 def make_previews(
@@ -194,6 +203,7 @@ def make_previews(
     data_args: SDDataArguments,
     training_args: SDTrainingArguments,
     catalog: Catalog,
+    resizer: str = RESIZER,
 ) -> Previews | None:
     """What is drawn while training, on rank 0 alone: the first records of the file list and the user's prompts."""
     path = training_args.validation_prompts
@@ -201,7 +211,7 @@ def make_previews(
     enabled = training_args.image_logging_steps > 0 and "visualdl" in training_args.report_to
     if training_args.process_index != 0 or not enabled:
         return None
-    pairs = _eval_pairs(model, data_args, training_args, catalog, PREVIEW_COUNT)
+    pairs = _eval_pairs(model, data_args, training_args, catalog, resizer, PREVIEW_COUNT)
     records = [collate([pairs[index]]) for index in range(len(pairs))]
     for record in records:
         raise_if_failed(record)

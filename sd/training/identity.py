@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from sd.data.images.resize import RESIZER
 from sd.data.streaming.dataset import TextImagePair
 from sd.flags.arguments import SDDataArguments, SDModelArguments
 from sd.models.hashes import weights_hash
@@ -34,7 +33,6 @@ def settings_of(
     hashes: dict[str, str],
 ) -> dict[str, Any]:
     """The settings that a checkpoint keeps, of a run with these arguments that reads this dataset."""
-    catalog = dataset.catalog
     settings = result_settings(
         model_args,
         data_args,
@@ -42,7 +40,7 @@ def settings_of(
         dataset.fingerprint,
         dataset.order.buffer_size,
         hashes,
-        RESIZER if catalog.manifest is None else None,
-        catalog.data_filter,
+        dataset.resizer,
+        dataset.catalog.data_filter,
     )
     return settings | {name: dataset.state(0).get(name) for name in ("aspect_buckets", "group_size")}

@@ -103,9 +103,9 @@ def train(model_args: SDModelArguments, data_args: SDDataArguments, training_arg
         training_args,
         train_dataset=dataset,
         data_collator=collate,
-        eval_dataset=make_eval_dataset(model, data_args, training_args, eval_catalog),
+        eval_dataset=make_eval_dataset(model, data_args, training_args, eval_catalog, options.resizer),
         run_settings=settings,
-        previews=make_previews(model, model_args, data_args, training_args, catalog),
+        previews=make_previews(model, model_args, data_args, training_args, catalog, options.resizer),
         skipped=skipped,
     )
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from sd.data.images.resize import RESIZER
+from sd.data.images.resize import EARLIER_RESIZER, RESIZER
 from sd.data.parts.filelist import read_file_list
 from sd.data.parts.moments import find_manifest
 from sd.data.streaming.dataset import TextImagePair
@@ -34,10 +34,11 @@ def test_a_second_run_makes_only_what_is_missing_or_cut_to_the_same_bytes(tmp_pa
     assert made == [0, 2]
 
 
-def test_a_cache_without_a_resizer_name_resumes_and_is_read_beside_a_new_one(tmp_path):
+@pytest.mark.parametrize("earlier", [None, EARLIER_RESIZER])
+def test_a_cache_of_the_earlier_resizer_resumes_and_is_read_beside_a_new_one(earlier, tmp_path):
     source, out, new = make_shapes(tmp_path / "in", [5, 3]), tmp_path / "out", tmp_path / "new"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "RESIZER", None)
+        patch.setattr(models, "RESIZER", earlier)
         before, _ = precompute(options(source, out))
     stored = contents(out)
     (out / "latents/part-000001.gz").unlink()
@@ -45,7 +46,7 @@ def test_a_cache_without_a_resizer_name_resumes_and_is_read_beside_a_new_one(tmp
     assert contents(out) == stored
     after, _ = precompute(options(source, new))
     manifests = [find_manifest(file_list) for file_list in (before, after)]
-    assert [manifest.resizer for manifest in manifests] == [None, RESIZER]
+    assert [manifest.resizer for manifest in manifests] == [earlier, RESIZER]
     both = tmp_path / "both.filelist.list"
     both.write_text("".join(f"{source.name}\n" for path in (before, after) for source in read_file_list(path)))
     data = iter(TextImagePair(str(both), lambda caption: [0], resolution=manifests[0].resolution, batch_size=2))

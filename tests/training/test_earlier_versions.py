@@ -8,6 +8,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from sd.errors import InputError
+from sd.flags.command_line import parse_arguments
+from sd.runs.settings import checkpoint_settings
+from sd.training.data import stream_options
 from tests import earlier
 
 REVISIONS = sorted(path.name.removesuffix(".tar.xz") for path in earlier.FOLDER.glob("*.tar.xz"))
@@ -54,6 +57,9 @@ def test_checkpoints_resume_to_the_same_losses_and_weights(expected, request):
         with pytest.raises(InputError, match="resizer"):
             earlier.train(flags)
         flags += ["--allow_changed_resume", "True"]
+    else:
+        resizer = checkpoint_settings(f"run/checkpoint-{earlier.SAVED}")["resizer"]
+        assert stream_options(*parse_arguments(flags, environ={}), f"run/checkpoint-{earlier.SAVED}").resizer == resizer
     losses = earlier.train(flags)
     np.testing.assert_allclose(losses, expected["losses"], rtol=LOSS)
     begin, end = load_file(f"run/checkpoint-{earlier.SAVED}/{UNET}"), load_file("end.safetensors")

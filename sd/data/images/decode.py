@@ -1,6 +1,5 @@
 """Image files -> RGB pixels as shown: the one way for packing, training, caching, inspecting and scoring."""
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,13 +7,13 @@ import simplejpeg
 from PIL import Image
 
 from sd.data.images.open import OpenedImage, load, open_image
-from sd.data.images.resize import FOUR_BYTES, resize, resize_planes
+from sd.data.images.resize import EARLIER_RESIZER, FOUR_BYTES, RESIZER, resize_array, resize_planes
 from sd.data.parts.record import RowError
 from sd.errors import first_line
 
 # A JPEG is decoded at a part of its size if that leaves so many times the size it is resized to. Against Lanczos of all
-# its pixels, values differ by 2 of 255 in the mean at most, and but for a thousandth of them by 16 at most.
-_MIN_SHRINKING = {8: 3, 4: 3, 2: 1.75}
+# its pixels, values differ in the mean by less than what saving as a JPEG of quality 90 changes, 1 of 255 at most.
+_MIN_SHRINKING = {RESIZER: {8: 3, 4: 1.05, 2: 1.05}, EARLIER_RESIZER: {8: 3, 4: 3, 2: 1.75}}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -55,15 +54,16 @@ class Picture:
         return np.ascontiguousarray(np.asarray(self.pixels)[..., :3])
 
 
-def decode(opened: OpenedImage, short_side: int | None = None) -> Picture:
+def decode(opened: OpenedImage, short_side: int | None = None, resizer: str = RESIZER) -> Picture:
     """The picture of an opened image file; of a JPEG no more than is needed to resize its short side to `short_side`.
 
-    Raises RowError for what is damaged or has colours that cannot be converted.
+    resizer: RESIZER, or the EARLIER_RESIZER of a run that goes on. Raises RowError for what is damaged or has colours
+    that cannot be converted.
     """
     scale = 1
     if opened.file_format == "JPEG" and short_side:
         rest = min(opened.size) / short_side
-        scale = next((scale for scale, factor in _MIN_SHRINKING.items() if rest >= scale * factor), 1)
+        scale = next((scale for scale, factor in _MIN_SHRINKING[resizer].items() if rest >= scale * factor), 1)
     pixels = _decode_jpeg(opened, scale)
     if pixels is None:
         image = opened.image
@@ -130,12 +130,9 @@ def shrink(opened: OpenedImage, short_side: int, quality: int) -> tuple[bytes, t
     width, height = (max(1, round(scale * side)) for side in opened.size)
     picture = decode(opened, short_side)
     right, bottom = (side / picture.scale for side in picture.size)
-    small = resize(picture.pixels, (width, height), (0, 0, right, bottom))
-    if small.mode == FOUR_BYTES:
-        small = Image.frombytes("RGB", (width, height), small.tobytes(), "raw", "RGBX")
-    buffer = io.BytesIO()
+    small = resize_array(picture.pixels, (width, height), (0, 0, right, bottom))
+    colours = "RGBX" if small.shape[2] == 4 else "RGB"
     try:
-        small.save(buffer, "JPEG", quality=quality)
-    except (OSError, ValueError) as error:
+        return simplejpeg.encode_jpeg(small, quality, colours, "420"), (width, height)
+    except ValueError as error:
         raise RowError(f"the image cannot be made smaller: {first_line(error)}") from error
-    return buffer.getvalue(), (width, height)

@@ -16,8 +16,8 @@ import numpy as np
 from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image
 
-# Stands in a checkpoint's settings; another name means other pixels.
-RESIZER = "cykooz-resizer 4"
+# Stands in a checkpoint's settings; another name means other pixels. Of the earlier one JPEGs are decoded larger.
+RESIZER, EARLIER_RESIZER = "cykooz-resizer 4 jpeg-1.05", "cykooz-resizer 4"
 FOUR_BYTES = "CMYK"  # the mode of Pillow's for four plain bytes a pixel: here R, G, B and one without meaning
 
 _METHODS = {
@@ -52,6 +52,21 @@ def resize(
     return resized
 
 
+def resize_array(
+    image: Image.Image,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+    interpolation: str = "lanczos",
+) -> np.ndarray:
+    """As `resize`, of an image of mode RGB or CMYK: uint8 [height, width, 3], of CMYK [height, width, 4], which this
+    thread's next call overwrites."""
+    if interpolation in _PILLOW or image.mode != FOUR_BYTES:
+        return np.asarray(resize(image, size, box, interpolation))
+    target, pixels = _target(size)
+    _resize_into(target, image, box or (0, 0, *image.size), interpolation)
+    return pixels
+
+
 def resize_planes(
     image: Image.Image,
     size: tuple[int, int],
@@ -59,13 +74,18 @@ def resize_planes(
     interpolation: str = "lanczos",
 ) -> np.ndarray:
     """As `resize`, as planes of the first three channels, uint8 [3, height, width]. image: of mode RGB or CMYK."""
-    if interpolation in _PILLOW or image.mode != FOUR_BYTES:
-        return _planes(np.asarray(resize(image, size, box, interpolation)))
-    pixels = np.empty((size[1], size[0], 4), np.uint8)
-    # Pillow's image takes the array for its memory, so what is resized into it need not be copied out.
-    target = Image.frombuffer(FOUR_BYTES, size, pixels, "raw", FOUR_BYTES, 0, 1)
-    _resize_into(target, image, box or (0, 0, *image.size), interpolation)
-    return _planes(pixels)
+    return _planes(resize_array(image, size, box, interpolation))
+
+
+def _target(size):
+    """This thread's image of four bytes a pixel and the array that is its memory, so that what is resized into it need
+    not be copied out; the same until the size changes."""
+    target, _ = held = getattr(_local, "target", (None, None))
+    if target is None or target.size != size:
+        pixels = np.empty((size[1], size[0], 4), np.uint8)
+        held = Image.frombuffer(FOUR_BYTES, size, pixels, "raw", FOUR_BYTES, 0, 1), pixels
+        _local.target = held
+    return held
 
 
 def _planes(pixels):
@@ -74,8 +94,9 @@ def _planes(pixels):
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
     words = pixels.view("<u4")[..., 0]
     planes = np.empty((3, *words.shape), np.uint8)
-    for number, plane in enumerate(planes):
-        np.right_shift(words, 8 * number, out=plane, casting="unsafe")
+    planes[0] = words  # its lowest byte
+    for number in (1, 2):
+        np.right_shift(words, 8 * number, out=planes[number], casting="unsafe")
     return planes
 
 

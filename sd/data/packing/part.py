@@ -7,6 +7,7 @@ from PIL import Image
 
 from sd.data.images.decode import decode, shrink
 from sd.data.images.open import MAX_PIXELS, open_image
+from sd.data.images.resize import EARLIER_RESIZER
 from sd.data.packing.columns import ColumnBuilder, parse_keep_columns
 from sd.data.packing.options import PackOptions
 from sd.data.packing.outcomes import BadRow, Filtered
@@ -189,6 +190,8 @@ def is_empty_part(index: PartIndex) -> bool:
 def _difference(notes, signature, settings):
     if "settings" not in notes:
         return "it was made by another program"
+    if notes["settings"].get("resizer") == EARLIER_RESIZER:  # as good as today's
+        settings = settings | {"resizer": EARLIER_RESIZER}
     for name, value in settings.items():
         if notes["settings"].get(name) != value:
             flag = name if name == "resizer" else f"--{name}"

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from sd.data.images.resize import EARLIER_RESIZER
 from sd.data.parts import storage
 from sd.data.parts.filelist import read_file_list
 from sd.data.parts.record import RowError
@@ -71,10 +72,9 @@ class Manifest:
     empty_state: the file beside it with the text states of the empty caption. That, text_encoder_hash, tokenizer_hash
     and model_max_length are None without cached text. aspect_buckets: the table of buckets as --aspect_buckets takes
     it, of whose sizes the rows are, merged for groups of aspect_group_size; both None for squares. enlarge: whether it
-    holds images that are smaller than that, enlarged. resizer: the name of
-    what resized the pictures; None in caches of before it was written down. id: hash of all that decides the bytes of a
-    row. path: where it was read, "" if it was made here. ids: those of the caches that `find_manifest` found to agree;
-    of this one alone if empty.
+    holds images that are smaller than that, enlarged. resizer: the name of what resized the pictures; None in caches of
+    before it was written down. id: hash of all that decides the bytes of a row. path: where it was read, "" if it was
+    made here. ids: those of the caches that `find_manifest` found to agree; of this one alone if empty.
     """
 
     vae_hash: str
@@ -130,6 +130,11 @@ class Manifest:
         channels, height, _ = self.latent_shape
         factor = self.resolution // height
         return [(channels, tall // factor, wide // factor) for wide, tall in self.sizes]
+
+    @property
+    def decodes_by(self) -> str:
+        """The resizer of its pictures, as `decode` takes it."""
+        return self.resizer or EARLIER_RESIZER
 
     def settings(self) -> dict[str, Any]:
         """What decides the bytes of a row, as a dict for JSON."""
@@ -217,7 +222,7 @@ def parse_manifest(data: bytes, path: str | Path) -> Manifest:
 def find_manifest(file_list: str) -> Manifest | None:
     """The Manifest of a `.filelist.list` of cached parts, the first one's where several agree; None for images.
 
-    Caches agree that differ in the seed of their crops, or of which one does not name its resizer.
+    Caches agree that differ in the seed of their crops, or of which one does not name its resizer or names the earlier.
 
     Raises InputError where caches of other settings, or caches and images, stand in one list.
     """
@@ -230,8 +235,8 @@ def find_manifest(file_list: str) -> Manifest | None:
             raise InputError(f"{file_list}: {cached} is a cache of latents, {images} is not; keep them apart")
         if first is None:
             continue
-        unknown = None in (first.resizer, manifest.resizer)
-        left_out = ("seed", "resizer") if unknown else ("seed",)
+        earlier = not {None, EARLIER_RESIZER}.isdisjoint((first.resizer, manifest.resizer))
+        left_out = ("seed", "resizer") if earlier else ("seed",)
         if lines := first.differences_from(manifest, left_out):
             raise InputError(
                 f"{file_list}: {names[0]} and {name} are caches of other settings ({'; '.join(lines)}); keep them "

@@ -77,12 +77,12 @@ class CachedSampleMaker:
 
 
 def sample_maker(
-    catalog: Catalog, tokenize: Callable[[str], Any], *, interpolation: str, **options: Any
+    catalog: Catalog, tokenize: Callable[[str], Any], *, interpolation: str, resizer: str, **options: Any
 ) -> SampleMaker | CachedSampleMaker:
     """The SampleMaker of a catalog of images, the CachedSampleMaker of one of cached parts."""
     manifest, rows = catalog.manifest, catalog.bucket_rows
     if manifest is None:
-        return SampleMaker(tokenize, Framing.of(catalog, interpolation), **options)
+        return SampleMaker(tokenize, Framing.of(catalog, interpolation, resizer), **options)
     table = None if rows is None else str(rows.bucketing.table)
     if lines := manifest.differences(resolution=catalog.resolution, aspect_buckets=table):
         raise InputError(f"{catalog.file_list}: the cache does not fit: {'; '.join(lines)}")

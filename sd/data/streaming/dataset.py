@@ -61,8 +61,8 @@ class TextImagePair(IterableDataset):
 
     file_list: its path, or a Catalog by the same options. options: a StreamOptions, or its fields by name.
 
-    Attributes: fingerprint (str), num_usable, num_rows, lanes, deal_size (int). Raises InputError at once if the file
-    list is unusable or there are fewer usable records than one batch for each lane.
+    Attributes: fingerprint (str), resizer (str; None from a cache), num_usable, num_rows, lanes, deal_size (int).
+    Raises InputError at once if the file list is unusable or has fewer usable records than one batch for each lane.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class TextImagePair(IterableDataset):
         self.catalog = file_list if isinstance(file_list, Catalog) else options.catalog(file_list)
         self.lanes, self.deal_size = options.lanes, options.deal_size
         self.fingerprint = self.catalog.fingerprint
+        self.resizer = options.resizer if self.catalog.manifest is None else None
         self.num_usable, self.num_rows = self.catalog.num_usable, self.catalog.num_rows
         dealing: dict[str, Any] = {
             "seed": options.seed,
@@ -95,6 +96,7 @@ class TextImagePair(IterableDataset):
             self.catalog,
             tokenize,
             interpolation=options.interpolation,
+            resizer=options.resizer,
             caption_dropout=options.caption_dropout,
             seed=options.seed,
             draw=options.draw,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from paddle.io import Dataset, get_worker_info
 
+from sd.data.images.resize import RESIZER
 from sd.data.parts.record import RowError
 from sd.data.streaming.cached_sample import sample_maker
 from sd.data.streaming.catalog import Catalog
@@ -36,6 +37,7 @@ class EvalPairs(Dataset):
         draw: Callable[..., dict[str, np.ndarray]] | None = None,
         seed: int = 23,
         interpolation: str = "lanczos",
+        resizer: str = RESIZER,
         limit: int | None = 1000,
         cache_bytes: int = DEFAULT_BYTES,
     ):
@@ -44,7 +46,13 @@ class EvalPairs(Dataset):
         self._num_records = min(limit or self.catalog.num_usable, self.catalog.num_usable)
         self._seed, self._cache_bytes = seed, cache_bytes
         self._maker = sample_maker(
-            self.catalog, tokenize, interpolation=interpolation, caption_dropout=0, seed=seed, draw=draw
+            self.catalog,
+            tokenize,
+            interpolation=interpolation,
+            resizer=resizer,
+            caption_dropout=0,
+            seed=seed,
+            draw=draw,
         )
         self._reader: RowReader | None = None
         self._reader_pid: int | None = None

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sd.data.images.resize import RESIZER
 from sd.data.streaming.bucketing import Bucketing
 from sd.data.streaming.buckets import BucketTable
 from sd.data.streaming.catalog import Catalog
@@ -24,7 +25,8 @@ class StreamOptions:
     - batch_size, num_workers, rank, world_size: of the DataLoaders; all ranks have the same but `rank`.
     - seed, lanes, deal_size, buffer_size, group_size, start_sample, skipped: the order, and where it resumes. lanes,
       deal_size and group_size are filled in where they are left open.
-    - interpolation, caption_dropout, captions, draw: what is made of a row. cache_bytes: of the copies of remote parts.
+    - interpolation, resizer, caption_dropout, captions, draw: what is made of a row. cache_bytes: of the copies of
+      remote parts.
     """
 
     resolution: int = 512
@@ -39,6 +41,7 @@ class StreamOptions:
     deal_size: int | None = None
     buffer_size: int | None = None
     interpolation: str = "lanczos"
+    resizer: str = RESIZER
     caption_dropout: float = 0.1
     max_bad_fraction: float = 0.05
     cache_bytes: int = DEFAULT_BYTES

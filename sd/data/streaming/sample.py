@@ -11,7 +11,7 @@ import numpy as np
 
 from sd.data.images.decode import Picture, decode
 from sd.data.images.open import open_image
-from sd.data.images.resize import scaled_size
+from sd.data.images.resize import RESIZER, scaled_size
 from sd.data.parts.record import Record, RowError
 from sd.data.streaming.buckets import covering_size
 from sd.data.streaming.caption_draw import CaptionDraw
@@ -29,13 +29,13 @@ def short_side(resolution: int) -> int:
     return int(resolution / SHORT_SIDE_SHARE)
 
 
-def decode_for(data: bytes, resolution: int, min_side: int | None = None) -> Picture:
+def decode_for(data: bytes, resolution: int, min_side: int | None = None, resizer: str = RESIZER) -> Picture:
     """The picture in an image file, decoded as large as crops of `resolution` need it. Raises RowError."""
     opened = open_image(data)
     if min(opened.size) < (min_side or resolution):
         width, height = opened.size
         raise RowError(f"the image is {width}x{height}, the index says {min_side or resolution} or more")
-    return decode(opened, short_side(resolution))
+    return decode(opened, short_side(resolution), resizer)
 
 
 def random_crop(picture: Picture, resolution: int, interpolation: str, draw: np.random.Generator) -> np.ndarray:
@@ -52,7 +52,7 @@ def centre_crop(picture: Picture, resolution: int, interpolation: str) -> np.nda
     return picture.crop(size, (width - resolution) // 2, (height - resolution) // 2, resolution, interpolation)
 
 
-def decode_covering(data: bytes, bucket: tuple[int, int], covered: bool = False) -> Picture:
+def decode_covering(data: bytes, bucket: tuple[int, int], covered: bool = False, resizer: str = RESIZER) -> Picture:
     """The picture in an image file, decoded as large as `bucket_crop` of (width, height) needs it. Raises RowError.
 
     covered: the index says that the image is as large as its bucket; where it is not, it is another one.
@@ -60,7 +60,7 @@ def decode_covering(data: bytes, bucket: tuple[int, int], covered: bool = False)
     opened = open_image(data)
     if covered and not all(side >= minimum for side, minimum in zip(opened.size, bucket, strict=True)):
         raise RowError(f"the image is {format_size(opened.size)}, the index says that it covers {format_size(bucket)}")
-    return decode(opened, min(covering_size(opened.size, bucket)))
+    return decode(opened, min(covering_size(opened.size, bucket)), resizer)
 
 
 def bucket_crop(
@@ -106,7 +106,7 @@ class Framing:
     """The shape in which pictures are cut: that of their bucket, or squares of `resolution` without buckets.
 
     min_side: of the pictures that are taken, for squares. sizes: (width, height) of each bucket; covered: see
-    `decode_covering`.
+    `decode_covering`. resizer: see `decode`.
     """
 
     resolution: int
@@ -114,19 +114,20 @@ class Framing:
     min_side: int
     sizes: Sequence[tuple[int, int]] = ()
     covered: bool = False
+    resizer: str = RESIZER
 
     @classmethod
-    def of(cls, catalog: Catalog, interpolation: str) -> "Framing":
+    def of(cls, catalog: Catalog, interpolation: str, resizer: str = RESIZER) -> "Framing":
         """That of the pictures of a catalog."""
         rows = catalog.bucket_rows
         sizes, covered = ((), False) if rows is None else (rows.bucketing.table.sizes, rows.covered)
-        return cls(catalog.resolution, interpolation, catalog.min_side, sizes, covered)
+        return cls(catalog.resolution, interpolation, catalog.min_side, sizes, covered, resizer)
 
     def decode(self, image: bytes, bucket: int | None) -> Picture:
         """A picture, large enough to be cut. Raises RowError."""
         if bucket is None:
-            return decode_for(image, self.resolution, self.min_side)
-        return decode_covering(image, self.sizes[bucket], self.covered)
+            return decode_for(image, self.resolution, self.min_side, self.resizer)
+        return decode_covering(image, self.sizes[bucket], self.covered, self.resizer)
 
     def cut(self, picture: Picture, bucket: int | None, draw: np.random.Generator | None = None) -> np.ndarray:
         """uint8 [3, H, W] of a decoded picture: its middle, with `draw` a random place."""

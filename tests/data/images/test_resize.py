@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from sd.data.images import decode as decoding
 from sd.data.images.decode import Picture, decode, shrink
 from sd.data.images.open import open_image
-from sd.data.images.resize import resize, resize_planes, scaled_size
+from sd.data.images.resize import EARLIER_RESIZER, resize, resize_planes, scaled_size
 from sd.flags.arguments import INTERPOLATIONS
 from tests.data.images.files import encoded
 
@@ -56,9 +56,11 @@ def test_any_box_of_any_size_can_be_resized(width, height, new_width, new_height
     assert resized.shape == (new_height, new_width, 3) and np.abs(resized - (200, 100, 50)).max() <= 1
 
 
-@pytest.mark.parametrize(("scale", "least"), [(2, 3.5), (4, 12), (8, 24)])
+@pytest.mark.parametrize(("scale", "least"), [(2, 2.1), (4, 4.2), (8, 24)])
 def test_a_jpeg_decoded_at_a_part_of_its_size_stays_within_its_bound(scale, least):
-    """Of Pillow's resizing of all pixels: 2 levels in the mean, and 16 for all but a thousandth of the values."""
+    """Of Pillow's resizing of all pixels: less than 1 level in the mean, at a half and a quarter of the size less than
+    the JPEG itself lost of the picture; for all but a thousandth of the values 20, what it loses at half the size.
+    """
     image = scene(1203, 901)
     data = encoded(image, "JPEG", quality=90)
     side = int(901 / least)
@@ -68,18 +70,27 @@ def test_a_jpeg_decoded_at_a_part_of_its_size_stays_within_its_bound(scale, leas
     size = scaled_size(*picture.size, side)
     ours = picture.crop(size, 3, 0, side).transpose(1, 2, 0).astype(int)
     x, y = 1203 / size[0], 901 / size[1]
-    differences = np.abs(
-        ours - by_pillow(Image.open(io.BytesIO(data)), (side, side), (3 * x, 0, (3 + side) * x, side * y))
-    )
-    assert differences.mean() < 2 and np.percentile(differences, 99.9) <= 16
+    box = (3 * x, 0, (3 + side) * x, side * y)
+    of_jpeg = by_pillow(Image.open(io.BytesIO(data)), (side, side), box)
+    differences, lost = np.abs(ours - of_jpeg), np.abs(of_jpeg - by_pillow(image, (side, side), box))
+    assert differences.mean() < (min(1, lost.mean()) if scale < 8 else 1)
+    assert np.percentile(differences, 99.9) <= 20
     assert decode(open_image(data), side + 1).scale < scale
+
+
+@pytest.mark.parametrize(("scale", "least"), [(2, 3.5), (4, 12), (8, 24)])
+def test_a_run_with_the_earlier_resizer_decodes_as_it_began(scale, least):
+    opened = open_image(encoded(scene(1203, 901), "JPEG"))
+    side = int(901 / least)
+    assert decode(opened, side, EARLIER_RESIZER).scale == scale
+    assert decode(opened, side + 1, EARLIER_RESIZER).scale == scale // 2
 
 
 def test_scaled_decoding_is_the_same_by_pillow_for_what_simplejpeg_leaves(monkeypatch):
     data = encoded(scene(600, 450), "JPEG")
-    ours = decode(open_image(data), 100).array()
+    ours = decode(open_image(data), 140).array()
     monkeypatch.setattr(decoding, "_decode_jpeg", lambda opened, scale: None)
-    np.testing.assert_array_equal(decode(open_image(data), 100).array(), ours)
+    np.testing.assert_array_equal(decode(open_image(data), 140).array(), ours)
     assert ours.shape == (225, 300, 3)
 
 
@@ -88,7 +99,7 @@ def test_scaled_pictures_are_turned_upright(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(scene(600, 450), "JPEG", exif=exif)
-    picture = decode(open_image(data), 100)
+    picture = decode(open_image(data), 140)
     shown = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert picture.scale == 2 and picture.size == shown.size
     halved = shown.resize([side // 2 for side in shown.size], Image.BOX)
@@ -127,6 +138,9 @@ def test_shrunk_files_are_pillows_to_the_bounds_of_resizing():
     image = scene(400, 300).filter(ImageFilter.GaussianBlur(1))
     data, size = shrink(open_image(encoded(image)), 150, 95)
     assert size == (200, 150) == Image.open(io.BytesIO(data)).size
-    expected = encoded(image.resize((200, 150), Image.LANCZOS), "JPEG", quality=95)
-    difference = decode(open_image(data)).array().astype(int) - decode(open_image(expected)).array()
-    assert np.abs(difference).mean() < 1
+    pixels = image.resize((200, 150), Image.LANCZOS)
+    losses = [
+        np.sqrt(np.square(decode(open_image(file)).array() - np.asarray(pixels, float)).mean())
+        for file in (data, encoded(pixels, "JPEG", quality=95))
+    ]
+    assert losses[0] < 1.03 * losses[1]  # simplejpeg's fast cosine transform costs 0.1 dB, 1%, below quality 96

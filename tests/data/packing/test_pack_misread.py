@@ -8,7 +8,11 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from sd.data.images.resize import EARLIER_RESIZER, RESIZER
+from sd.data.packing import options
 from sd.data.packing.options import PackOptions
+from sd.data.packing.part import Task, pack_part
+from sd.data.packing.sources.choose import open_source
 from sd.errors import InputError
 from tests.data.images.files import METADATA, encoded
 from tests.data.packing.test_pack_sources import run
@@ -87,15 +91,28 @@ def test_parts_of_an_earlier_version_are_refused_by_name(tmp_path, monkeypatch):
     path = write("jsonl", tmp_path / "in", ["a"], IMAGES[:1])
     monkeypatch.setattr("sd.data.packing.sources.jsonl.JsonlLoader.signature", lambda self, items: 7)
     options = PackOptions(str(path), str(tmp_path / "out"), engine="local", num_workers=1)
-    from sd.data.packing.part import Task, pack_part
-    from sd.data.packing.sources.choose import open_source
-
     source = open_source(options)
     (tmp_path / "out").mkdir()
     task = Task(str(tmp_path / "out/part-000001"), [item for item, _ in source.items()], 1.0)
     assert not pack_part(task, source, options).changed
     monkeypatch.undo()
     assert "packed by an earlier version" in pack_part(task, source, options).changed
+
+
+@pytest.mark.parametrize(
+    ("resizer", "reason"), [(EARLIER_RESIZER, ""), ("another", f"packed with resizer another, now {RESIZER}")]
+)
+def test_parts_of_the_earlier_resizer_stay(tmp_path, monkeypatch, resizer, reason):
+    path = write("jsonl", tmp_path / "in", ["a"], IMAGES[:1])
+    flags = PackOptions(str(path), str(tmp_path / "out"), engine="local", num_workers=1, resize=30)
+    source = open_source(flags)
+    (tmp_path / "out").mkdir()
+    task = Task(str(tmp_path / "out/part-000001"), [item for item, _ in source.items()], 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(options, "RESIZER", resizer)
+        assert not pack_part(task, source, flags).changed
+    changed = pack_part(task, source, flags).changed
+    assert reason in changed and bool(changed) == bool(reason)
 
 
 # -- reasons --------------------------------------------------------------------------------------------------------

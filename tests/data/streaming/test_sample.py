@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
 
-from sd.data.images.decode import Picture, decode_image
-from sd.data.images.resize import scaled_size
+from sd.data.images.decode import Picture, decode, decode_image
+from sd.data.images.open import open_image
+from sd.data.images.resize import EARLIER_RESIZER, RESIZER, scaled_size
 from sd.data.parts.record import Record, RowError
 from sd.data.streaming.order import CAPTION, CROP, rng
 from sd.data.streaming.sample import Framing, SampleMaker, centre_crop, choose_caption, random_crop, short_side
@@ -191,6 +192,15 @@ def test_the_draws_do_not_depend_on_the_record():
     one = maker.train(Record(("one",), encoded(picture(80, 60))), 7)
     other = maker.train(Record(("a", "b", "c"), encoded(picture(50, 90))), 7)
     np.testing.assert_array_equal(one["noise"], other["noise"])
+
+
+def test_a_run_that_goes_on_cuts_its_pictures_as_it_began():
+    """A picture of three times the size is halved for today's resizer, not for the earlier one."""
+    image = encoded(picture(240, 192), "JPEG")
+    expected = decode(open_image(image)).crop((88, 71), 12, 3, 64)
+    for resizer, as_it_began in ((EARLIER_RESIZER, True), (RESIZER, False)):
+        framing = Framing(64, "lanczos", 64, resizer=resizer)
+        assert np.array_equal(framing.cut(framing.decode(image, None), None), expected) == as_it_began
 
 
 def test_evaluation_takes_the_first_caption_and_the_middle():
