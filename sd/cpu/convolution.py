@@ -1,6 +1,5 @@
 """Convolution with its gradients by oneDNN, or by sd.cpu.winograd where that is faster."""
 
-import ctypes
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from paddle.autograd import PyLayer
 from sd.cpu import onednn as dnn
 from sd.cpu import winograd
 from sd.cpu.onednn import Primitive, any_layout, empty, engine, integers, plain
-from sd.cpu.operation import apply, needed_gradients, pop_saved
+from sd.cpu.operation import apply, needed_gradients, pack_once, pop_saved
 
 
 def convolution(
@@ -34,34 +33,19 @@ def convolution(
 def convolution_packed(packed: Any, x: Any, weight: Any, bias: Any, stride: Any, dilation: Any, padding: Any) -> Any:
     """As `convolution`, without gradients, for weights that seldom change.
 
-    packed: an empty dict at first, which keeps them in oneDNN's layout for the last shape of x. Paddle does not count
-    the changes of a weight, so they are packed again once some of its numbers are others.
+    packed: an empty dict at first, which keeps them as the last shape of x takes them.
     """
     x = x.contiguous()
     if winograd.is_faster(x.shape, weight.shape, stride, dilation, padding):
-        state = winograd, _sample_values(weight)
-        if packed.get("state") != state:
-            packed.update(state=state, weight=winograd.pack(weight))
-        return winograd.convolution_packed(packed["weight"], x, bias)
+        points = pack_once(packed, winograd, weight, lambda: winograd.pack(weight))
+        return winograd.convolution_packed(points, x, bias)
     y_shape, forward, *_ = _convolution_calls(
         tuple(x.shape), tuple(weight.shape), bias is not None, tuple(stride), tuple(dilation), padding
     )
-    state = forward, _sample_values(weight)
-    if packed.get("state") != state:
-        packed.update(state=state, weight=forward.pack(dnn.WEIGHTS, weight))
     y = empty(y_shape)
     tensors = {dnn.SRC: x, dnn.WEIGHTS: weight, dnn.DST: y} | _optional(dnn.BIAS, bias)
-    if packed["weight"] is None:
-        forward(tensors)
-    else:
-        forward(tensors | {dnn.WEIGHTS: packed["weight"]}, packed={dnn.WEIGHTS})
+    forward(tensors, pack_once(packed, forward, weight, lambda: forward.pack(weight)))
     return y
-
-
-def _sample_values(weight):
-    """Seventeen numbers spread over a tensor, and its address."""
-    numbers = (ctypes.c_float * weight.size).from_address(weight.data_ptr())
-    return numbers[:: max(1, weight.size // 16)][:16], numbers[-1], weight.data_ptr()
 
 
 def _optional(argument, value):

@@ -24,7 +24,7 @@ def speed_up(layer: Any, frozen: bool = False) -> None:
 
     Weights, their names and, to rounding, the results stay. Only for what stays out of a static graph, which holds
     Paddle's operators alone. Measured by bench/training.py and bench/sampling.py.
-    frozen: the weights seldom change, so convolutions keep a copy in oneDNN's layout.
+    frozen: the weights seldom change, so convolutions and GEGLU keep a packed copy.
     `SD_RUNTIME=off` leaves the layers as they are.
     """
     if is_off(os.environ):
@@ -35,7 +35,7 @@ def speed_up(layer: Any, frozen: bool = False) -> None:
         for layer_class, fits, faster in _FASTER:
             if isinstance(sublayer, layer_class) and fits(sublayer) and getattr(sublayer, "lora_layer", None) is None:
                 sublayer.__class__ = _with(faster, type(sublayer))  # type: ignore[arg-type]
-                if frozen and faster is _FastConvolution:
+                if frozen and faster in (_FastConvolution, _FastGEGLU):
                     sublayer.__dict__["_packed"] = {}
 
 
@@ -121,9 +121,14 @@ class _FastGroupNorm(_Layer):
         return norms.group_norm(x, self.weight, self.bias, self._num_groups, self._epsilon)
 
 
+def _is_plain_gate(layer):
+    return onednn.is_available() and getattr(layer.proj, "lora_layer", None) is None
+
+
 class _FastGEGLU(_Layer):
     def forward(self, hidden_states, scale=1.0):
-        return gates.gated_gelu(self.proj(hidden_states))
+        packed = None if paddle.is_grad_enabled() else self.__dict__.get("_packed")
+        return gates.geglu(hidden_states, self.proj.weight, self.proj.bias, packed)
 
 
 def _is_simple_block(layer):
@@ -177,5 +182,5 @@ _FASTER = (
     (nn.GroupNorm, _is_affine, _FastGroupNorm),
     (ResnetBlock2D, _is_simple_block, _FastResnetBlock),
     (Attention, _is_plain_attention, _FastAttention),
-    (GEGLU, lambda layer: onednn.is_available(), _FastGEGLU),
+    (GEGLU, _is_plain_gate, _FastGEGLU),
 )

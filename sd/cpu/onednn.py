@@ -149,35 +149,38 @@ class Primitive:
             copies.append((argument, _Call(_reorder_descriptor(source, target), {SRC: source, DST: target})))
         self._call = _Call(descriptor, layouts)
 
-    def pack(self, argument: int, tensor: Any) -> Any:
-        """A copy of what is read as `argument` in the primitive's own layout; None if that is the tensor's."""
-        for copied, copy in self._copies_in:
-            if copied == argument:
+    def pack(self, weights: Any) -> Any:
+        """A copy of the weights (Tensor, or address of its numbers) in the primitive's own layout; None if that is
+        the tensor's."""
+        for argument, copy in self._copies_in:
+            if argument == WEIGHTS:
                 packed = empty([-(-self._sizes[argument] // 4)])
-                copy({SRC: tensor.data_ptr(), DST: packed.data_ptr()})
+                copy({SRC: _address(weights), DST: packed.data_ptr()})
                 return packed
         return None
 
-    def __call__(self, tensors, packed=()):
+    def __call__(self, tensors, packed_weights=None):
         """tensors: {argument: Tensor, or the address of its numbers}, with those to be written among them.
 
-        packed: arguments whose tensors are of `pack`.
+        packed_weights: of `pack`, for the weights among `tensors`.
         """
-        pointers = {
-            argument: tensor if isinstance(tensor, int) else tensor.data_ptr() for argument, tensor in tensors.items()
-        }
+        pointers = {argument: _address(tensor) for argument, tensor in tensors.items()}
         if not self._sizes:
             self._call(pointers)
             return
-        sizes = self._sizes.items()
-        inner = pointers | {argument: _scratch(argument, size) for argument, size in sizes if argument not in packed}
+        ready = {} if packed_weights is None else {WEIGHTS: packed_weights.data_ptr()}
+        own = {argument: ready.get(argument) or _scratch(argument, size) for argument, size in self._sizes.items()}
+        inner = pointers | own
         for argument, copy in self._copies_in:
-            if argument in packed:
-                continue
-            copy({SRC: pointers[argument], DST: inner[argument]})
+            if argument not in ready:
+                copy({SRC: pointers[argument], DST: inner[argument]})
         self._call(inner)
         for argument, copy in self._copies_out:
             copy({SRC: inner[argument], DST: pointers[argument]})
+
+
+def _address(tensor):
+    return tensor if isinstance(tensor, int) else tensor.data_ptr()
 
 
 def reorder(source: Any, target: Any) -> Primitive:

@@ -2,8 +2,9 @@
 float32, contiguous tensors. Most are primitives of oneDNN; a primitive is made once for each shape.
 """
 
+import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import paddle
@@ -30,6 +31,18 @@ def pop_saved(ctx: Any) -> Any:
 def needed_gradients(gradients: Sequence, tensors: Sequence) -> tuple:
     """What a backward returns: None for each tensor that takes no gradient."""
     return tuple(None if tensor.stop_gradient else grad for grad, tensor in zip(gradients, tensors, strict=True))
+
+
+def pack_once(packed: dict, key: Any, weight: Tensor, pack: Callable[[], Any]) -> Any:
+    """What `pack` makes of a weight that seldom changes: kept in `packed`, for the last key.
+
+    Paddle does not count the changes of a weight, so it is packed again once some of its numbers are others.
+    """
+    numbers = (ctypes.c_float * weight.size).from_address(weight.data_ptr())
+    state = key, numbers[:: max(1, weight.size // 16)][:16], numbers[-1], weight.data_ptr()
+    if packed.get("state") != state:
+        packed.update(state=state, weight=pack())
+    return packed["weight"]
 
 
 @functools.cache

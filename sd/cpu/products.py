@@ -28,23 +28,28 @@ class _Linear(PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.saved = (x, weight, bias)
-        ctx.rows = math.prod(x.shape[:-1])
-        y = _C_ops.addmm(bias, _C_ops.reshape(x, [ctx.rows, weight.shape[0]]), weight, 1.0, 1.0)
+        y = _C_ops.addmm(bias, _C_ops.reshape(x, [math.prod(x.shape[:-1]), weight.shape[0]]), weight, 1.0, 1.0)
         return _C_ops.reshape(y, [*x.shape[:-1], weight.shape[1]])
 
     @staticmethod
     def backward(ctx, y_grad):
-        x, weight, bias = pop_saved(ctx)
-        x_grad = weight_grad = bias_grad = None
-        if not x.stop_gradient:
-            x_grad = _C_ops.matmul(y_grad, weight, False, True)
-        y_grad = _C_ops.reshape(y_grad, [ctx.rows, weight.shape[1]])
-        if not weight.stop_gradient:
-            weight_grad = _C_ops.matmul(_C_ops.reshape(x, [ctx.rows, weight.shape[0]]), y_grad, True, False)
-        if not bias.stop_gradient:
-            sums = _C_ops.matmul(_C_ops.reshape(ones(ctx.rows), [1, ctx.rows]), y_grad, False, False)
-            bias_grad = _C_ops.reshape(sums, bias.shape)
-        return x_grad, weight_grad, bias_grad
+        return linear_gradients(pop_saved(ctx), y_grad)
+
+
+def linear_gradients(inputs: tuple[Tensor, Tensor, Tensor], y_grad: Tensor) -> tuple:
+    """Those of `linear`'s x, weight and bias from that of its result; None for each that takes none."""
+    x, weight, bias = inputs
+    x_grad = weight_grad = bias_grad = None
+    rows, channels = math.prod(x.shape[:-1]), weight.shape[0]
+    y_grad = _C_ops.reshape(y_grad, [rows, weight.shape[1]])
+    if not x.stop_gradient:
+        x_grad = _C_ops.reshape(_C_ops.matmul(y_grad, weight, False, True), x.shape)
+    if not weight.stop_gradient:
+        weight_grad = _C_ops.matmul(_C_ops.reshape(x, [rows, channels]), y_grad, True, False)
+    if not bias.stop_gradient:
+        sums = _C_ops.matmul(_C_ops.reshape(ones(rows), [1, rows]), y_grad, False, False)
+        bias_grad = _C_ops.reshape(sums, bias.shape)
+    return x_grad, weight_grad, bias_grad
 
 
 def _product(left, right, result):

@@ -160,15 +160,18 @@ def test_attention_to_far_apart_scores_has_no_overflow():
     assert products.attention(query, key, value, 1, 1.0).tolist() == [[[1.0] * 4]]
 
 
-def paddles_gated_gelu(x):
-    straight, gate = x.chunk(2, axis=-1)
+def paddles_geglu(x, weight, bias):
+    straight, gate = F.linear(x, weight, bias).chunk(2, axis=-1)
     return straight * F.gelu(gate)
 
 
 @needs_onednn
-@pytest.mark.parametrize("shape", [[2, 5, 12], [7, 2], [1, 3, 4, 64]])
-def test_gated_gelu_equals_paddles_in_float64(shape):
-    check(gates.gated_gelu, paddles_gated_gelu, [shape], 16)  # no sums: two products and an error function
+@pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,), (1, 2)])
+@pytest.mark.parametrize(("shape", "width"), [([2, 5, 12], 7), ([7, 2], 1), ([1, 3, 4, 64], 40)])
+def test_geglu_equals_paddles_in_float64(shape, width, frozen):
+    # The linear layer over the channels, two products and an error function; back over both halves, or the rows.
+    terms = shape[-1] + 16 + max(2 * width, math.prod(shape[:-1]))
+    check(gates.geglu, paddles_geglu, [shape, [shape[-1], 2 * width], [2 * width]], terms, frozen)
 
 
 @needs_onednn

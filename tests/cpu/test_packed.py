@@ -4,6 +4,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
+from ppdiffusers.models.activations import GEGLU
 
 from sd.cpu.layers import speed_up
 from tests.numeric import assert_close
@@ -18,15 +19,20 @@ def exact(layer, x):
     return own.to(dtype="float64")(x.astype("float64")).numpy()
 
 
-@pytest.fixture(params=[24, 64])
-def frozen(request, monkeypatch):
-    """A layer of so many channels in; with 64 and 64 tiles Winograd's way is faster."""
+@pytest.fixture(autouse=True)
+def faster_layers(monkeypatch):
     monkeypatch.delenv("SD_RUNTIME", raising=False)
     before = paddle.get_flags(["FLAGS_use_stride_kernel"])
+    yield
+    paddle.set_flags(before)
+
+
+@pytest.fixture(params=[24, 64])
+def frozen(request):
+    """A layer of so many channels in; with 64 and 64 tiles Winograd's way is faster."""
     layer = nn.Conv2D(request.param, OUTPUTS, KERNEL, padding=1)
     speed_up(layer, frozen=True)
-    yield layer
-    paddle.set_flags(before)
+    return layer
 
 
 def test_results_are_right_for_each_shape_in_turn_and_after_the_weights_change(frozen):
@@ -54,3 +60,19 @@ def test_gradients_are_those_of_the_weights_as_they_are(frozen):
     own(x.astype("float64")).sum().backward()
     assert_close(frozen.weight.grad.numpy(), own.weight.grad.numpy(), 2 * 64 * 16)
     assert np.isfinite(frozen.bias.grad.numpy()).all()
+
+
+def test_a_gate_is_right_for_each_shape_in_turn_and_after_the_weights_change():
+    layer = GEGLU(24, 40)
+    speed_up(layer, frozen=True)
+    for _ in range(2):
+        own = GEGLU(24, 40)
+        own.set_state_dict(layer.state_dict())
+        own = own.to(dtype="float64")
+        for shape in ([2, 6, 24], [1, 5, 24], [2, 6, 24]):
+            x = paddle.randn(shape)
+            with paddle.no_grad():
+                assert_close(layer(x).numpy(), own(x.astype("float64")).numpy(), 24 + 16)  # channels, and the gate
+        assert layer._packed["weight"]
+        for parameter in layer.parameters():
+            parameter.set_value(paddle.randn(parameter.shape))
