@@ -6,8 +6,9 @@
 #   sh tests/fresh_machine.sh tests      run_tests.sh too; further words go to pytest
 #
 # The system lacks libgomp.so.1 at first: quickstart.sh has to name the command that brings it before any download, and
-# that command is what is run then. Needs root, mmdebstrap and the network. SUITE names another release. Downloads of
-# pip are kept in PIP_CACHE (default /var/tmp/fresh_machine_pip).
+# that command is what is run then. Needs root, mmdebstrap and the network. SUITE names another release of which there is
+# a file of apt sources, Ubuntu's too (SUITE=noble). Downloads of pip are kept in PIP_CACHE (default
+# /var/tmp/fresh_machine_pip).
 set -eu
 cd "$(dirname "$0")/.."
 if [ "${1:-}" != --inside ]; then
@@ -29,7 +30,7 @@ sources=$(grep -lsE "(^Suites:|^deb )(.* )?$SUITE( |\$)" /etc/apt/sources.list /
     exit 2
 }
 # shellcheck disable=SC2086
-cat $sources | mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates "$SUITE" "$root" -
+cat $sources | mmdebstrap --quiet --variant=minbase --include=apt,python3,python3-venv,ca-certificates "$SUITE" "$root" -
 mkdir -p "$PIP_CACHE" "$root/var/cache/pip"
 chown 1000:1000 "$PIP_CACHE"
 mount --bind "$PIP_CACHE" "$root/var/cache/pip"
