@@ -26,8 +26,8 @@ from sd import devices, runtime
 DEMO = ROOT / "demo"
 COUNT, STEPS, REPEATS = 16, 10, 3
 BESIDE_TORCH = {
-    "demo": {"count": 72, "batch": 36, "steps": 20, "guidance": 2.0, "side": 32},
-    "full": {"count": 1, "batch": 1, "steps": 3, "guidance": 7.5, "side": 256},
+    "demo": {"count": 72, "batch": 36, "steps": 20, "guidance": 2.0, "side": 32, "length": 16},
+    "full": {"count": 1, "batch": 1, "steps": 3, "guidance": 7.5, "side": 256, "length": 77},
 }
 PROMPT = "a red circle on a black background"
 

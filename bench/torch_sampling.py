@@ -28,11 +28,11 @@ def load(unet_config, models):
 
 
 @torch.no_grad()
-def draw(unet, vae, text_encoder, scheduler, count, batch, steps, guidance, side):
+def draw(unet, vae, text_encoder, scheduler, count, batch, steps, guidance, side, length):
     """Pictures as StableDiffusionPipeline draws them, in batches: uint8 [batch, side, side, 3]."""
     words = text_encoder.config.vocab_size
     for _ in range(0, count, batch):
-        ids = torch.randint(words, (2 * batch, 77))
+        ids = torch.randint(words, (2 * batch, length))
         states = text_encoder(ids)[0]
         size = side // 2 ** (len(vae.config.block_out_channels) - 1)
         latents = torch.randn(batch, unet.config.in_channels, size, size)

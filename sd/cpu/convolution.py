@@ -25,8 +25,8 @@ def convolution(
 
     padding: ((top, left), (bottom, right)).
     """
-    if winograd.is_faster(x.shape, weight.shape, stride, dilation, padding):
-        return winograd.convolution(x, weight, bias)
+    if tiles := winograd.faster_tiles(x.shape, weight.shape, stride, dilation, padding, packed=False):
+        return winograd.convolution(tiles, x, weight, bias)
     return apply(_Convolution, x, weight, bias, tuple(stride), tuple(dilation), padding)
 
 
@@ -36,9 +36,9 @@ def convolution_packed(packed: Any, x: Any, weight: Any, bias: Any, stride: Any,
     packed: an empty dict at first, which keeps them as the last shape of x takes them.
     """
     x = x.contiguous()
-    if winograd.is_faster(x.shape, weight.shape, stride, dilation, padding):
-        points = pack_once(packed, winograd, weight, lambda: winograd.pack(weight))
-        return winograd.convolution_packed(points, x, bias)
+    if tiles := winograd.faster_tiles(x.shape, weight.shape, stride, dilation, padding, packed=True):
+        points = pack_once(packed, tiles, weight, lambda: winograd.pack(tiles, weight))
+        return winograd.convolution_packed(tiles, x, points, bias)
     y_shape, forward, *_ = _convolution_calls(
         tuple(x.shape), tuple(weight.shape), bias is not None, tuple(stride), tuple(dilation), padding
     )
