@@ -8,9 +8,12 @@ from typing import Any
 
 import paddle
 from paddle import nn
+from paddle.distributed.fleet.utils import recompute
 from ppdiffusers.models.activations import GEGLU
 from ppdiffusers.models.attention_processor import Attention, AttnProcessor
 from ppdiffusers.models.resnet import Downsample2D, ResnetBlock2D
+from ppdiffusers.models.transformer_2d import Transformer2DModel, Transformer2DModelOutput
+from ppdiffusers.utils import recompute_use_reentrant, use_old_recompute
 
 from sd.cpu import convolution, gates, norms, onednn, products
 from sd.runtime import is_off
@@ -174,6 +177,35 @@ class _FastAttention(_Layer):
         return dropout(projection(products.attention(query, key, value, self.heads, self.scale)))
 
 
+def _is_plain_transformer(layer):
+    """Convolutions of 1 x 1 before and behind the blocks, as in Stable Diffusion 1."""
+    simple = layer.is_input_continuous and not (layer.use_linear_projection or layer.inference_optimize)
+    if not simple or layer.data_format != "NCHW" or layer.caption_projection is not None:
+        return False
+    ends = layer.proj_in, layer.proj_out
+    return all(_is_simple_convolution(end) and getattr(end, "lora_layer", None) is None for end in ends)
+
+
+class _FastTransformer(_Layer):
+    """Its convolutions are matrix products with the tokens, which spares oneDNN's copies into its own layout."""
+
+    def forward(self, hidden_states, encoder_hidden_states=None, return_dict=True, **options):
+        if any(option is not None for option in options.values()):
+            return super().forward(hidden_states, encoder_hidden_states, return_dict=return_dict, **options)
+        tokens = self.norm(hidden_states).flatten(2).transpose([0, 2, 1])
+        tokens = products.pointwise(tokens, self.proj_in.weight, self.proj_in.bias)
+        again = self.gradient_checkpointing and not tokens.stop_gradient and not use_old_recompute()
+        reentrant = {} if recompute_use_reentrant() else {"use_reentrant": False}
+        for block in self.transformer_blocks:
+            if again:
+                tokens = recompute(block, tokens, None, encoder_hidden_states, **reentrant)
+            else:
+                tokens = block(tokens, None, encoder_hidden_states)
+        tokens = products.pointwise(tokens, self.proj_out.weight, self.proj_out.bias)
+        y = tokens.transpose([0, 2, 1]).reshape(hidden_states.shape) + hidden_states
+        return Transformer2DModelOutput(sample=y) if return_dict else (y,)
+
+
 _FASTER = (
     (nn.Linear, lambda layer: layer.bias is not None, _FastLinear),
     (nn.Conv2D, _is_simple_convolution, _FastConvolution),
@@ -183,4 +215,5 @@ _FASTER = (
     (ResnetBlock2D, _is_simple_block, _FastResnetBlock),
     (Attention, _is_plain_attention, _FastAttention),
     (GEGLU, _is_plain_gate, _FastGEGLU),
+    (Transformer2DModel, _is_plain_transformer, _FastTransformer),
 )

@@ -13,7 +13,12 @@ from sd.cpu.operation import apply, needed_gradients, ones, pop_saved
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x: [...,C]; weight: [C,O]; bias: [O]. The bias is added, and its gradient summed, by a matrix product."""
-    return apply(_Linear, x, weight, bias)
+    return apply(_Linear, x, weight, bias, False)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """As `linear`, by the weights of a convolution: [O,C,1,1]."""
+    return apply(_Linear, x, weight, bias, True)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, scale: float) -> Tensor:
@@ -26,26 +31,38 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, scale: floa
 
 class _Linear(PyLayer):
     @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.saved = (x, weight, bias)
-        y = _C_ops.addmm(bias, _C_ops.reshape(x, [math.prod(x.shape[:-1]), weight.shape[0]]), weight, 1.0, 1.0)
-        return _C_ops.reshape(y, [*x.shape[:-1], weight.shape[1]])
+    def forward(ctx, x, weight, bias, turned):
+        ctx.saved, ctx.turned = (x, weight, bias), turned
+        rows, (inputs, outputs) = math.prod(x.shape[:-1]), _sides(weight, turned)
+        flat = _C_ops.reshape(x, [rows, inputs])
+        if turned:
+            y = _C_ops.add(_C_ops.matmul(flat, _C_ops.reshape(weight, [outputs, inputs]), False, True), bias)
+        else:
+            y = _C_ops.addmm(bias, flat, weight, 1.0, 1.0)
+        return _C_ops.reshape(y, [*x.shape[:-1], outputs])
 
     @staticmethod
     def backward(ctx, y_grad):
-        return linear_gradients(pop_saved(ctx), y_grad)
+        return linear_gradients(pop_saved(ctx), y_grad, ctx.turned)
 
 
-def linear_gradients(inputs: tuple[Tensor, Tensor, Tensor], y_grad: Tensor) -> tuple:
-    """Those of `linear`'s x, weight and bias from that of its result; None for each that takes none."""
+def _sides(weight, turned):
+    """(channels in, channels out)."""
+    return weight.shape[1::-1] if turned else weight.shape
+
+
+def linear_gradients(inputs: tuple[Tensor, Tensor, Tensor], y_grad: Tensor, turned: bool = False) -> tuple:
+    """Those of `linear`'s x, weight and bias, or `pointwise`'s, from that of its result; None for each without one."""
     x, weight, bias = inputs
     x_grad = weight_grad = bias_grad = None
-    rows, channels = math.prod(x.shape[:-1]), weight.shape[0]
-    y_grad = _C_ops.reshape(y_grad, [rows, weight.shape[1]])
+    rows, (channels, outputs) = math.prod(x.shape[:-1]), _sides(weight, turned)
+    y_grad = _C_ops.reshape(y_grad, [rows, outputs])
     if not x.stop_gradient:
-        x_grad = _C_ops.reshape(_C_ops.matmul(y_grad, weight, False, True), x.shape)
+        matrix = _C_ops.reshape(weight, [outputs, channels]) if turned else weight
+        x_grad = _C_ops.reshape(_C_ops.matmul(y_grad, matrix, False, not turned), x.shape)
     if not weight.stop_gradient:
-        weight_grad = _C_ops.matmul(_C_ops.reshape(x, [rows, channels]), y_grad, True, False)
+        sides = _C_ops.reshape(x, [rows, channels]), y_grad
+        weight_grad = _C_ops.reshape(_C_ops.matmul(*(sides[::-1] if turned else sides), True, False), weight.shape)
     if not bias.stop_gradient:
         sums = _C_ops.matmul(_C_ops.reshape(ones(rows), [1, rows]), y_grad, False, False)
         bias_grad = _C_ops.reshape(sums, bias.shape)

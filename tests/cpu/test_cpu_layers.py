@@ -13,6 +13,7 @@ from paddle import nn
 from ppdiffusers.models.activations import GEGLU
 from ppdiffusers.models.attention_processor import Attention, AttnProcessor
 from ppdiffusers.models.resnet import Downsample2D, ResnetBlock2D
+from ppdiffusers.models.transformer_2d import Transformer2DModel
 
 from sd.cpu import convolution, gates, norms, onednn, products
 from sd.cpu.layers import speed_up
@@ -36,6 +37,10 @@ def randomise(layer):
         parameter.set_value(paddle.randn(parameter.shape) / inputs**0.5)
 
 
+def transformer(**options):
+    return Transformer2DModel(2, 4, in_channels=8, norm_num_groups=2, **options)
+
+
 def in_float64(make, layer):
     """Paddle's own layer with the weights of `layer`, computing in float64."""
     exact = make()
@@ -44,6 +49,8 @@ def in_float64(make, layer):
 
 
 def call(layer, x, *others):
+    if isinstance(layer, Transformer2DModel):
+        return layer(x, return_dict=False)[0]
     return layer(x, None) if isinstance(layer, ResnetBlock2D) and not others else layer(x, *others)
 
 
@@ -84,6 +91,8 @@ def result_and_gradients(layer, x, weight):
         (lambda: ResnetBlock2D(in_channels=4, groups=2, temb_channels=None, output_scale_factor=2.0), [2, 4, 6, 8]),
         (lambda: ResnetBlock2D(in_channels=4, groups=2, temb_channels=None, down=True), [2, 4, 6, 8]),
         (lambda: ResnetBlock2D(in_channels=4, groups=2, temb_channels=None, non_linearity="gelu"), [2, 4, 6, 8]),
+        (transformer, [2, 8, 4, 3]),
+        (lambda: transformer(use_linear_projection=True), [2, 8, 4, 3]),
         (lambda: Attention(8, heads=2, dim_head=4), [2, 5, 8]),
         (lambda: Attention(8, heads=2, dim_head=3, scale_qk=False), [2, 5, 8]),
         (lambda: Attention(8, heads=2, dim_head=4, norm_num_groups=2), [2, 5, 8]),
@@ -122,6 +131,7 @@ def test_a_unet_computes_by_the_faster_operations_alone(monkeypatch):
     for operation in (
         convolution.convolution,
         products.linear,
+        products.pointwise,
         products.attention,
         norms.layer_norm,
         norms.group_norm,
@@ -218,6 +228,7 @@ class Elsewhere:
         lambda: Downsample2D(4, use_conv=True, padding=0),
         lambda: ResnetBlock2D(in_channels=4, groups=2, temb_channels=None),
         lambda: Attention(4, heads=2, dim_head=2),
+        transformer,
     ],
 )
 def test_tensors_of_another_device_go_to_paddles_own_layer(make, monkeypatch):
