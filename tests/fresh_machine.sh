@@ -45,7 +45,8 @@ chown -R 1000:1000 "$root/home/someone"
 
 run() {
     chroot --userspec=1000:1000 "$root" env -i PATH=/usr/local/bin:/usr/bin:/bin HOME=/home/someone PIP_BAR=off \
-        PIP_CACHE_DIR=/var/cache/pip ${PIP_INDEX_URL:+PIP_INDEX_URL="$PIP_INDEX_URL"} STEPS="${STEPS:-600}" \
+        PIP_CACHE_DIR=/var/cache/pip PIP_CERT=/etc/ssl/certs/ca-certificates.crt \
+        ${PIP_INDEX_URL:+PIP_INDEX_URL="$PIP_INDEX_URL"} STEPS="${STEPS:-600}" \
         sh -c 'cd "$1" && shift && exec sh "$@"' run "$home" "$@"
 }
 
