@@ -59,13 +59,26 @@ def test_a_hidden_library_is_named_before_any_download(library, tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
-def test_pip_s_own_last_error_is_the_reason(tmp_path):
+_RETRY = "WARNING: Retrying (Retry(total={}, connect=None)) after connection broken by '{}': /simple/x/"
+
+
+@pytest.mark.parametrize(
+    ("before", "reason"),
+    [
+        (["WARNING: first"], "ERROR: No matching distribution"),
+        ([_RETRY.format(1, "ProtocolError()")], "ERROR: No matching distribution"),  # a later try went through
+        (
+            [_RETRY.format(1, "SSLError(certificate)"), _RETRY.format(0, "SSLError(certificate)")],
+            "connection broken by 'SSLError(certificate)': /simple/x/: ERROR: No matching distribution",
+        ),
+    ],
+)
+def test_pip_s_own_last_error_is_the_reason(before, reason, tmp_path):
+    (tmp_path / "messages").write_text("\n".join([*before, "ERROR: No matching distribution", ""]))
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho 'WARNING: first' >&2\necho 'ERROR: No matching distribution' >&2\nexit 1\n")
+    python.write_text(f"#!/bin/sh\ncat '{tmp_path}/messages' >&2\nexit 1\n")
     python.chmod(0o755)
     program = f". '{ROOT}/pip_install.sh'; pip_install '{python}' -r x || exit 7"
     done = subprocess.run(["sh", "-eu", "-c", program], capture_output=True, text=True)
     assert done.returncode == 7
-    assert done.stderr.splitlines()[-1] == (
-        "error: packages could not be installed; pip says: ERROR: No matching distribution"
-    )
+    assert done.stderr.splitlines()[-1] == f"error: packages could not be installed; pip says: {reason}"
