@@ -68,7 +68,7 @@ class Tiles:
         self._matrices = {"picture": np.array(picture), "result": np.array(result)}
         self._count, self.side = self._matrices["result"].shape
         self.sum = self._count + 1  # of the points, (1, 1), whose number is added to all of a tile
-        self._weight_matrix = _constant(np.einsum("jx,iy->jiyx", weight, weight).reshape(-1, 9))
+        self._weight = np.array(weight)
 
     def points(self, x: Tensor, kind: str) -> Tensor:
         """[B,C,H,W] -> [P, T*B, C]. kind: `picture`, or `result` for the gradient of one."""
@@ -94,6 +94,10 @@ class Tiles:
         """Gradients [P,O,C] -> [O,C,3,3]."""
         flat = _C_ops.reshape(points, [self._count**2, -1])
         return _C_ops.reshape(_C_ops.matmul(flat, self._weight_matrix, True, False), shape)
+
+    @functools.cached_property
+    def _weight_matrix(self):
+        return _constant(np.einsum("jx,iy->jiyx", self._weight, self._weight).reshape(-1, 9))
 
     @functools.cache  # noqa: B019 - there are two, for good
     def _steps(self, kind, height, width):
