@@ -6,6 +6,7 @@ one, and on a busy machine two threads wait for each other. test_environments.py
 
 import os
 import signal
+from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
@@ -20,3 +21,28 @@ runtime.prepare()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So a shell without job control starts what is to run beside it, and the processes of the tests would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What takes longest, most of it starts of processes, in the order in which it is handed to the workers of pytest-xdist:
+# one that came to such a file last would work on alone.
+_LONGEST = [
+    "training/test_training_processes.py",
+    "training/test_trainer.py",
+    "latents/test_precompute_processes.py",
+    "metrics/test_watch.py",
+    "training/test_bucket_training.py",
+    "models/test_hub.py",
+    "training/test_doctor.py",
+    "data/streaming/test_data_workers.py",
+    "test_errors.py",
+    "gpu/test_acceptance.py",
+    "training/test_resume.py",
+    "latents/test_latent_training.py",
+    "demo/test_demo_classify.py",
+    "test_train_step_bench.py",
+    "training/test_step.py",
+]
+
+
+def pytest_collection_modifyitems(items):
+    places = {Path(__file__).parent / name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
