@@ -249,7 +249,9 @@ def test_prompt_draw_and_status_are_seen_without_scrolling_and_all_text_is_reada
 @pytest.mark.slow
 @pytest.mark.ci
 def test_an_empty_prompt_is_refused_and_the_trained_size_is_shown(app, page):
-    assert [page.get_by_label(label).input_value() for label in ("Width", "Height")] == ["24", "24"]
+    expect = pytest.importorskip("playwright.sync_api").expect
+    for label in ("Width", "Height"):  # which the page shows some time after the list of checkpoints
+        expect(page.get_by_label(label)).to_have_value("24", timeout=60_000)
     assert draw(page, "the prompt is empty", Prompt="  ") == "the prompt is empty; type what is to be drawn"
 
 
