@@ -10,8 +10,8 @@ pip_install() {
     if [ "$pip_status" != 0 ]; then
         reason=$(grep -i '^error' "$pip_messages" | tail -n 1)
         unread=$(sed -n 's/^WARNING: Retrying (Retry(total=0,.* after //p' "$pip_messages" | tail -n 1)
-        reason="${unread:+$unread: }$reason"
-        echo "error: packages could not be installed; pip says: ${reason:-$(grep . "$pip_messages" | tail -n 1)}" >&2
+        reason=${reason:-$(grep . "$pip_messages" | tail -n 1)}
+        echo "error: packages could not be installed; pip says: ${unread:+$unread: }$reason" >&2
     fi
     rm -f "$pip_messages"
     return "$pip_status"

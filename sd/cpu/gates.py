@@ -66,8 +66,8 @@ class _GEGLU(PyLayer):
         y_grad = y_grad.contiguous()
         inputs, straight, gate = pop_saved(ctx)
         _, gelu, gelu_backward, multiply, put = ctx.calls
-        rows, width = gate.shape
-        both, grad = empty([rows, 2 * width]), empty(gate.shape)
+        *outer, width = y_grad.shape
+        both, grad = empty([*outer, 2 * width]), empty(gate.shape)
         gelu({dnn.SRC: gate, dnn.DST: grad})
         multiply({dnn.SRC: grad, dnn.SRC_1: y_grad, dnn.DST: grad})
         put({dnn.SRC: grad, dnn.DST: both})

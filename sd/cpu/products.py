@@ -1,7 +1,6 @@
 """Matrix products with their gradients: linear layers by Paddle's MKL, attention by oneDNN."""
 
 import functools
-import math
 
 from paddle import Tensor, _C_ops
 from paddle.autograd import PyLayer
@@ -33,39 +32,34 @@ class _Linear(PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias, turned):
         ctx.saved, ctx.turned = (x, weight, bias), turned
-        rows, (inputs, outputs) = math.prod(x.shape[:-1]), _sides(weight, turned)
-        flat = _C_ops.reshape(x, [rows, inputs])
         if turned:
-            y = _C_ops.add(_C_ops.matmul(flat, _C_ops.reshape(weight, [outputs, inputs]), False, True), bias)
-        else:
-            y = _C_ops.addmm(bias, flat, weight, 1.0, 1.0)
-        return _C_ops.reshape(y, [*x.shape[:-1], outputs])
+            return _C_ops.add(_C_ops.matmul(x, _matrix(weight), False, True), bias)
+        y = _C_ops.addmm(bias, _C_ops.reshape(x, [-1, x.shape[-1]]), weight, 1.0, 1.0)
+        return _C_ops.reshape(y, [*x.shape[:-1], weight.shape[1]])
 
     @staticmethod
     def backward(ctx, y_grad):
         return linear_gradients(pop_saved(ctx), y_grad, ctx.turned)
 
 
-def _sides(weight, turned):
-    """(channels in, channels out)."""
-    return weight.shape[1::-1] if turned else weight.shape
+def _matrix(weight):
+    """[O,C,1,1] -> [O,C]."""
+    return _C_ops.reshape(weight, weight.shape[:2])
 
 
 def linear_gradients(inputs: tuple[Tensor, Tensor, Tensor], y_grad: Tensor, turned: bool = False) -> tuple:
     """Those of `linear`'s x, weight and bias, or `pointwise`'s, from that of its result; None for each without one."""
     x, weight, bias = inputs
     x_grad = weight_grad = bias_grad = None
-    rows, (channels, outputs) = math.prod(x.shape[:-1]), _sides(weight, turned)
-    y_grad = _C_ops.reshape(y_grad, [rows, outputs])
     if not x.stop_gradient:
-        matrix = _C_ops.reshape(weight, [outputs, channels]) if turned else weight
-        x_grad = _C_ops.reshape(_C_ops.matmul(y_grad, matrix, False, not turned), x.shape)
+        x_grad = _C_ops.matmul(y_grad, _matrix(weight) if turned else weight, False, not turned)
+    y_grad = _C_ops.reshape(y_grad, [-1, y_grad.shape[-1]])
     if not weight.stop_gradient:
-        sides = _C_ops.reshape(x, [rows, channels]), y_grad
-        weight_grad = _C_ops.reshape(_C_ops.matmul(*(sides[::-1] if turned else sides), True, False), weight.shape)
+        sides = _C_ops.reshape(x, [-1, x.shape[-1]]), y_grad
+        weight_grad = _C_ops.matmul(*(sides[::-1] if turned else sides), True, False)
+        weight_grad = _C_ops.reshape(weight_grad, weight.shape) if turned else weight_grad
     if not bias.stop_gradient:
-        sums = _C_ops.matmul(_C_ops.reshape(ones(rows), [1, rows]), y_grad, False, False)
-        bias_grad = _C_ops.reshape(sums, bias.shape)
+        bias_grad = _C_ops.matmul(ones(y_grad.shape[0]), y_grad, False, False)
     return x_grad, weight_grad, bias_grad
 
 

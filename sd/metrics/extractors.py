@@ -118,4 +118,4 @@ def _square(image, side):
     size = (max(side, round(width * scale)), max(side, round(height * scale)))
     picture = resize(Image.fromarray(image), size, interpolation="bicubic")
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
-    return np.asarray(picture.crop((left, top, left + side, top + side)))
+    return picture[top : top + side, left : left + side]

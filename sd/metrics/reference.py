@@ -202,7 +202,7 @@ def _cover(pixels, height, width):
     image = Image.fromarray(pixels)
     scale = min(image.width / width, image.height / height)
     left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
-    return np.asarray(resize(image, (width, height), (left, top, left + scale * width, top + scale * height)))
+    return resize(image, (width, height), (left, top, left + scale * width, top + scale * height))
 
 
 def _from_file(path):

@@ -85,7 +85,7 @@ def perceptual_hash(pixels: np.ndarray) -> np.uint64:
 def fingerprint_image(data: bytes) -> tuple[np.uint64, np.ndarray, tuple[int, int]]:
     """(hash, thumbnail uint8 [16, 16, 3], (width, height)) of an image file. Raises RowError."""
     opened = open_image(data)
-    pixels = np.asarray(resize(decode(opened, _SIDE).pixels, (_SIDE, _SIDE)))[..., :3]
+    pixels = resize(decode(opened, _SIDE).pixels, (_SIDE, _SIDE))[..., :3]
     step = _SIDE // THUMB_SIDE
     thumb = pixels.reshape(THUMB_SIDE, step, THUMB_SIDE, step, 3).astype(np.uint16).sum((1, 3))
     return perceptual_hash(pixels), ((thumb + step) // step**2).astype(np.uint8), opened.size

@@ -7,7 +7,7 @@ import simplejpeg
 from PIL import Image
 
 from sd.data.images.open import OpenedImage, load, open_image
-from sd.data.images.resize import EARLIER_RESIZER, FOUR_BYTES, RESIZER, resize_array, resize_planes
+from sd.data.images.resize import EARLIER_RESIZER, FOUR_BYTES, RESIZER, resize, to_planes
 from sd.data.parts.record import RowError
 from sd.errors import first_line
 
@@ -47,7 +47,7 @@ class Picture:
         """What lies `area` (width, height) from `left` and `top` on in the picture resized to `size`: uint8 [3,h,w]."""
         x, y = (before / after / self.scale for before, after in zip(self.size, size, strict=True))
         box = (left * x, top * y, (left + area[0]) * x, (top + area[1]) * y)
-        return resize_planes(self.pixels, area, box, interpolation)
+        return to_planes(resize(self.pixels, area, box, interpolation))
 
     def array(self) -> np.ndarray:
         """The pixels as uint8 [h, w, 3]."""
@@ -130,7 +130,7 @@ def shrink(opened: OpenedImage, short_side: int, quality: int) -> tuple[bytes, t
     width, height = (max(1, round(scale * side)) for side in opened.size)
     picture = decode(opened, short_side)
     right, bottom = (side / picture.scale for side in picture.size)
-    small = resize_array(picture.pixels, (width, height), (0, 0, right, bottom))
+    small = resize(picture.pixels, (width, height), (0, 0, right, bottom))
     colours = "RGBX" if small.shape[2] == 4 else "RGB"
     try:
         return simplejpeg.encode_jpeg(small, quality, colours, "420"), (width, height)

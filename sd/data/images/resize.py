@@ -39,57 +39,30 @@ def resize(
     size: tuple[int, int],
     box: tuple[float, float, float, float] | None = None,
     interpolation: str = "lanczos",
-) -> Image.Image:
-    """`box` (left, top, right, bottom; all of the image if None) of an image at `size`, as Pillow's `resize` does it.
+) -> np.ndarray:
+    """`box` (left, top, right, bottom; all of the image if None) of an image at `size` (width, height), as Pillow's
+    `resize` does it: uint8 [height, width, channels], [height, width] for mode L.
 
     image: of mode RGB, L or CMYK, whose channels are resized apart. interpolation: one of
     sd.flags.arguments.INTERPOLATIONS.
     """
+    box = box or (0, 0, *image.size)
     if interpolation in _PILLOW:
-        return _by_pillow(image, size, box or (0, 0, *image.size), interpolation)
-    resized = Image.new(image.mode, size)
-    _resize_into(resized, image, box or (0, 0, *image.size), interpolation)
-    return resized
-
-
-def resize_array(
-    image: Image.Image,
-    size: tuple[int, int],
-    box: tuple[float, float, float, float] | None = None,
-    interpolation: str = "lanczos",
-) -> np.ndarray:
-    """As `resize`, of an image of mode RGB or CMYK: uint8 [height, width, 3], of CMYK [height, width, 4], which this
-    thread's next call overwrites."""
-    if interpolation in _PILLOW or image.mode != FOUR_BYTES:
-        return np.asarray(resize(image, size, box, interpolation))
-    target, pixels = _target(size)
-    _resize_into(target, image, box or (0, 0, *image.size), interpolation)
+        return np.asarray(_by_pillow(image, size, box, interpolation))
+    if image.mode != FOUR_BYTES:
+        target = Image.new(image.mode, size)
+        _resize_into(target, image, box, interpolation)
+        return np.asarray(target)
+    pixels = np.empty((size[1], size[0], 4), np.uint8)
+    # Pillow's image takes the array for its memory, so what is resized into it need not be copied out.
+    target = Image.frombuffer(FOUR_BYTES, size, pixels, "raw", FOUR_BYTES, 0, 1)
+    _resize_into(target, image, box, interpolation)
     return pixels
 
 
-def resize_planes(
-    image: Image.Image,
-    size: tuple[int, int],
-    box: tuple[float, float, float, float] | None = None,
-    interpolation: str = "lanczos",
-) -> np.ndarray:
-    """As `resize`, as planes of the first three channels, uint8 [3, height, width]. image: of mode RGB or CMYK."""
-    return _planes(resize_array(image, size, box, interpolation))
-
-
-def _target(size):
-    """This thread's image of four bytes a pixel and the array that is its memory, so that what is resized into it need
-    not be copied out; the same until the size changes."""
-    target, _ = held = getattr(_local, "target", (None, None))
-    if target is None or target.size != size:
-        pixels = np.empty((size[1], size[0], 4), np.uint8)
-        held = Image.frombuffer(FOUR_BYTES, size, pixels, "raw", FOUR_BYTES, 0, 1), pixels
-        _local.target = held
-    return held
-
-
-def _planes(pixels):
-    """uint8 [h, w, 3 or 4] -> [3, h, w]. Shifts of 32-bit numbers take a third of the time of a transposition."""
+def to_planes(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [h, w, 3 or 4], of `resize`, -> [3, h, w]. Shifts of 32-bit numbers take a third of the time of a
+    transposition."""
     if pixels.shape[2] == 3:
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
     words = pixels.view("<u4")[..., 0]

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from sd.data.images import decode as decoding
 from sd.data.images.decode import Picture, decode, shrink
 from sd.data.images.open import open_image
-from sd.data.images.resize import EARLIER_RESIZER, resize, resize_planes, scaled_size
+from sd.data.images.resize import EARLIER_RESIZER, resize, scaled_size, to_planes
 from sd.flags.arguments import INTERPOLATIONS
 from tests.data.images.files import encoded
 
@@ -111,7 +111,7 @@ def test_planes_are_the_resized_image_channel_by_channel(interpolation):
     image = scene(90, 70)
     for source in (image, Image.merge("CMYK", (*image.split(), Image.new("L", image.size, 7)))):
         whole = np.asarray(resize(source, (40, 31), (3.5, 2, 80, 70), interpolation))[..., :3]
-        planes = resize_planes(source, (40, 31), (3.5, 2, 80, 70), interpolation)
+        planes = to_planes(resize(source, (40, 31), (3.5, 2, 80, 70), interpolation))
         assert planes.flags.c_contiguous
         np.testing.assert_array_equal(planes, whole.transpose(2, 0, 1))
 
