@@ -4,12 +4,15 @@ import ctypes
 import functools
 import math
 
-from paddle import Tensor
+import paddle
+from paddle import Tensor, _C_ops
 from paddle.autograd import PyLayer
 
 from sd.cpu import onednn as dnn
 from sd.cpu.onednn import Primitive, empty, engine, plain
 from sd.cpu.operation import apply, needed_gradients, ones, pop_saved, zeros
+
+_FEW_POSITIONS = 64
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
@@ -21,7 +24,17 @@ def group_norm(
     x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, epsilon: float, silu: bool = False
 ) -> Tensor:
     """Normalise over groups of channels, and with `silu` apply SiLU. x: [B,C,...]; weight, bias: [C]."""
-    return apply(_GroupNorm, x, weight, bias, groups, epsilon, silu)
+    if paddle.is_grad_enabled():
+        return _GroupNorm.apply(x, weight, bias, groups, epsilon, silu)
+    x, (batch, channels, *sides) = x.contiguous(), x.shape
+    rows, positions = batch * groups, math.prod(sides)
+    y, mean, variance = empty(x.shape), empty([rows]), empty([rows])
+    normalise, _ = _layer_norm_calls(rows, x.size // rows, epsilon, False)
+    normalise({dnn.SRC: x, dnn.DST: y, dnn.MEAN: mean, dnn.VARIANCE: variance})
+    scale, shape = _scale_in_place(batch, channels, positions, silu)
+    weight, bias = (_C_ops.expand(_C_ops.reshape(tensor, shape[0]), shape[1]) for tensor in (weight, bias))
+    scale({dnn.SRC: y, dnn.SRC_1: weight, dnn.FIRST_STEP | dnn.SRC_1: bias, dnn.DST: y})
+    return y
 
 
 @functools.cache
@@ -78,6 +91,24 @@ def _scale_calls(shape):
         Primitive(forward, read | {dnn.SHIFT: channel, dnn.DST: x}, {dnn.DST}),
         Primitive(backward, read | written | {dnn.DIFF_DST: x}, set(written)),
     )
+
+
+@functools.cache
+def _scale_in_place(batch, channels, positions, silu):
+    """(x * scale + shift, with SiLU if wanted, in one pass, (shape of the channels' numbers, that they are spread to)).
+
+    Where a channel has few numbers, each number of a picture has its scale, since short runs of one take twice as long.
+    """
+    if positions < _FEW_POSITIONS:
+        x, scale = plain(batch, channels * positions), plain(1, channels * positions)
+        shapes = [channels, 1], [channels, positions]
+    else:
+        x, scale = plain(1, batch * channels, positions), plain(1, batch * channels, 1)
+        shapes = [1, channels], [batch, channels]
+    attributes = dnn.steps((dnn.ADD, scale), *([(dnn.SWISH,)] if silu else []))
+    call = dnn.new("binary_primitive_desc", engine(), dnn.MULTIPLY, x, scale, x, attributes)
+    read = {dnn.SRC: x, dnn.SRC_1: scale, dnn.FIRST_STEP | dnn.SRC_1: scale}
+    return Primitive(call, read | {dnn.DST: x}, {dnn.DST}), shapes
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from paddle import Tensor
 # dnnl_types.h: what an argument is to a primitive.
 SRC, SRC_1, DST, WEIGHTS, BIAS, MEAN, VARIANCE, SCALE, SHIFT = 1, 2, 17, 33, 41, 49, 50, 51, 52
 DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS, DIFF_SCALE, DIFF_SHIFT = 129, 145, 161, 169, 255, 256
+FIRST_STEP = 0x8000  # of `steps`, beside what is the step's own argument
 FORWARD, BACKWARD, BACKWARD_DATA = 64, 128, 160
 CONVOLUTION_DIRECT, SWISH, GELU_ERF, ADD, MULTIPLY, SOFTMAX = 0x1, 0x2C, 0x31, 0x1FFF0, 0x1FFF1, 0x30000
 USE_GLOBAL_STATISTICS, USE_SCALE, USE_SHIFT = 1, 2, 4
@@ -58,6 +59,20 @@ def is_available() -> bool:
 def _check(status, name):
     if status:
         raise RuntimeError(f"oneDNN's {name} failed with status {status}; ONEDNN_VERBOSE=all says why")
+
+
+def steps(*added: tuple) -> Any:
+    """What a primitive does with each number of its result before it writes it: (ADD, layout of the other) or (SWISH,),
+    one after another. The other's argument is `FIRST_STEP | SRC_1` in the first step."""
+    attributes, chain = new("primitive_attr"), new("post_ops")
+    for operation, *layout in added:
+        if layout:
+            _check(_library().dnnl_post_ops_append_binary(chain, operation, *layout), "post_ops_append_binary")
+        else:
+            options = ctypes.c_float(1.0), ctypes.c_float(0.0)
+            _check(_library().dnnl_post_ops_append_eltwise(chain, operation, *options), "post_ops_append_eltwise")
+    _check(_library().dnnl_primitive_attr_set_post_ops(attributes, chain), "primitive_attr_set_post_ops")
+    return attributes
 
 
 def new(kind: str, *arguments: Any) -> Any:

@@ -6,16 +6,20 @@ from collections.abc import Iterator
 
 import paddle
 from ppdiffusers.models.attention_processor import Attention
+from ppdiffusers.models.unet_2d_blocks import CrossAttnDownBlock2D, DownBlock2D
 
 _PLAIN = ("class_embed_type", "num_class_embeds", "addition_embed_type", "time_cond_proj_dim")
 
 
 @contextlib.contextmanager
-def computed_once(unet: paddle.nn.Layer) -> Iterator[None]:
+def computed_once(unet: paddle.nn.Layer, guided: bool = False) -> Iterator[None]:
     """Within the block, all calls of the UNet have the same text states, and one timestep for all rows of a batch.
 
     Keys and values of the text are then computed in the first call alone, and the embedding of the timestep, with its
     projection in each residual block, for one row. A UNet that is compiled stays as it is.
+
+    guided: the second half of a batch differs from the first in its texts alone. What the UNet computes before it reads
+    them, a residual block and self-attention where pictures are largest, is then done for the first half.
     """
     if "forward" in unet.__dict__:
         yield
@@ -26,6 +30,8 @@ def computed_once(unet: paddle.nn.Layer) -> Iterator[None]:
             changed += [(part, _remembering(part.forward)) for part in (layer.to_k, layer.to_v)]
     if all(unet.config.get(name) is None for name in _PLAIN):
         changed.append((unet.time_proj, _of_first_row(unet.time_proj.forward)))
+    if guided:
+        changed += [(layer, _of_first_half(layer.forward)) for layer in _before_the_text(unet.down_blocks[0])]
     try:
         for layer, forward in changed:
             layer.__dict__["forward"] = forward
@@ -54,3 +60,29 @@ def _of_first_row(forward):
         return forward(timesteps[:1])
 
     return of_first_row
+
+
+def _before_the_text(block):
+    """The layers of a UNet's first block that come before the first one that reads the text."""
+    if not isinstance(block, CrossAttnDownBlock2D | DownBlock2D):
+        return []
+    layers = [block.resnets[0]]
+    if isinstance(block, CrossAttnDownBlock2D):
+        first = block.attentions[0].transformer_blocks[0]
+        layers += [] if first.only_cross_attention else [first.attn1]
+    return layers
+
+
+def _of_first_half(forward):
+    @functools.wraps(forward)
+    def of_first_half(x, *arguments, **options):
+        rows = x.shape[0] // 2
+        y = forward(x[:rows], *(_rows(argument, x.shape[0], rows) for argument in arguments), **options)
+        return paddle.concat([y, y])
+
+    return of_first_half
+
+
+def _rows(argument, whole, rows):
+    """The first rows of what has one for each of the batch, as the embedding of a timestep may."""
+    return argument[:rows] if paddle.is_tensor(argument) and argument.shape[0] == whole else argument

@@ -165,7 +165,7 @@ def stream_images(
             scheduler.set_timesteps(settings.num_inference_steps)
             share = len(batch) / len(scheduler.timesteps)
             on_step = (lambda share=share: progress(share)) if progress else None
-            with computed_once(unet):
+            with computed_once(unet, guided):
                 latents = denoise(unet, scheduler, noise, with_text, without, settings.guidance_scale, on_step)
             parts = [decode(vae, latents[at : at + step]) for at in range(0, len(batch), step)]
         yield from np.concatenate(parts)[: len(batch)]
