@@ -89,8 +89,11 @@ def _decode_jpeg(opened, scale):
     if opened.file_format != "JPEG" or opened.mode not in ("RGB", "L"):
         return None
     width, height = (-(-side // scale) for side in (opened.size if opened.orientation < 5 else opened.size[::-1]))
+    # Where rows begin at multiples of 32 bytes, libjpeg-turbo writes them past the processor's caches, from which the
+    # resizer would read them.
+    pixels = np.empty(4 * width * height + 4, np.uint8)[4:]
     try:
-        pixels = simplejpeg.decode_jpeg(opened.data, "RGBX", min_width=width, min_height=height)
+        simplejpeg.decode_jpeg(opened.data, "RGBX", min_width=width, min_height=height, buffer=pixels)
     except ValueError:
         return None
     return Image.frombuffer(FOUR_BYTES, (width, height), pixels, "raw", FOUR_BYTES, 0, 1)
