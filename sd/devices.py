@@ -150,13 +150,16 @@ def _check_card(device: Device, count: int, built_for_gpu: bool) -> None:
         raise InputError(f"--device {device}: this process sees {count} card(s), gpu:0 to gpu:{count - 1}")
 
 
-def card_environments(device: Device) -> list[dict[str, str]]:
-    """For each card that processes may share out, the environment in which it is the only one; none for a CPU.
+def shares(device: Device, processes: int) -> list[dict[str, str]]:
+    """The environments of processes that share out this machine, dealt out in turn: a card for each, or on a CPU a part
+    of the threads, since two teams of as many threads as there are cores stand in each other's way.
 
-    Without it each process opens a context on the first card, where a library tries a kernel when it is imported.
+    Without its own card each process opens a context on the first one, where a library tries a kernel when it is
+    imported.
     """
     if device.kind == "cpu":
-        return []
+        threads = os.environ.get("MKL_NUM_THREADS", "")
+        return [{"MKL_NUM_THREADS": str(max(1, int(threads) // processes))}] if threads.isdecimal() else []
     visible = [label for label in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if label]
     labels = visible or [str(index) for index in range(card_count())]
     return [{"CUDA_VISIBLE_DEVICES": label} for label in labels]

@@ -192,13 +192,25 @@ def test_the_description_names_card_memory_driver_and_software(cards, monkeypatc
     assert devices.describe(devices.current()).startswith("cpu, ")
 
 
+@pytest.mark.parametrize(
+    ("threads", "processes", "share"), [("8", 2, "4"), ("8", 3, "2"), ("2", 8, "1"), ("1", 1, "1")]
+)
+def test_processes_share_the_cores(threads, processes, share, monkeypatch):
+    monkeypatch.setenv("MKL_NUM_THREADS", threads)
+    assert devices.shares(Device("cpu"), processes) == [{"MKL_NUM_THREADS": share}]
+
+
+def test_threads_that_nobody_set_are_not_shared(monkeypatch):
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    assert devices.shares(Device("cpu"), 2) == []
+
+
 def test_processes_get_a_card_each(cards, monkeypatch):
     cards(2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert devices.card_environments(Device("gpu", 0)) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    assert devices.shares(Device("gpu", 0), 2) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert devices.card_environments(Device("gpu", 0)) == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "7"}]
-    assert devices.card_environments(Device("cpu")) == []
+    assert devices.shares(Device("gpu", 0), 2) == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "7"}]
 
 
 @pytest.mark.parametrize(("labels", "count"), [("0,1,2,3", 4), ("4,5,6,7", 4), ([], 0)])

@@ -15,12 +15,11 @@ from sd.metrics.inputs import check_inputs
 from sd.metrics.reference import reference_features, reference_statistics
 from sd.metrics.report import write_report
 from sd.metrics.scores import Moments, clip_scores, cmmd, frechet_distance
-from sd.processes.pool import run_local
 from sd.sampling.files import make_folder, read_pixels
 from sd.sampling.job import Job, draw, settings_from, warn_truncated_prompts
-from sd.sampling.models import load_models
 from sd.sampling.options import SampleOptions
 from sd.sampling.pipeline import Settings
+from sd.sampling.processes import Source, loaded, run_shared
 
 GPU_BATCH_SIZES = {"mlperf": 16, "reference": 32}  # pictures in one UNet call; those of 256 pixels are smaller
 TARGETS = {"mlperf": {"fid": 90.0, "clip_score": 0.15}}
@@ -28,20 +27,11 @@ _CHUNK = 16
 
 
 @dataclass(frozen=True)
-class Source:
-    """What a process needs to load what it works with."""
-
-    models: tuple[tuple[str, Any], ...]  # (name, value) of load_models' arguments
-    device: str | None
-    fid_model: str | None
-    clip_model: str | None
-
-
-@dataclass(frozen=True)
 class Task:
     """A few pictures of one guidance scale."""
 
     source: Source
+    extractors: tuple[str | None, str | None]  # --fid_model, --clip_model
     settings: Settings
     jobs: tuple
 
@@ -56,8 +46,10 @@ def measure(options: SampleOptions, unet: str | None, variant: str | None, keep:
     prompts = options.read_prompts()
     check_inputs(options)
     names = {"unet": unet, "variant": variant, "dtype": options.dtype} | options.models
-    source = Source(tuple(names.items()), options.device, options.fid_model, options.clip_model)
-    models, fid_extractor, clip, weights_id = _loaded(source)
+    source = Source(tuple(names.items()), options.device)
+    models, weights_id = loaded(source)
+    extractors = options.fid_model, options.clip_model
+    fid_extractor, clip = _extractors(*extractors)
     device = devices.current()
     if device.kind == "gpu" and options.batch_size is None:
         options = replace(options, batch_size=GPU_BATCH_SIZES.get(options.preset or ""))
@@ -71,8 +63,8 @@ def measure(options: SampleOptions, unet: str | None, variant: str | None, keep:
     for scale in options.scales:
         folder = make_folder(output / f"guidance-{scale:g}")
         jobs = [Job(prompt, options.seed + row, folder / f"{row:05d}.png") for row, prompt in enumerate(prompts)]
-        tasks += _tasks(source, replace(settings, guidance_scale=scale), jobs)
-    with closing(_outcomes(tasks, options.processes, device)) as outcomes:
+        tasks += _tasks(source, extractors, replace(settings, guidance_scale=scale), jobs)
+    with closing(_outcomes(tasks, options.processes, source)) as outcomes:
         results = [{"guidance_scale": scale, **_score(scale, outcomes, len(prompts), real)} for scale in options.scales]
     report = {
         "model": models.label,
@@ -118,26 +110,20 @@ def _real(options, fid_extractor, clip, size, keep):
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(source):
-    """Models and extractors of this process."""
-    devices.select(source.device, dict(source.models).get("dtype", "fp32"))
-    models = load_models(**dict(source.models))
-    return models, *_extractors(source.fid_model, source.clip_model), models.weights_id()
-
-
-@functools.lru_cache(maxsize=1)
 def _extractors(fid_model, clip_model):
     return load_fid_extractor(fid_model) if fid_model else None, load_clip(clip_model) if clip_model else None
 
 
-def _tasks(source, settings, jobs):
+def _tasks(source, extractors, settings, jobs):
     size = max(_CHUNK, settings.batch_size)
-    return [Task(source, settings, tuple(jobs[start : start + size])) for start in range(0, len(jobs), size)]
+    starts = range(0, len(jobs), size)
+    return [Task(source, extractors, settings, tuple(jobs[start : start + size])) for start in starts]
 
 
 def _work(task):
     """Draw a task's pictures; returns (their number, FID features, CLIP features, CLIP scores), None for no model."""
-    models, fid_extractor, clip, weights_id = _loaded(task.source)
+    models, weights_id = loaded(task.source)
+    fid_extractor, clip = _extractors(*task.extractors)
     draw(models, task.jobs, task.settings, weights_id, quiet=True)
     images = [read_pixels(job.path) for job in task.jobs]
     features = fid_extractor.embed_images(images) if fid_extractor else None
@@ -148,16 +134,9 @@ def _work(task):
     return len(images), features, clip_features, scores
 
 
-def _outcomes(tasks, processes, device):
-    """Yield each task's outcome in order, from one pool for all of them: a process loads its models once.
-
-    Unless the user has named a card, the processes take the visible ones in turn.
-    """
-    if processes == 1:
-        yield from map(_work, tasks)
-        return
-    named = tasks[0].source.device and devices.parse(tasks[0].source.device).index is not None
-    yield from run_local(_work, tasks, processes, [] if named else devices.card_environments(device))
+def _outcomes(tasks, processes, source):
+    """Yield each task's outcome in order, from one pool for all of them: a process loads its models once."""
+    yield from map(_work, tasks) if processes == 1 else run_shared(_work, tasks, processes, source)
 
 
 def _score(scale, outcomes, total, real):

@@ -75,13 +75,10 @@ def draw(
     on_step: called after every UNet call with the pictures that it stands for; what it raises ends the drawing.
     A file that holds just this picture already (same prompt, settings and weights) is left as it is.
     """
-    description = (
-        asdict(settings) | models.schedule | {"model": models.label, "weights": weights_id or models.weights_id()}
-    )
-    todo = [job for job in jobs if read_png_text(job.path) != (job.prompt, description | {"seed": job.seed})]
-    if len(todo) < len(jobs) and not quiet:
-        print(f"{len(jobs) - len(todo)} of {len(jobs)} pictures are there already", flush=True)
-    with _PictureBar(total=len(todo), bar_format=_BAR, mininterval=bar_seconds(), disable=quiet or not todo) as bar:
+    weights_id = weights_id or models.weights_id()
+    description = _description(models, settings, weights_id)
+    todo = unfinished(jobs, models, settings, weights_id, quiet)
+    with picture_bar(len(todo), quiet) as bar:
 
         def step(share):
             bar.update(min(share, bar.total - bar.n))  # shares add up to a hair more than the whole
@@ -99,6 +96,27 @@ def draw(
         for job, image in zip(todo, stream, strict=True):
             write_png(job.path, image, job.prompt, description | {"seed": job.seed})
         bar.update(bar.total - bar.n)
+
+
+def unfinished(
+    jobs: Sequence[Job], models: Models, settings: Settings, weights_id: str, quiet: bool = False
+) -> list[Job]:
+    """The jobs whose file does not hold just this picture already; says how many do unless quiet."""
+    description = _description(models, settings, weights_id)
+    todo = [job for job in jobs if read_png_text(job.path) != (job.prompt, description | {"seed": job.seed})]
+    if len(todo) < len(jobs) and not quiet:
+        print(f"{len(jobs) - len(todo)} of {len(jobs)} pictures are there already", flush=True)
+    return todo
+
+
+def picture_bar(total: int, quiet: bool = False) -> tqdm:
+    """A progress bar of pictures."""
+    return _PictureBar(total=total, bar_format=_BAR, mininterval=bar_seconds(), disable=quiet or not total)
+
+
+def _description(models, settings, weights_id):
+    """What a PNG file says of its picture, beside prompt and seed."""
+    return asdict(settings) | models.schedule | {"model": models.label, "weights": weights_id}
 
 
 def warn_truncated_prompts(tokenizer: Any, prompts: Iterable[str], write: Callable[[str], object] = print) -> None:

@@ -72,6 +72,7 @@ class SampleOptions(ModelNames):
     batch_size: int | None = option(
         None, "pictures in one UNet call (default: 8 where the UNet's work is small, else 1)"
     )
+    processes: int = option(1, "processes that draw, one for each GPU; on a CPU they share its cores")
 
     metrics: bool = option(
         False,
@@ -99,8 +100,6 @@ class SampleOptions(ModelNames):
         "real pictures for CMMD, by the features of --clip_model: a folder, a file list, or .npz: features",
         metavar="PATH",
     )
-    processes: int = option(1, "processes that draw, one for each GPU")
-
     watch: str | None = option(
         None,
         "score each new checkpoint of a run, raw and ema, until its last one",
@@ -137,9 +136,7 @@ class SampleOptions(ModelNames):
     def _idle_rules(self) -> list[Rule]:
         """Which flags have an effect beside which others."""
         scores = bool(self.metrics or self.watch)
-        measures = (
-            "preset guidance_scales num_prompts clip_model fid_model fid_reference data_filter cmmd_reference processes"
-        )
+        measures = "preset guidance_scales num_prompts clip_model fid_model fid_reference data_filter cmmd_reference"
         drawing = "with --metrics or --watch, which draw one picture of each of --prompts_file"
         guided = bool(self.compare or self.preset) or self.scales != [1]
         return [

@@ -124,7 +124,7 @@ def test_several_processes_give_the_same_pictures_and_scores(workshop, measured,
         pools.append({task.settings.guidance_scale for task in tasks})
         return run_local(function, tasks, *arguments)
 
-    monkeypatch.setattr("sd.metrics.measure.run_local", counted)
+    monkeypatch.setattr("sd.sampling.processes.run_local", counted)
     again = run(workshop, tmp_path / "o", processes=2, guidance_scales=[1.0, 3.0])
     assert pools == [{1.0, 3.0}]  # one pool for all scales: a process loads its models once
     assert again["results"][1] == pytest.approx(report["results"][1])
