@@ -29,7 +29,7 @@ def group_norm(
     x, (batch, channels, *sides) = x.contiguous(), x.shape
     rows, positions = batch * groups, math.prod(sides)
     y, mean, variance = empty(x.shape), empty([rows]), empty([rows])
-    normalise, _ = _layer_norm_calls(rows, x.size // rows, epsilon, False)
+    normalise, _ = _layer_norm_calls(rows, channels // groups * positions, epsilon, False)
     normalise({dnn.SRC: x, dnn.DST: y, dnn.MEAN: mean, dnn.VARIANCE: variance})
     scale, shape = _scale_in_place(batch, channels, positions, silu)
     weight, bias = (_C_ops.expand(_C_ops.reshape(tensor, shape[0]), shape[1]) for tensor in (weight, bias))

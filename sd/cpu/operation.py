@@ -4,6 +4,7 @@ float32, contiguous tensors. Most are primitives of oneDNN; a primitive is made 
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,8 +39,9 @@ def pack_once(packed: dict, key: Any, weight: Tensor, pack: Callable[[], Any]) -
 
     Paddle does not count the changes of a weight, so it is packed again once some of its numbers are others.
     """
-    numbers = (ctypes.c_float * weight.size).from_address(weight.data_ptr())
-    state = key, numbers[:: max(1, weight.size // 16)][:16], numbers[-1], weight.data_ptr()
+    size, address = math.prod(weight.shape), weight.data_ptr()  # Tensor.size takes as long as a small operation
+    numbers = (ctypes.c_float * size).from_address(address)
+    state = key, numbers[:: max(1, size // 16)][:16], numbers[-1], address
     if packed.get("state") != state:
         packed.update(state=state, weight=pack())
     return packed["weight"]
