@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sd.data.parts.moments import Manifest
 from sd.data.streaming.bucketing import Bucketing
 from sd.data.streaming.buckets import BucketTable
-from sd.flags.arguments import INTERPOLATIONS, check_range, check_ranges
+from sd.flags.arguments import INTERPOLATIONS, check_file, check_range, check_ranges
 from sd.flags.aspect import parse_aspect_buckets
 from sd.flags.options import REQUIRED, option
 
@@ -38,6 +38,7 @@ class InspectOptions:
         check_ranges(self, "rows samples seed", low=0)
         check_range("model_max_length", self.model_max_length, low=2)
         check_range("caption_dropout", self.caption_dropout, low=0, high=1)
+        check_file("output", self.output)
 
     def bucketing(self, resolution: int, manifest: Manifest | None) -> Bucketing | None:
         """The Bucketing of the flags, or that of a cache; None for squares. No model says here what sides must be

@@ -4,6 +4,7 @@
 import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Optional
 
 from sd.errors import ArgumentError, InputError
@@ -67,6 +68,23 @@ def check_file_name(name: str, value: str) -> None:
     """Raise InputError unless value can be a file's name."""
     if not value or "/" in value:
         raise ArgumentError(name, value, "; expected a file name without a slash")
+
+
+def check_path(name: str, value: str, listed: bool = False) -> None:
+    """Raise InputError for an empty path, and where file lists will name it (`listed`) for one that is not UTF-8."""
+    if not value:
+        raise ArgumentError(name, value, "; expected a path, not an empty text")
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        if listed:
+            raise ArgumentError(name, value, "; expected a path in UTF-8, as file lists are") from None
+
+
+def check_file(name: str, value: str) -> None:
+    """Raise InputError unless value can be the path of a file."""
+    if not Path(value).name:
+        raise ArgumentError(name, value, "; expected the path of a file")
 
 
 @dataclass

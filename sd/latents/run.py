@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from sd import devices
 from sd.data.parts import storage
+from sd.data.parts.filelist import check_replaceable
 from sd.data.parts.index import PartError
 from sd.data.resumable import resumable
 from sd.data.streaming.captions import describe_truncation
@@ -66,6 +67,9 @@ def precompute(options: CacheOptions) -> tuple[str, dict] | None:
 def _precompute(options, raise_if_stopped):
     options = with_table(options)
     plan = make_plan(options)
+    lists = storage.join(options.output_path, LIST_FOLDER)
+    list_of_lists = storage.join(lists, f"{options.output_name}.filelist.list")
+    check_replaceable(list_of_lists, part_folder(options))
     for line in plan.buckets:
         tqdm.write(line, sys.stderr)
     encoders = encoders_for(options)
@@ -73,14 +77,13 @@ def _precompute(options, raise_if_stopped):
     tokenizer = encoders.tokenizer if options.cache_text else None
     for line in describe_truncation(plan.captions, options.model_max_length, tokenizer):
         tqdm.write(f"{options.file_list}: {line}", sys.stderr)
-    for folder in (part_folder(options), storage.join(options.output_path, LIST_FOLDER)):
+    for folder in (part_folder(options), lists):
         storage.make_folder(folder)
     todo = unfinished(plan.tasks, manifest, options)
     if len(todo) < len(plan.tasks):
         tqdm.write(f"{len(plan.tasks) - len(todo)} of {len(plan.tasks)} parts are there already", sys.stderr)
     if todo and options.overwrite:  # first what would lead a training run to parts of two kinds
-        lists = storage.join(options.output_path, LIST_FOLDER)
-        storage.remove(storage.join(lists, f"{options.output_name}.filelist.list"))
+        storage.remove(list_of_lists)
     claims = Claims(part_folder(options))
     with closing(claims):
         if todo and options.engine == "ray":

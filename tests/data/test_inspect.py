@@ -192,3 +192,9 @@ def test_buckets_are_counted_and_shown_at_their_shapes(tmp_path, capsys):
     assert "bucket 32x32 has 4 rows, fewer than a group of 5 samples: they go to 24x40" in reported
     with pytest.raises(InputError, match="side_multiple=0; expected at least 1"):
         inspect.main([name, "--aspect_buckets", "3", "--side_multiple", "0"])
+
+
+@pytest.mark.parametrize("output", ["", ".", "/"])
+def test_an_output_without_a_name_is_refused_before_any_row_is_read(output):
+    with pytest.raises(InputError, match=r"output=.*; expected the path of a file"):
+        inspect.main(["none.filelist.list", "--output", output])

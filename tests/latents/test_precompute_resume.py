@@ -5,6 +5,8 @@ import shutil
 import pytest
 
 from sd.data.images.resize import EARLIER_RESIZER, RESIZER
+from sd.data.packing.options import PackOptions
+from sd.data.packing.packer import pack
 from sd.data.parts.filelist import read_file_list
 from sd.data.parts.moments import find_manifest
 from sd.data.streaming.dataset import TextImagePair
@@ -13,7 +15,7 @@ from sd.latents import models, run
 from sd.latents.claims import Claims
 from sd.latents.run import precompute
 from tests.latent_maker import make_shapes, options
-from tests.pack_input import contents
+from tests.pack_input import contents, write_input
 
 
 def test_a_second_run_makes_only_what_is_missing_or_cut_to_the_same_bytes(tmp_path, monkeypatch):
@@ -92,3 +94,14 @@ def test_claimed_parts_are_skipped_and_lists_are_written_after_the_last_part(tmp
     precompute(options(source, tmp_path / "alone"))
     assert contents(out / "latents") == contents(tmp_path / "alone/latents")
     assert len(read_file_list(file_list)[0].parts) == 4
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_lists_of_the_packed_images_are_not_replaced(tmp_path, overwrite):
+    out = tmp_path / "packed"
+    file_list, _ = pack(PackOptions(str(write_input(tmp_path / "in", 3)), str(out), num_workers=1))
+    before = contents(out)
+    message = r"custom_dataset\.filelist\.list: names other data .*; take another --output_path or --output_name"
+    with pytest.raises(InputError, match=message):
+        precompute(options(file_list, out, overwrite=overwrite))
+    assert contents(out) == before

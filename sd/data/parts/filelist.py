@@ -72,6 +72,21 @@ def _list_of_lists(path):
     return f"name {whole}" if storage.exists(whole) else "name the .filelist.list, which has its path on a line"
 
 
+def check_replaceable(file_list: str, part_folder: str) -> None:
+    """Raise InputError where a `.filelist.list` of the name is there and its parts lie in a folder of another name than
+    `part_folder`: images where a cache is made, or a cache where images are packed."""
+    try:
+        firsts = [source.parts[0] for source in read_file_list(file_list)]
+    except InputError:  # no list, or one that names nothing
+        return
+    for part in firsts:
+        if storage.base_name(storage.folder_of(part)) != storage.base_name(part_folder):
+            raise InputError(
+                f"{file_list}: names other data ({part}) and would be replaced; take another --output_path or "
+                "--output_name"
+            )
+
+
 def write_file_lists(folder: str | Path, output_name: str, parts: Sequence[str], num_repeat: int) -> str:
     """Write `<output_name>.filelist` and `.filelist.list` and return the path of the latter."""
     part_list = storage.join(folder, f"{output_name}.filelist")

@@ -229,6 +229,22 @@ def test_files_of_others_are_left_alone(run, tmp_path):
     assert [path.read_text() for path in others] == ["mine"] * 3
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_lists_of_a_cache_are_not_replaced(run, tmp_path, overwrite):
+    """Of one source, and of several, whose lists have other names than the packer's."""
+    lists = tmp_path / "out/filelist"
+    for name in ("mine", "mine-1"):
+        lists.mkdir(parents=True, exist_ok=True)
+        (lists / f"{name}.filelist").write_text("out/latents/part-000001.gz\n")
+        (lists / "mine.filelist.list").write_text(f"out/filelist/{name}.filelist 0.7\n")
+        before = contents(lists)
+        with pytest.raises(InputError, match=r"mine\.filelist\.list: names other data \(out/latents/part-000001\.gz\)"):
+            run(output_name="mine", overwrite=overwrite)
+        assert contents(lists) == before
+    file_list, _ = run(overwrite=overwrite)
+    assert file_list == "out/filelist/custom_dataset.filelist.list"
+
+
 def test_two_runs_do_not_share_an_output(run, tmp_path):
     """A lock on the folder, as a run in this process has it, and a record lock, as one on another machine has it."""
     folder = tmp_path / "out/laion400m_format_data"
