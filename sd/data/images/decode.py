@@ -24,6 +24,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -100,7 +102,7 @@ def _decode_jpeg(opened, scale):
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Pillow's image, opened or made, decoded and as RGB: transparency on white, the upper 8 of 16 bits.
+    """Pillow's image, opened or made, decoded and as RGB: transparency on white, the upper 8 of 16 or 12 bits.
 
     Raises RowError if it is damaged or has colours that Pillow cannot convert.
     """
@@ -118,7 +120,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _grey16_to_rgb(image):
     values = np.asarray(image)
-    grey = (values >> 8).astype(np.uint8)
+    num_bits, is_inverted = 16, False
+    if image.format == "TIFF":  # Pillow has 12 bits as they stand in the file, and WhiteIsZero too
+        (num_bits,) = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))
+        is_inverted = image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    grey = (values >> num_bits - 8).astype(np.uint8)
+    if is_inverted:
+        grey = ~grey
     if (transparent := image.info.get("transparency")) is not None:  # PNG's tRNS: one value
         grey[values == transparent] = 255
     return Image.fromarray(grey).convert("RGB")

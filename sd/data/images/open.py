@@ -15,6 +15,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 1024**3 // 4 // 3  # 89,478,485, as in Pillow, which only warns until twice as many
 _UNBOUNDED_MODES = ("I", "F")  # 32 bits, whose white level is unknown
 _PNG_HEADER_BYTES, _PNG_CHUNK_BYTES = 8, 12
+_PNG_LEVELS = {"L;2": 4, "L;4": 16}  # of grey, by Pillow's name of how the file has it
 _SEGMENTS_PASSED = b"\xc4\xdb\xdd\xe0\xfe"  # JPEG's tables, restart interval, JFIF and comments
 _FRAMES, _SCAN = b"\xc0\xc1\xc2", 0xDA  # Huffman coding, baseline, extended or progressive
 
@@ -52,8 +53,10 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> OpenedImage:
     _check_pixels(image.size, max_pixels)
     if image.mode in _UNBOUNDED_MODES:
         raise RowError(f"pixels of no known range: mode {image.mode} of 32 bits; convert them to 8 or 16 bits")
-    if image.format == "PNG" and _has_metadata_behind_pixels(data):
-        load(image)
+    if image.format == "PNG":
+        _scale_transparent_value(image)
+        if _has_metadata_behind_pixels(data):
+            load(image)
     orientation = _orientation(image)
     size = _upright_size(image, orientation)
     left = 1 if image.format == "TIFF" else orientation
@@ -146,6 +149,18 @@ def _upright_size(image, orientation):
     """Pillow turns a TIFF while decoding, and swaps its size at once if the orientation is a TIFF tag, not XMP's."""
     swapped_already = image.format == "TIFF" and ExifTags.Base.Orientation in image.tag_v2
     return image.size[::-1] if orientation >= 5 and not swapped_already else image.size
+
+
+def _scale_transparent_value(image):
+    """Bring tRNS of grey or colour to the 8 bits of Pillow's pixels; Pillow has it as it stands in the file."""
+    value = image.info.get("transparency")
+    rawmode = image.tile[0].args if image.tile else ""
+    if value is None:
+        return
+    if rawmode in _PNG_LEVELS:
+        image.info["transparency"] = value % _PNG_LEVELS[rawmode] * 255 // (_PNG_LEVELS[rawmode] - 1)
+    elif rawmode == "RGB;16B":
+        image.info["transparency"] = tuple(each >> 8 for each in value)
 
 
 def _has_metadata_behind_pixels(png):

@@ -3,6 +3,7 @@
 import io
 import re
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -139,3 +140,53 @@ def _same_or_refused(data):
     assert (opened.file_format, opened.mode) == (image.format, image.mode)
     if opened.by_pillow is None:
         assert opened.size == image.size and image.getexif().get(0x0112, 1) == 1
+
+
+def grey_png(levels, num_bits, transparent):
+    """A PNG of one line of grey of 2 or 4 bits, two or four pixels a byte, by the PNG specification."""
+    per_byte = 8 // num_bits
+    line = bytes(
+        sum(level << 8 - num_bits * (place + 1) for place, level in enumerate(levels[at : at + per_byte]))
+        for at in range(0, len(levels), per_byte)
+    )
+    header = struct.pack(">IIBBBBB", len(levels), 1, num_bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"tRNS", struct.pack(">H", transparent)), (b"IDAT", zlib.compress(b"\0" + line)))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in (*chunks, (b"IEND", b"")))
+
+
+@pytest.mark.parametrize("num_bits", [2, 4])
+def test_the_transparent_value_of_grey_of_few_bits_is_white(num_bits):
+    """As optipng writes a logo: tRNS holds a value of the file's own bits, of which the lowest count."""
+    levels, highest = [*range(4)], 2**num_bits - 1
+    grey = [level * 255 // highest for level in levels]
+    for transparent in levels:
+        expected = [255 if level == transparent else value for level, value in zip(levels, grey, strict=True)]
+        for stored in (transparent, transparent | 1 << num_bits):
+            pixels = decode_image(grey_png(levels, num_bits, stored))
+            assert pixels[0].tolist() == [[value] * 3 for value in expected]
+
+
+def test_the_transparent_value_of_16_bit_colour_is_white():
+    colours = [(0x1234, 0x5678, 0x9ABC), (0x3434, 0x7878, 0xBCBC), (0, 0, 0)]
+    header = struct.pack(">IIBBBBB", 3, 1, 16, 2, 0, 0, 0)
+    line = b"\0" + b"".join(struct.pack(">3H", *colour) for colour in colours)
+    chunks = ((b"IHDR", header), (b"tRNS", struct.pack(">3H", *colours[0])), (b"IDAT", zlib.compress(line)))
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in (*chunks, (b"IEND", b"")))
+    assert decode_image(data)[0].tolist() == [[255] * 3, [0x34, 0x78, 0xBC], [0] * 3]
+
+
+def grey_tiff(line, num_bits, photometric, width):
+    """A TIFF of one line of grey by the TIFF 6.0 specification, little-endian, without compression."""
+    tags = ((256, width), (257, 1), (258, num_bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 1))
+    tags = (*tags, (279, len(line)))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    line += b"\0" * (len(line) % 2)
+    return b"II*\0" + struct.pack("<I", 8 + len(line)) + line + struct.pack("<H", len(tags)) + entries + b"\0" * 4
+
+
+def test_grey_tiffs_of_12_bits_and_with_white_at_zero_are_shown_as_they_are_meant():
+    values = struct.pack("<4H", 0, 0x4000, 0x8000, 0xFFFF)
+    for photometric, expected in ((1, [0, 0x40, 0x80, 0xFF]), (0, [0xFF, 0xBF, 0x7F, 0])):
+        assert decode_image(grey_tiff(values, 16, photometric, 4))[0, :, 0].tolist() == expected
+    packed = bytes.fromhex("000400800fff")  # four values of 12 bits, the first in the highest bits
+    assert decode_image(grey_tiff(packed, 12, 1, 4))[0, :, 0].tolist() == [0, 0x40, 0x80, 0xFF]
