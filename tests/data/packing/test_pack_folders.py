@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -133,6 +134,15 @@ def test_kohyas_repeats_are_how_often_a_row_is_drawn(tmp_path):
         part, _ = order.position(sample)
         drawn[Path(catalog.paths[part]).name] += 1
     assert drawn == {"part-000002.gz": 3, "part-000003.gz": 9, "part-000004.gz": 3, "part-000005.gz": 1}
+
+
+def test_kohyas_folder_names_are_text_of_any_encoding(tmp_path):
+    """As `unzip` leaves the names of an archive that was made on a Chinese Windows."""
+    for number, name in enumerate(["2_红色的狗".encode("gb18030"), "1_狗".encode(), b"1_Stra\xdfe"]):
+        write(tmp_path / "in" / os.fsdecode(name), {f"{number}.png": number})
+    rows, report = run(tmp_path, tmp_path / "in", "folder", kohya_folders=True, max_bad_fraction=0.5)
+    assert {caption for caption, _ in rows} == {"红色的狗", "狗"}
+    assert report["outcomes"] == {"packed": 2, "bad: text of another encoding": 1}
 
 
 def test_without_the_flag_kohyas_folders_count_once_and_lack_captions(tmp_path):

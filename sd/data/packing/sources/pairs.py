@@ -1,6 +1,7 @@
 """Pictures with texts beside them, `cat.jpg` and `cat.txt`: kohya's, OneTrainer's and img2dataset's folders."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -159,7 +160,8 @@ class PairLoader:
         if captions is None:
             if item.default is None:
                 raise BadRow("no caption beside the image", "expected a .txt of the same name")
-            captions = ((self._caption_keys[0], item.default),)
+            name = os.fsencode(item.default)  # that of a folder, which may be in any encoding
+            captions = ((self._caption_keys[0], _decoded(name, item.image)),)
         if not self._folder.is_prefetched(item.image):
             self._folder.prefetch([item.image, *islice(self._ahead, _PREFETCH - 1)])
         return Loaded(captions, self._folder.read(item.image), fields if isinstance(fields, dict) else {})
@@ -176,7 +178,11 @@ class PairLoader:
             raise BadRow("not JSON", f"{name}: {error}") from error
 
     def _text(self, name):
-        try:
-            return decode_text(self._folder.read_text(name))
-        except TextError as error:
-            raise BadRow("text of another encoding", f"{name}: {error}") from error
+        return _decoded(self._folder.read_text(name), name)
+
+
+def _decoded(data, name):
+    try:
+        return decode_text(data)
+    except TextError as error:
+        raise BadRow("text of another encoding", f"{name}: {error}") from error
