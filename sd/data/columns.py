@@ -37,6 +37,7 @@ from sd.data.parts.index import PartError, PartHeader
 from sd.data.parts.part import load_header, load_index
 from sd.data.scores import Scores, check_kinds, read_scores
 from sd.errors import InputError, RunError
+from sd.flags.arguments import check_file
 from sd.flags.options import REQUIRED, add_flags, option
 from sd.flags.parser import Parser
 from sd.home import ensure_writable_home
@@ -83,7 +84,13 @@ def add_scores(file_list: str, scores: Scores, key: Sequence[str], overwrite: bo
             raise InputError(f"column {name!r}: every part has that by itself; rename it in the table")
     with ExitStack() as stack:
         for folder in sorted({storage.folder_of(path) for path in paths if not storage.is_remote(path)}):
-            stack.enter_context(locked_folder(folder))
+            try:
+                stack.enter_context(locked_folder(folder))
+            except OSError as error:
+                raise InputError(
+                    f"{folder}: {error.strerror or error}; columns lie beside the parts, so name a list "
+                    "of parts that are there, in a folder that can be written"
+                ) from error
         headers = [_header(path) for path in tqdm(paths, desc="looking", unit=" parts", leave=False)]
         for header in headers:
             _check(header, scores, key, overwrite)
@@ -228,10 +235,13 @@ class AddOptions:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The flags of `export`."""
+    """The flags of `export`. Raises InputError for what is no name of a file."""
 
     file_list: str = option(REQUIRED, "a .filelist.list", positional=True)
     output: str = option(REQUIRED, "the Parquet file", positional=True)
+
+    def __post_init__(self):
+        check_file("output", self.output)
 
 
 def _names_in(text):

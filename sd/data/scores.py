@@ -9,11 +9,12 @@ import xxhash
 
 from sd.data.packing.sources.inputs import find_inputs
 from sd.data.parts import storage
-from sd.data.parts.columns import INT, TEXT, Column, from_arrow
+from sd.data.parts.columns import FLOAT, INT, TEXT, Column, check_name, from_arrow
 from sd.errors import InputError, first_line
 
 _SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
 _BETWEEN = "\x1f"  # the values of a key of several columns
+_EXACT = 2**53  # from here on a float64 stands for several whole numbers
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ def read_scores(path: str, key: Sequence[str], selected: Sequence[str] | None) -
     names = [name for name in table.column_names if name not in key]
     if not names:
         raise InputError(f"{path}: no column beside the key {', '.join(key)}")
+    for name in names:
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; name it, or take others by --columns") from None
     columns = {name: _column(table, name, path) for name in (*key, *names)}
     hashes, present = hash_keys([columns[name] for name in key])
     rows = np.flatnonzero(present)
@@ -81,17 +87,28 @@ def read_scores(path: str, key: Sequence[str], selected: Sequence[str] | None) -
 def hash_keys(key: Sequence[Column]) -> tuple[np.ndarray, np.ndarray]:
     """(uint64 [n] that stand for the keys, bool [n] where every column of the key has a value).
 
-    Whole numbers stand for themselves; of texts, and of several columns, the 64 bits of XXH3 do.
+    Whole numbers stand for themselves, in a column of float64 too, as pandas has them where some are missing; of texts,
+    and of several columns, the 64 bits of XXH3 do.
     """
     if len(key) == 1 and key[0].type == INT:
         values = key[0].values.view(np.uint64)
         present = key[0].present
         return values, np.ones(len(values), bool) if present is None else present
-    texts = [[None if value is None else str(value) for value in column.to_arrow().to_pylist()] for column in key]
+    texts = [[_key_text(value) for value in column.to_arrow().to_pylist()] for column in key]
     joined: list = texts[0] if len(texts) == 1 else [_joined(values) for values in zip(*texts, strict=True)]
     present = np.array([text is not None for text in joined], bool)
     hashes = (xxhash.xxh3_64_intdigest((text or "").encode()) for text in joined)
-    return np.fromiter(hashes, np.uint64, len(joined)), present
+    numbers = np.fromiter(hashes, np.uint64, len(joined))
+    if len(key) == 1 and key[0].type == FLOAT:
+        whole = present & (np.abs(key[0].values) < _EXACT) & (key[0].values == np.floor(key[0].values))
+        numbers[whole] = key[0].values[whole].astype(np.int64).view(np.uint64)
+    return numbers, present
+
+
+def _key_text(value):
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        value = int(value)
+    return None if value is None else str(value)
 
 
 def _joined(values):
@@ -99,7 +116,7 @@ def _joined(values):
 
 
 def _find(path):
-    if storage.base_name(path).endswith(_SUFFIXES) and not any(character in path for character in "*?[{"):
+    if storage.base_name(path).lower().endswith(_SUFFIXES) and not any(character in path for character in "*?[{"):
         return find_inputs(path, "", label="")
     for suffix in _SUFFIXES:
         try:
@@ -128,18 +145,20 @@ def _read_table(files, key, names) -> Any:
 def _read_one(file, opened):
     from pyarrow import csv, json, parquet
 
-    if file.endswith(".parquet"):
+    kind = storage.base_name(file).rpartition(".")[2].lower()
+    if kind == "parquet":
         return parquet.read_table(opened)
-    if file.endswith(".jsonl"):
+    if kind == "jsonl":
         return json.read_json(opened)
-    options = csv.ParseOptions(delimiter="\t" if file.endswith(".tsv") else ",", newlines_in_values=True)
+    options = csv.ParseOptions(delimiter="\t" if kind == "tsv" else ",", newlines_in_values=True)
     return csv.read_csv(opened, parse_options=options, convert_options=csv.ConvertOptions(strings_can_be_null=True))
 
 
 def _select_columns(table, file, key, names):
-    for name in (*key, *(names or ())):
-        if name not in table.column_names:
-            raise InputError(f"{file}: no column {name!r}; it has {', '.join(table.column_names)}")
+    for name in (*key, *(table.column_names if names is None else names)):
+        if (count := table.column_names.count(name)) != 1:
+            number = "several columns" if count else "no column"
+            raise InputError(f"{file}: {number} {name!r}; it has {', '.join(table.column_names)}")
     return table.select([*key, *names]) if names is not None else table
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from sd.data.filters.rows import SIZES
 from sd.data.packing.outcomes import BadRow
-from sd.data.parts.columns import BOOL, FLOAT, INT, INT_MAX, INT_MIN, TEXT, TYPES, Column, floats
+from sd.data.parts.columns import BOOL, FLOAT, INT, INT_MAX, INT_MIN, TEXT, TYPES, Column, check_name, floats
 from sd.errors import InputError
 from sd.text import TextError, decode_text
 
@@ -57,8 +57,12 @@ def parse_keep_columns(text: str | None) -> tuple[ColumnSpec, ...]:
             raise InputError(
                 f"--keep_columns {name}: every part has the {name} of its pictures; original_{name} is kept"
             )
-        if not name.isprintable() or name in [column.name for column in specs]:
-            raise InputError(f"--keep_columns {entry!r}: named twice, or no name")
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise InputError(f"--keep_columns {entry!r}: {error}") from None
+        if name in [column.name for column in specs]:
+            raise InputError(f"--keep_columns {entry!r}: named twice")
         specs.append(ColumnSpec(name, key, match["type"]))
     if text is not None and not specs:
         raise InputError(f"--keep_columns {text!r}; expected names separated by commas")

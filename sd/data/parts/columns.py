@@ -200,8 +200,7 @@ def columns_bytes(part: PartHeader | PartIndex, columns: Mapping[str, Column]) -
     """The bytes of a columns file; the same for the same values."""
     blocks, entries, offset = [], [], 0
     for name, column in columns.items():
-        if not name or len(name) > _MAX_NAME or not name.isprintable():
-            raise ValueError(f"column name {name!r}; expected 1 to {_MAX_NAME} printable characters")
+        check_name(name)
         block, num_missing = _pack(name, column, part.num_rows)
         entry = {"name": name, "type": column.type, "place": offset, "bytes": len(block), "missing": num_missing}
         entries.append(entry | {"xxh3": xxhash.xxh3_64_intdigest(block)} | _origin(column))
@@ -216,6 +215,12 @@ def columns_bytes(part: PartHeader | PartIndex, columns: Mapping[str, Column]) -
     fixed = (_MAGIC, _VERSION, len(directory), part.num_rows, part.part_bytes, part.part_crc)
     checksum = _checksum(_FIXED.pack(*fixed, 0), directory)
     return b"".join([_FIXED.pack(*fixed, checksum), directory, *blocks])
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for what cannot be the name of a column."""
+    if not name or len(name) > _MAX_NAME or not name.isprintable():
+        raise ValueError(f"column name {name!r}; expected 1 to {_MAX_NAME} printable characters")
 
 
 def from_arrow(array: Any) -> Column:

@@ -125,6 +125,8 @@ def test_keep_columns_parses_names_keys_and_types():
         ("a=b=c", "expected NAME"),
         ("a,a", "'a': named twice"),
         (" , ", "expected names separated by commas"),
+        ("a" * 201, "expected 1 to 200 printable characters"),
+        ("a\x07=b", "expected 1 to 200 printable characters"),
         ("width", "every part has the width of its pictures; original_width is kept"),
     ):
         with pytest.raises(InputError, match=message):
