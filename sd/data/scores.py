@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from sd.data.packing.sources.inputs import find_inputs
+from sd.data.packing.sources.find import find_inputs
 from sd.data.parts import storage
 from sd.data.parts.columns import FLOAT, INT, TEXT, Column, check_name, from_arrow
 from sd.errors import InputError, first_line

@@ -182,7 +182,8 @@ def list_folder(path: str | Path) -> list[str]:
 def remove(path: str | Path) -> None:
     if is_remote(path):
         fs, name = filesystem(path)
-        fs.rm_file(name)
+        with suppress(FileNotFoundError):
+            fs.rm_file(name)
     else:
         Path(path).unlink(missing_ok=True)
 

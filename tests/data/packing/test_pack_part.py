@@ -78,6 +78,7 @@ def only_reason(result, outcome="bad"):
         (row(name=7), "'image' is not text"),
         (row("images/none.png"), "image missing"),
         (row("no/such/folder/none.png"), "image missing"),
+        (row(""), "no image in the row"),
         (row("images"), "image cannot be read"),
         (row("images/pipe"), "image cannot be read"),
         (row("images/\0.png"), "image cannot be read"),

@@ -175,3 +175,11 @@ def test_input_that_is_not_there_or_not_parquet_is_refused(tmp_path):
     refused(tmp_path / "b.parquet", "parquet", r"no column 'caption' \(--caption_key\); it has text")
     (tmp_path / "c.tar").write_text("no tar file")
     refused(tmp_path / "c.tar", "webdataset", "none of 1 rows was packed; most often: the shard is damaged")
+
+
+def test_a_column_that_comes_twice_is_named(tmp_path):
+    """Arrow writes such a file; a name does not say which of the two is meant."""
+    columns = [pa.array(["a"]), pa.array([IMAGES[1]]), pa.array(["b"])]
+    parquet.write_table(pa.table(columns, names=["caption", "image", "caption"]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"most often: several columns 'caption' .*: it has caption, image, caption"):
+        run(tmp_path, tmp_path / "a.parquet", "parquet")

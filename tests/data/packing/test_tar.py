@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd.data.packing.outcomes import BadRow, NotDownloaded
-from sd.data.packing.sources.inputs import expand_braces, find_inputs
+from sd.data.packing.sources.find import expand_braces, find_inputs
 from sd.data.packing.sources.tar import list_members
 from sd.data.packing.sources.webdataset import WebdatasetSource
 from sd.errors import InputError

@@ -72,6 +72,8 @@ class LocalFolder:
             raise BadRow(f"{subject} cannot be read", f"{name}: {reason}") from error
 
     def _locate(self, name):
+        if not name:
+            raise BadRow("no image in the row", "its path is empty")
         head, _, tail = (name if name.startswith("/") else f"{self._folder}/{name}").rpartition("/")
         path = f"{self._resolve(head or '/')}/{tail}"
         if tail in ("", ".", ".."):
@@ -155,6 +157,8 @@ class RemoteFolder:
             raise BadRow("caption missing", name) from error
 
     def _locate(self, name):
+        if not name:
+            raise BadRow("no image in the row", "its path is empty")
         path = posixpath.normpath(posixpath.join(self._folder, name))
         if not self._allow_outside and not path.startswith(self._inside):
             raise BadRow(_OUTSIDE, f"{name}; --allow_outside takes it from {path}")

@@ -17,7 +17,7 @@ from isal import isal_zlib
 
 from sd.data.packing.outcomes import BadRow
 from sd.data.packing.sources.folders import LocalFolder, RemoteFolder, folder_at
-from sd.data.packing.sources.inputs import input_error, raise_if_not_downloaded, refuse_utf16, text_of
+from sd.data.packing.sources.inputs import input_error, raise_if_not_downloaded, refuse_other_than_lines, text_of
 from sd.data.packing.sources.loaded import Loaded, captions_of
 from sd.data.parts import storage
 from sd.errors import InputError
@@ -45,7 +45,7 @@ class JsonlSource:
         except OSError as error:
             raise input_error(self.path, error.strerror or str(error)) from error
         with file:
-            refuse_utf16(file, self.path)
+            refuse_other_than_lines(file, self.path)
             num_read, number = 0, 0
             while line := file.readline(MAX_LINE_BYTES):
                 num_read += len(line)

@@ -8,8 +8,9 @@ from typing import BinaryIO
 from isal import isal_zlib
 
 from sd.data.packing.outcomes import BadRow
+from sd.data.packing.sources.find import find_inputs
 from sd.data.packing.sources.folders import check_size, folder_at
-from sd.data.packing.sources.inputs import find_inputs, raise_if_not_downloaded
+from sd.data.packing.sources.inputs import raise_if_not_downloaded
 from sd.data.packing.sources.loaded import Loaded
 from sd.data.parts import storage
 from sd.errors import InputError, first_line
@@ -169,6 +170,8 @@ class ParquetLoader:
         for name in (*_STATUS_COLUMNS, *self._source.column_keys):
             if name in names and name not in self._columns:
                 self._columns.append(name)
+        if several := [name for name in self._columns if names.count(name) > 1]:
+            raise BadRow(f"several columns {several[0]!r}", f"it has {', '.join(names)}")
         self._batches = opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=self._columns)
         self._at, self._start = (path, group), 0
         self._batch = self._next_batch(group)

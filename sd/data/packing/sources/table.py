@@ -10,8 +10,9 @@ from itertools import islice
 from isal import isal_zlib
 
 from sd.data.packing.outcomes import BadRow
+from sd.data.packing.sources.find import find_inputs
 from sd.data.packing.sources.folders import folder_at
-from sd.data.packing.sources.inputs import find_inputs, raise_if_not_downloaded, refuse_utf16
+from sd.data.packing.sources.inputs import raise_if_not_downloaded, refuse_other_than_lines
 from sd.data.packing.sources.loaded import Loaded, captions_of
 from sd.data.parts import storage
 from sd.errors import InputError, first_line
@@ -55,7 +56,7 @@ class TableSource:
             try:
                 num_bytes = storage.size_of(path)
                 with storage.open_binary(path) as file:
-                    refuse_utf16(file, path)
+                    refuse_other_than_lines(file, path)
                     for item in self._rows(path, file):
                         yield item, (number + min(1.0, file.tell() / num_bytes)) / len(files)
             except OSError as error:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from sd.data.packing.sources.inputs import compression_of
+
 # Also of formats that are refused: by name and reason is better than not at all.
 IMAGE_SUFFIXES = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"),
@@ -16,7 +18,6 @@ TEXT_SUFFIXES = ("json", "txt")
 _BLOCK = tarfile.BLOCKSIZE
 _PIECE_BYTES = 2048 * _BLOCK
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def list_members(file: BinaryIO) -> tuple[list[Member], str]:
     members, damage, start = [], "", 0
     if not (head := file.read(_BLOCK)):
         return [], "the file is empty"
-    if kind := next((kind for magic, kind in _COMPRESSED.items() if head.startswith(magic)), None):
+    if kind := compression_of(head):
         return [], f"it is compressed with {kind}; unpack it to a plain tar"
     while start is not None and not damage:
         file.seek(start)

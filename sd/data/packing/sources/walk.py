@@ -1,5 +1,6 @@
 """Walking a folder of input, local or remote: a folder at a time, in the order of names."""
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,8 +69,17 @@ def _list_local(path):
     with os.scandir(path) as entries:
         for entry in entries:
             if not entry.name.startswith("."):
-                (folders if entry.is_dir() else names).append(entry.name)
+                (folders if _is_folder(entry) else names).append(entry.name)
     return sorted(names), sorted(folders)
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a link to itself is a file that cannot be read
+            raise
+        return False
 
 
 def _list_remote(path):

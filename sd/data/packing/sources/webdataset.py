@@ -9,8 +9,9 @@ from typing import BinaryIO
 from isal import isal_zlib
 
 from sd.data.packing.outcomes import BadRow
+from sd.data.packing.sources.find import find_inputs
 from sd.data.packing.sources.folders import check_size, check_text_size
-from sd.data.packing.sources.inputs import find_inputs, raise_if_not_downloaded
+from sd.data.packing.sources.inputs import raise_if_not_downloaded
 from sd.data.packing.sources.loaded import Loaded, captions_beside
 from sd.data.packing.sources.tar import Member, group_samples, list_members
 from sd.data.parts import storage
