@@ -3,7 +3,9 @@
 Two kinds of file: a recipe, one flag a line with `#` comments, and a run's `run.json`, which holds all its flags.
 """
 
+import contextlib
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -45,15 +47,27 @@ def _recipe_words(text: str, path: Path) -> list[str]:
     words = []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            flag_words = shlex.split(line, comments=True)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: {error}; close the quote") from None
+            flag_words = shlex.split(_without_comment(line))
+        except ValueError as error:  # a quote, or a backslash at the end, which in a shell leads on to the next line
+            raise InputError(
+                f"{path}, line {number}: {error}; close the quote, or take the backslash off the line's end"
+            ) from None
         if flag_words and not flag_words[0].startswith("-"):
             raise InputError(f"{path}, line {number}: {flag_words[0]!r}; expected a flag, `--name value`, on each line")
         words += flag_words
     if not words:
         raise InputError(f"@{path} holds no flag; expected one a line")
     return words
+
+
+def _without_comment(line: str) -> str:
+    """The line up to a `#` that begins a word, as in a shell: `out#2` is one. (In shlex a comment begins anywhere.)"""
+    for mark in re.finditer("#", line):
+        before = line[: mark.start()]
+        with contextlib.suppress(ValueError):  # within quotes
+            if len(shlex.split(before + "x")) > len(shlex.split(before)):
+                return before
+    return line
 
 
 def _run_words(text: str, path: Path, flags: Mapping[str, bool]) -> list[str]:

@@ -1,6 +1,7 @@
 """Flags from files: recipes and run.json, their place among other flags, and train.sh's defaults beside them."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,23 @@ def test_a_recipe_is_read_as_a_shell_would_read_its_lines(tmp_path):
     assert expand(["--a", "@", "b@c"]) == ["--a", "@", "b@c"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--output_dir out#2  # the second",
+        "--a '# not yet' #x",
+        '--b "x # y" z',
+        "--c a\\ #b c",
+        "#x",
+        "--d don\\'t # isn't",
+    ],
+)
+def test_a_comment_begins_where_a_shells_does(tmp_path, line):
+    command = f'for word in {line}\ndo echo "$word"; done'
+    words = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert expand([recipe(tmp_path, f"--first 1\n{line}\n")]) == ["--first", "1", *words]
+
+
 def test_the_last_flag_wins_before_and_after_a_recipe(tmp_path):
     mine = recipe(tmp_path, "--resolution 64\n--seed 7\n")
     parsed = values("--resolution", 32, mine, "--seed", 8)
@@ -47,6 +65,7 @@ def test_the_last_flag_wins_before_and_after_a_recipe(tmp_path):
         ("# only this\n", "holds no flag"),
         ("--resolution 64\nresolution 32\n", r"mine.args, line 2: 'resolution'; expected a flag"),
         ('--output_dir "open\n', "line 1: No closing quotation"),
+        ("--resolution 64 \\\n--seed 3\n", "line 1: No escaped character; .* take the backslash off the line's end"),
         ("--resolutoin 64\n", "unknown argument '--resolutoin'; did you mean --resolution?"),
     ],
 )
