@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import re
 import sys
@@ -9,6 +10,7 @@ import sys
 from sd import versions
 from sd.errors import InputError, run_script
 
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)  # what a user's path may be refused for
 _MISSING_LIBRARY = re.compile(r"(lib[\w+.-]+\.so[.\d]*): cannot open shared object file")
 
 
@@ -24,6 +26,8 @@ def run(module: str, when_stopped: str = "the same command starts again") -> Non
             importlib.import_module(module).main()
         except (ImportError, OSError) as error:
             missing = _MISSING_LIBRARY.search(str(error))
+            if missing is None and isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+                raise InputError(f"{error.filename}: {error.strerror}; name another, or change its rights") from error
             if missing is None:
                 raise
             raise InputError(versions.library_advice(missing[1])) from error

@@ -102,6 +102,15 @@ def test_a_missing_shared_library_is_named_with_its_package(monkeypatch, capsys)
     assert "libgomp.so.1 is missing" in err and "`apt-get install libgomp1`" in err and "`yum install libgomp`" in err
 
 
+@pytest.mark.parametrize("flag", ["--unet", "--output", "--prompts_file", "--compare"])
+def test_a_name_that_the_system_refuses_is_one_line(monkeypatch, capsys, flag):
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--prompt", "a", flag, *["x" * 300] * (1 + (flag == "--compare"))])
+    with pytest.raises(SystemExit) as raised:
+        entry.sample()
+    assert raised.value.code == 2
+    assert re.fullmatch(r"error: .*x{300}.* File name too long.*\n", capsys.readouterr().err)
+
+
 def test_the_commands_of_the_package_are_functions_of_the_entry():
     scripts = dict(re.findall(r'^(sd-\w+) = "sd\.entry:(\w+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
     assert set(scripts) == {
