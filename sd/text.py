@@ -51,6 +51,19 @@ def split_lines(text: str) -> list[str]:
     return _LINE_BREAK.split(text)
 
 
+def check_characters(text: str) -> None:
+    """Raise TextError for what no text file can hold: half of a surrogate pair, as a cut JSON string ends in, or a byte
+    of a command line that is not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        what = (
+            f"byte {code - 0xDC00:#x}, which is not UTF-8" if 0xDC80 <= code <= 0xDCFF else f"half of one, U+{code:X}"
+        )
+        raise TextError(f"character {error.start + 1} is {what}; take it out or write it in UTF-8") from None
+
+
 def unquoted(field: str) -> str:
     """A field of a TSV: one wholly in quotation marks loses them; a bare one, common in captions, stays."""
     return field[1:-1].replace('""', '"') if len(field) > 1 and field[0] == field[-1] == '"' else field

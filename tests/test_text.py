@@ -1,10 +1,13 @@
 """Bytes of text in any encoding come back as they were written, or are refused; none comes back as another text."""
 
+import json
+import os
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sd.text import TextError, decode_text, text_lines
+from sd.text import TextError, check_characters, decode_text, text_lines
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff"))
 latin = st.text("abcdefghijklmnopqrstuvwxyz ABC,.àâäãåæçéèêëíîïñóôöõøùûüýÿß'\u2019\u201c\u201d\u2013", max_size=40)
@@ -80,6 +83,19 @@ def test_any_bytes_are_text_or_a_text_error(data):
 def test_the_reason_names_the_remedy(data, message):
     with pytest.raises(TextError, match=message):
         decode_text(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (json.loads('"a \\ud83d cat"'), r"character 3 is half of one, U\+D83D; take it out"),
+        (os.fsdecode(b"caf\xe9"), "character 4 is byte 0xe9, which is not UTF-8; "),
+    ],
+)
+def test_what_is_no_character_is_named(text, message):
+    with pytest.raises(TextError, match=message):
+        check_characters(text)
+    check_characters(json.loads('"a \\ud83d\\ude00 cat, \\u0000, \\uffff"'))
 
 
 def test_lines_end_as_on_every_system():

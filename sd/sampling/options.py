@@ -10,7 +10,7 @@ from sd.flags.idle import Rule, refuse_idle
 from sd.flags.models import ModelNames
 from sd.flags.options import option
 from sd.sampling.prompts import read_prompts
-from sd.sampling.settings import check_guidance, check_settings
+from sd.sampling.settings import check_guidance, check_prompt, check_settings
 
 ASTRONAUT = "a photo of an astronaut riding a horse on mars"
 # What a protocol fixes beside the defaults of 50 steps and seed 42; a flag that is given wins.
@@ -116,6 +116,11 @@ class SampleOptions(ModelNames):
         refuse_idle(self, self._idle_rules())
         check_ranges(self, "num_images height width batch_size num_prompts processes every", low=1)
         check_range("seed", self.seed, low=0)
+        for name, prompt in [
+            *(("prompt", each) for each in self.prompt or ()),
+            ("negative_prompt", self.negative_prompt),
+        ]:
+            check_prompt(name, prompt)
         check_settings(self)
         for scale in self.scales:
             check_guidance("guidance_scales", scale)

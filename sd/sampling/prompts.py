@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from sd.errors import ArgumentError, InputError
-from sd.text import TextError, text_lines, unquoted
+from sd.text import TextError, check_characters, text_lines, unquoted
 
 COLUMNS = ("prompt", "caption_en", "caption", "text")
 
@@ -35,10 +35,14 @@ def read_prompts(
         column = column or next((name for name in COLUMNS if name in row), None)
         if not isinstance(row.get(column), str):
             expected = f"column {column!r}" if column else f"column named {' or '.join(COLUMNS)}"
+            remedy = "name the right one with --prompts_column" if flag == "prompts_file" else "rename the right one"
             raise InputError(
-                f"{path}, line {number}: no {expected} with text, it has {', '.join(map(str, row)) or 'none'}; "
-                "name the right one with --prompts_column"
+                f"{path}, line {number}: no {expected} with text, it has {', '.join(map(str, row)) or 'none'}; {remedy}"
             )
+        try:
+            check_characters(row[column])
+        except TextError as error:
+            raise InputError(f"{path}, line {number}: {error}") from None
         prompts.append(row[column].strip())
     if not prompts:
         raise InputError(f"{path} holds no prompt; expected one a line")

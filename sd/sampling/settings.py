@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from sd.diffusion.schedule import NUM_TRAIN_TIMESTEPS, sampler_config
-from sd.errors import ArgumentError
+from sd.errors import ArgumentError, one_line
+from sd.text import TextError, check_characters
 
 # Only samplers that draw no noise on their way: all chance in a picture then comes from its seed.
 SCHEDULERS = {
@@ -27,6 +28,14 @@ def check_settings(options: Any) -> None:
     check_guidance("guidance_scale", options.guidance_scale)
     check_steps(options.num_inference_steps)
     check_scheduler(options.scheduler)
+
+
+def check_prompt(name: str, prompt: str) -> None:
+    """Raise InputError for a prompt that a picture's file cannot hold. name: of its argument."""
+    try:
+        check_characters(prompt)
+    except TextError as error:
+        raise ArgumentError(name, one_line(ascii(prompt)), f": {error}") from None
 
 
 def check_guidance(name: str, scale: float) -> None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 MAX_EXAMPLES = 4
 # What the page calls the arguments that a message may name.
 FIELDS = {
+    "prompt": "Prompt",
+    "negative_prompt": "Negative prompt",
     "guidance_scale": "Guidance scale",
     "num_inference_steps": "Steps",
     "scheduler": "Sampler",

@@ -7,7 +7,7 @@ from sd.errors import ArgumentError, InputError
 from sd.flags.arguments import check_choice, check_range, check_ranges
 from sd.flags.models import ModelNames
 from sd.flags.options import option
-from sd.sampling.settings import check_settings
+from sd.sampling.settings import check_prompt, check_settings
 
 MAX_PICTURES, LARGEST_SIDE = 16, 2048
 _WHOLE = ("num_inference_steps", "seed", "num_images", "height", "width")
@@ -60,6 +60,8 @@ class Request:
     def __post_init__(self):
         if not self.prompt.strip():
             raise InputError("the prompt is empty; type what is to be drawn")
+        for name in ("prompt", "negative_prompt"):
+            check_prompt(name, getattr(self, name))
         for name in _WHOLE:
             value: Any = getattr(self, name)
             if value is None and name in ("height", "width"):

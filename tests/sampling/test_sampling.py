@@ -1,6 +1,7 @@
 """Finding checkpoints, reading prompts, drawing into files: what is found, kept, named and refused."""
 
 import errno
+import os
 import re
 import shutil
 import warnings
@@ -166,6 +167,7 @@ def test_a_tsv_field_in_quotes_loses_them_and_bare_ones_stay(tmp_path):
         ("p.jsonl", '{"caption": 3}\n', "line 1: no column 'caption' with text"),
         ("p.jsonl", '{"caption": "a"}\nnot json\n', "line 2: not JSON"),
         ("p.jsonl", "[1]\n", "line 1: list where an object was expected"),
+        ("p.jsonl", '{"caption": "a"}\n{"caption": "a \\ud83d"}\n', "line 2: character 3 is half of one, U+D83D"),
         ("p.txt", "\n \n", "holds no prompt"),
         ("p.tsv", "caption_en\n", "holds no prompt"),
         ("p.csv", "", "holds no prompt"),
@@ -183,6 +185,12 @@ def test_prompts_that_cannot_be_read_are_named(tmp_path, name, text, message):
     assert message in str(error.value) and str(path) in str(error.value)
     with pytest.raises(InputError, match="No such file"):
         read_prompts(tmp_path / "none.txt")
+
+
+def test_a_wrong_column_of_training_is_not_to_be_named_by_a_flag_of_eval(tmp_path):
+    (tmp_path / "p.csv").write_text("id,title\n1,a\n")
+    with pytest.raises(InputError, match=r"it has id, title; rename the right one$"):
+        read_prompts(tmp_path / "p.csv", flag="validation_prompts")
 
 
 # Pictures and files.
@@ -314,6 +322,8 @@ def test_compare_puts_the_same_noise_side_by_side(output_dir, tmp_path):
         ({"scheduler": "foo"}, "scheduler='foo'; expected one of ddim"),
         ({"dtype": "int8"}, "dtype='int8'; expected one of"),
         ({"device": "tpu"}, "--device tpu; expected cpu, gpu or gpu:N"),
+        ({"prompt": [os.fsdecode(b"caf\xe9")]}, "character 4 is byte 0xe9, which is not UTF-8"),
+        ({"negative_prompt": "\ud83d"}, "character 1 is half of one, U+D83D"),
     ],
 )
 def test_flags_that_do_not_fit_are_named(repository, tmp_path, given, message):

@@ -139,6 +139,7 @@ def test_a_truncated_prompt_is_reported(engine):
         ({"model": "../../etc"}, "../../etc is not there"),
         ({"model": None}, "no checkpoint is not there"),
         ({"prompt": " "}, "the prompt is empty; type what is to be drawn"),
+        ({"prompt": "a \ud83d"}, "character 3 is half of one, U+D83D"),
     ],
 )
 def test_wrong_values_are_explained(engine, given, message):
