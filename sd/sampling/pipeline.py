@@ -17,6 +17,7 @@ import paddle
 
 from sd import devices
 from sd.diffusion.schedule import sampler_config
+from sd.errors import RunError
 from sd.models.attention import KernelAttnProcessor
 from sd.models.encoders import tokenize, truncate
 from sd.sampling.constants import computed_once
@@ -228,9 +229,15 @@ def truncated_text(tokenizer: Any, prompt: str) -> str:
 
 
 def decode(vae: paddle.nn.Layer, latents: paddle.Tensor) -> np.ndarray:
-    """Latents [B,C,h,w], scaled as in training -> uint8 [B,H,W,3]."""
+    """Latents [B,C,h,w], scaled as in training -> uint8 [B,H,W,3]. Raises RunError for pixels that are NaN, which would
+    come out black."""
     pixels = vae.decode((latents / vae.config.scaling_factor).cast(vae.dtype)).sample.cast("float32")
     pixels = (pixels.numpy().transpose([0, 2, 3, 1]) + 1) * 127.5
+    if np.isnan(pixels).any():
+        raise RunError(
+            "a picture has NaN pixels: so have the weights, or numbers overflow on the way; try another checkpoint, "
+            "--dtype fp32 or a lower --guidance_scale"
+        )
     return pixels.round().clip(0, 255).astype(np.uint8)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sd.diffusion.schedule import sampler_config
+from sd.errors import RunError
 from sd.sampling.grid import labelled_sheet
 from sd.sampling.pipeline import Networks, draw_images, make_scheduler, reconstruct, reconstruct_cached
 
@@ -34,20 +35,27 @@ class Previews:
         self.latest = {}  # name -> sheet of the last drawing
 
     def draw(self, model: Any) -> Iterator[tuple[str, Any]]:
-        """Yield (name, labelled sheet as PIL image) of each group."""
-        for name, sheet in self._draw(model):
+        """Yield (name, labelled sheet as PIL image) of each group; one that cannot be drawn costs a warning, not the
+        run."""
+        for name, make, *arguments in self._groups(model):
+            try:
+                sheet = make(*arguments)
+            except RunError as error:
+                logger.warning("%s was not drawn: %s", name, error)
+                continue
             self.latest[name] = sheet
             yield name, sheet
 
-    def _draw(self, model):
+    def _groups(self, model):
+        """(name, what makes the sheet, its arguments)"""
         if self.captions:
-            yield "reconstruction", self._reconstruction(model.vae)
+            yield "reconstruction", self._reconstruction, model.vae
             for scale in GUIDANCE_SCALES:
-                yield f"ddim-samples-{scale}", self._samples(model, self.captions, self.sizes, scale)
+                yield f"ddim-samples-{scale}", self._samples, model, self.captions, self.sizes, scale
         if self.prompts:
             prompts = [prompt for prompt in self.prompts for _ in self.prompt_sizes]
-            sizes = self.prompt_sizes * len(self.prompts)
-            yield "validation", self._samples(model, prompts, sizes, GUIDANCE_SCALES[-1], len(self.prompt_sizes))
+            sizes, scale = self.prompt_sizes * len(self.prompts), GUIDANCE_SCALES[-1]
+            yield "validation", self._samples, model, prompts, sizes, scale, len(self.prompt_sizes)
 
     def _reconstruction(self, vae):
         """The records' pictures above what the VAE keeps of them; of cached ones the latter alone."""

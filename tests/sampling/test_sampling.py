@@ -257,6 +257,15 @@ def test_a_full_disk_keeps_what_is_finished(output_dir, tmp_path, monkeypatch):
     assert read_png_text(jobs[1].path)[0] == "a"
 
 
+def test_a_picture_of_nan_is_an_error_and_not_black(output_dir, tmp_path):
+    models = load_models(str(output_dir))
+    bias = models.unet.conv_out.bias
+    bias.set_value(bias * float("nan"))
+    with pytest.raises(RunError, match="a picture has NaN pixels: so have the weights, or numbers overflow"):
+        draw(models, [Job("a", 1, tmp_path / "a.png")], settings_for(models, num_inference_steps=2))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_output_that_cannot_be_a_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd.errors import InputError
+from sd.errors import InputError, RunError
 from sd.metrics import score_file
 from sd.sampling.prompts import read_prompts
-from sd.training import callbacks
+from sd.training import callbacks, report
 from sd.training.report import append_history, draw_report, read_history
 from sd.training.validation import describe_metrics, evaluate_loss
 from tests.training_harness import checksums, weights
@@ -99,6 +99,20 @@ def test_defect_17_rank_0_alone_draws_and_always_the_same_captions(workshop, mon
         process_index, disable_tqdm, benchmark, report_to, profiler_options = 1, False, True, ["visualdl"], None
 
     assert callbacks.make_callbacks(Arguments, trainer=None) == []
+
+
+def test_pictures_that_cannot_be_drawn_do_not_end_a_run(workshop, monkeypatch, info):
+    from sd.training import previews
+
+    def overflowing(*arguments, seeds, guidance_scale, **settings):
+        if guidance_scale > 1:
+            raise RunError("a picture has NaN pixels")
+        return np.zeros([4, 32, 32, 3], np.uint8)
+
+    monkeypatch.setattr(previews, "draw_images", overflowing)
+    output_dir = workshop.train("nan", "--report_to", "visualdl", "--image_logging_steps", 2, "--max_steps", 2)
+    assert set(read_log(output_dir)["image"]) == {"reconstruction", "ddim-samples-1.0"}
+    assert "ddim-samples-7.5 was not drawn: a picture has NaN pixels" in info.messages
 
 
 def test_what_is_shown_changes_nothing_that_is_trained(workshop, monkeypatch):
