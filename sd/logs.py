@@ -56,3 +56,10 @@ def import_quietly() -> None:
         import ppdiffusers  # noqa: F401
         from paddlenlp.utils.log import logger
     logger.set_level("WARNING")
+
+
+def prepare_worker() -> None:
+    """In a worker that computes by Paddle: it logs warnings alone, and the libraries' about each other not at all."""
+    set_up_logging()
+    logging.getLogger("sd").setLevel(logging.WARNING)
+    import_quietly()

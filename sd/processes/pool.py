@@ -32,13 +32,15 @@ def die_with_launcher() -> None:
         die_with_parent(os.getppid())
 
 
-def _start_worker(parent, environments):
+def _start_worker(parent, environments, prepare):
     die_with_parent(parent)
     if environments:
         number = next(iter(multiprocessing.current_process()._identity), 1)
         os.environ.update(environments[(number - 1) % len(environments)])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if prepare:
+        prepare()
 
 
 def run_local(
@@ -46,16 +48,18 @@ def run_local(
     tasks: Iterable[Any],
     num_workers: int,
     environments: Sequence[Mapping[str, str]] = (),
+    prepare: Callable[[], None] | None = None,
 ) -> Generator[Any, None, None]:
     """Yield `function(task)` for each task, in order, at most 2 * num_workers of them in hand.
 
     environments: dicts of environment variables, dealt out to the workers in turn before they import the function.
+    prepare: what each worker calls after that, and before it imports the function.
 
     Raises RunError if a worker is killed. Leaving the loop early kills the workers at once.
     """
     context = multiprocessing.get_context("spawn")  # forking beside threads (progress bar, S3) may deadlock
     earlier = set(multiprocessing.active_children())
-    start: dict[str, Any] = {"initializer": _start_worker, "initargs": (os.getpid(), environments)}
+    start: dict[str, Any] = {"initializer": _start_worker, "initargs": (os.getpid(), environments, prepare)}
     executor = ProcessPoolExecutor(num_workers, context, **start)
     try:
         pending = deque()

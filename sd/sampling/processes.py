@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sd import devices
+from sd.logs import prepare_worker
 from sd.processes.pool import run_local
 from sd.sampling.job import Job, draw, picture_bar, unfinished
 from sd.sampling.models import Models, load_models
@@ -38,7 +39,7 @@ def run_shared(
     """
     device = devices.current()
     named = source.device and devices.parse(source.device).index is not None
-    yield from run_local(work, tasks, processes, [] if named else devices.shares(device, processes))
+    yield from run_local(work, tasks, processes, [] if named else devices.shares(device, processes), prepare_worker)
 
 
 def draw_shared(source: Source, models: Models, jobs: Sequence[Job], settings: Settings, processes: int) -> None:

@@ -12,6 +12,7 @@ from sd.sampling.job import Job, draw, settings_from, warn_truncated_prompts
 from sd.sampling.models import load_models
 from sd.sampling.options import SampleOptions
 from sd.sampling.processes import Source, draw_shared
+from sd.sampling.sources import fixed_unet
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,12 @@ def _title(label, settings, guidance_scales):
     return f"{label}: {settings.width} x {settings.height}, {sampler}"
 
 
+def _names(flags, unet, variant):
+    """The arguments of `load_models`, by which every process loads the same weights."""
+    unet = fixed_unet(unet, variant=variant, **flags.models)
+    return {"unet": unet, "variant": variant, "dtype": flags.dtype} | flags.models
+
+
 def _draw_jobs(flags, names, models, jobs, settings):
     """By this process, or by several that load the models of these names."""
     if flags.processes == 1:
@@ -69,7 +76,7 @@ def _draw_jobs(flags, names, models, jobs, settings):
 
 
 def _draw(flags, prompts, device):
-    names = {"unet": flags.unet, "variant": flags.variant, "dtype": flags.dtype} | flags.models
+    names = _names(flags, flags.unet, flags.variant)
     models = load_models(**names)
     settings = settings_from(flags, models, device)
     folder, grid, single = _output_paths(flags.output, len(prompts) * flags.num_images)
@@ -98,7 +105,7 @@ def _compare(flags, prompts, device):
     columns = find_columns(flags.compare, flags.unet, flags.variant, flags.guidance_scale)
     pictures, models = [], None
     for number, column in enumerate(columns):
-        names = {"unet": column.unet, "variant": column.variant, "dtype": flags.dtype} | flags.models
+        names = _names(flags, column.unet, column.variant)
         models = load_models(**names, shared=models)
         settings = replace(settings_from(flags, models, device), guidance_scale=column.guidance_scale)
         if number == 0:

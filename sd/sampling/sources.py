@@ -71,6 +71,13 @@ def find_sources(
     return Sources(location, run, repository, components)
 
 
+def fixed_unet(unet: str | Path | None, **names: Any) -> str:
+    """A name of the UNet that `find_sources` finds now by these arguments. `output_dir` names another one as soon as
+    training has saved it, which processes that load it one after another must not follow."""
+    location = find_sources(unet, **names).location
+    return str(location.checkpoint or location.folder)
+
+
 def _unet_of(model: str) -> Location:
     """The UNet of a pretrained model by folder, file or published name."""
     if is_single_file(model):

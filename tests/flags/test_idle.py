@@ -15,7 +15,6 @@ REFUSED = [
     (sample.parse_arguments, ["--guidance_scales", "1", "2"], "--guidance_scales 1.0 2.0 has no effect without --metr"),
     *((sample.parse_arguments, [f"--{name}", "x"], f"--{name} x has no effect without --metrics")
       for name in ("preset", "clip_model", "fid_model", "fid_reference", "data_filter", "cmmd_reference")),
-    (sample.parse_arguments, ["--processes", "2"], "--processes 2 has no effect without --metrics"),
     (sample.parse_arguments, [*SCORES, "--every", "2"], "--every 2 has no effect without --watch"),
     (sample.parse_arguments, [*SCORES, "--golden", "x"], "--golden x has no effect without --watch"),
     (sample.parse_arguments, [*SCORES, "--poll_seconds", "2"], "--poll_seconds 2.0 has no effect without --watch"),
@@ -37,6 +36,7 @@ TAKEN = [
     (sample.parse_arguments, ["--guidance_scale", "2", "--negative_prompt", "x", "--seed", "3"]),
     (sample.parse_arguments, [*SCORES, "--num_prompts", "8", "--guidance_scales", "2", "3", "--clip_model", "x"]),
     (sample.parse_arguments, ["--watch", "out", "--prompts_file", "p.txt", "--every", "2", "--clip_model", "x"]),
+    (sample.parse_arguments, ["--prompt", "a", "--processes", "2"]),
     (sample.parse_arguments, ["--compare", "1", "2", "--negative_prompt", "x", "--guidance_scale", "1"]),
     (export.parse_arguments, [*EXPORT, "--format", "single_file", "--dtype", "fp16", "--card", "--scores", "x"]),
     (pack, [*PACK, "--resize", "64", "--quality", "80", "--image_key", "x", "--allow_outside"]),

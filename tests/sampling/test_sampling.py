@@ -289,23 +289,6 @@ def test_eval_writes_pictures_with_settings_and_a_grid(output_dir, tmp_path, cap
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "o/0-a-43.png").read_bytes()
 
 
-def test_several_processes_draw_what_one_draws(output_dir, tmp_path, capfd):
-    given = {"unet": str(output_dir), "prompt": ["a", "b"], "num_images": 2, "batch_size": 1}
-    run.run(flags(**given, output=str(tmp_path / "one")))
-    run.run(flags(**given, output=str(tmp_path / "several"), processes=2))
-    assert "| 4/4 pictures" in capfd.readouterr().err
-    names = {path.name for path in (tmp_path / "one").iterdir()}
-    assert names == {path.name for path in (tmp_path / "several").iterdir()} and len(names) == 5
-    for name in names:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "several" / name).read_bytes()
-    drawn = (tmp_path / "several/0-a-42.png").stat().st_mtime_ns
-    (tmp_path / "several/1-b-43.png").unlink()
-    run.run(flags(**given, output=str(tmp_path / "several"), processes=2))
-    assert "3 of 4 pictures are there already" in capfd.readouterr().out
-    assert (tmp_path / "several/0-a-42.png").stat().st_mtime_ns == drawn
-    assert (tmp_path / "one/1-b-43.png").read_bytes() == (tmp_path / "several/1-b-43.png").read_bytes()
-
-
 def test_compare_puts_the_same_noise_side_by_side(output_dir, tmp_path):
     words = ["raw", "ema", f"{output_dir}/checkpoint-5", f"{output_dir}/checkpoint-10/unet:ema", "1"]
     columns = find_columns(words, str(output_dir), None, 2.0)
