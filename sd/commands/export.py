@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sd import devices, runtime
 from sd.flags.idle import refuse_idle
@@ -9,7 +10,7 @@ from sd.flags.models import ModelNames
 from sd.flags.options import REQUIRED, option, parse
 from sd.logs import import_quietly, set_up_logging
 from sd.runs.locate import find_unet
-from sd.sampling.card import check_files, write_card
+from sd.sampling.card import check_files, check_free, write_card
 from sd.sampling.export import check_output, export_pipeline, export_single_file
 from sd.sampling.settings import check_scheduler
 from sd.sampling.sources import find_sources
@@ -59,6 +60,8 @@ def main() -> None:
     find_sources(flags.checkpoint, variant=flags.variant, **flags.models).check(scheduler=flags.scheduler)
     check_output(flags.output, one_file=flags.format == "single_file")
     check_files(flags.scores, flags.picture)
+    if flags.card and flags.format == "single_file":
+        check_free(Path(flags.output), flags.picture)
     runtime.prepare("cpu")
     set_up_logging()
     import_quietly()

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd.errors import InputError
+from sd.errors import ArgumentError, InputError
 from sd.runs.locate import run_settings
 from sd.sampling.files import written
 
@@ -73,6 +73,14 @@ def check_files(scores: str | Path | None, picture: str | Path | None) -> None:
         _score_table(Path(scores))
     if picture and not Path(picture).is_file():
         raise InputError(f"--picture {picture}: no such file")
+
+
+def check_free(exported: Path, picture: str | Path | None) -> None:
+    """Raise InputError if beside an exported file there is a card or a picture already, of another export perhaps."""
+    copy = exported.parent / Path(picture).name if picture else None
+    for path in filter(None, (exported.with_suffix(".md"), copy)):
+        if path.exists() and not (picture and path.samefile(picture)):
+            raise ArgumentError("output", str(exported), f": {path} is there already; move it or choose another folder")
 
 
 def _summary(checkpoint: Path | None, models: "Models") -> str:

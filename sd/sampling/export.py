@@ -28,6 +28,8 @@ def check_output(output: str | Path, one_file: bool) -> Path:
     output = Path(output)
     if one_file and (output.suffix != ".safetensors" or output.exists()):
         raise InputError(f"--output {output}: expected the name of a new .safetensors file")
+    if not output.name:  # `.`, in whose place no other folder can be put
+        raise ArgumentError("output", str(output), "; expected the name of a new folder")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ArgumentError("output", str(output), " is there already; remove it or choose another")
     check_folder(output.parent)
@@ -68,8 +70,9 @@ def export_pipeline(models: "Models", output: str | Path, layout: str, scheduler
             fsync(path)
         publish(temporary, output)
     except (OSError, RuntimeError) as error:  # safetensors' error for a full disk is its own
-        shutil.rmtree(temporary, ignore_errors=True)
         raise RunError(f"{output} not written: {error}; free space or choose another --output") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return output
 
 

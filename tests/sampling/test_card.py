@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from sd.commands import export
 from sd.errors import InputError
-from sd.sampling.card import write_card
+from sd.sampling.card import check_free, write_card
 from sd.sampling.files import write_png
 from sd.sampling.models import load_models
 from tests.checkpoints import make_output_dir
@@ -44,6 +44,18 @@ def test_the_script_writes_a_card_beside_one_file(output_dir, tmp_path, monkeypa
     assert "![pictures drawn by checkpoint-10 ema](grid.png)" in card.text
     assert (target.parent / "grid.png").read_bytes() == (tmp_path / "grid.png").read_bytes()
     assert "TODO: name the licence" in card.text
+
+
+@pytest.mark.parametrize("name", ["model.md", "grid.png"])
+def test_what_lies_beside_an_exported_file_stays(tmp_path, name):
+    """The card of an earlier export, with a licence written into it, or the picture that another card shows."""
+    (tmp_path / "samples").mkdir()
+    write_png(tmp_path / "samples/grid.png", np.zeros([4, 4, 3], np.uint8))
+    (tmp_path / "out").mkdir()
+    check_free(tmp_path / "out/model.safetensors", tmp_path / "samples/grid.png")
+    (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(InputError, match=rf"{name} is there already; move it or choose another folder"):
+        check_free(tmp_path / "out/model.safetensors", tmp_path / "samples/grid.png")
 
 
 def test_scores_of_another_form_are_named(output_dir, tmp_path):

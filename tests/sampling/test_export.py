@@ -73,6 +73,16 @@ def test_a_full_disk_leaves_nothing_half_written(models, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_leaves_nothing_half_written(models, tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models.vae, "save_pretrained", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_pipeline(models, tmp_path / "pipeline", "diffusers")
+    assert list(tmp_path.iterdir()) == []
+
+
 def trained_from(workshop, name, pretrained, unet=None, more=()):
     """The UNet's weights after two steps; unet=None leaves the flag out, so that the pretrained model's is used."""
     from sd.training.run import train
