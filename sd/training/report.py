@@ -46,13 +46,18 @@ def append_history(output_dir: str | Path, line: dict[str, Any]) -> None:
 
 
 def read_history(output_dir: str | Path) -> list[dict[str, Any]]:
-    """The lines of the logs by step; of a step that was made twice, after a kill or a rollback, the latest counts."""
+    """The lines of the logs by step. Where a run went back, after a kill, a rollback or to an earlier checkpoint, what
+    was logged of the steps from there on does not count."""
     return _by_step(output_dir, "loss")
 
 
 def _by_step(output_dir, key):
-    lines = {line["global_step"]: line for line in read_lines(Path(output_dir) / HISTORY) if key in line}
-    return [lines[step] for step in sorted(lines)]
+    lines: list[dict[str, Any]] = []
+    for line in read_lines(Path(output_dir) / HISTORY):
+        if lines and line["global_step"] < lines[-1]["global_step"]:
+            lines = [earlier for earlier in lines if earlier["global_step"] < line["global_step"]]
+        lines.append(line)
+    return list({line["global_step"]: line for line in lines if key in line}.values())
 
 
 def draw_report(output_dir: str | Path, sheets: dict[str, Any] | None = None) -> Path:

@@ -77,6 +77,21 @@ def test_a_resumed_run_is_one_curve_of_one_run(workshop):
     assert Image.open(draw_report(output_dir)).height > height  # it has the scores too
     workshop.train("curve", *flags, "--max_steps", 2, "--overwrite_output_dir")
     assert len([*output_dir.glob("runs/*/vdlrecords.*.log")]) == 2  # another run
+    assert [line["global_step"] for line in read_history(output_dir)] == [2]  # not a page of the two
+
+
+def test_the_history_of_steps_that_were_gone_back_over_does_not_count(tmp_path):
+    def log(step, **values):
+        append_history(tmp_path, {"global_step": step, **values})
+
+    for step in (2, 4, 6, 8):
+        log(step, loss=1.0)
+        log(step, eval_loss=1.0)
+    log(5, loss=2.0)  # from checkpoint-4, and another logging_steps
+    log(10, loss=2.0)
+    log(10, loss=3.0)  # killed before checkpoint-10
+    assert [(line["global_step"], line["loss"]) for line in read_history(tmp_path)] == [(2, 1), (4, 1), (5, 2), (10, 3)]
+    assert [line["global_step"] for line in report._by_step(tmp_path, "eval_loss")] == [2, 4]
 
 
 @pytest.mark.defect(17)
