@@ -2,6 +2,7 @@
 # ruff: noqa: UP045  (PdArgumentParser understands Optional[X], not X | None)
 
 import importlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,17 +36,27 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def check_range(
-    name: str, value: float, low: float | None = None, high: float | None = None, above: float | None = None
+    name: str,
+    value: float,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
 ) -> None:
-    """Raise InputError unless low <= value <= high and value > above; a bound that is None does not count."""
+    """Raise InputError unless low <= value <= high and above < value < below; a bound that is None does not count."""
     fits = (
-        (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
-    ) and value == value  # NaN is in no range
+        (low is None or value >= low)
+        and (high is None or value <= high)
+        and (above is None or value > above)
+        and (below is None or value < below)
+        and value == value  # NaN is in no range
+    )
     if not fits:
         parts = [
             f"above {above}" if above is not None else "",
             f"at least {low}" if low is not None else "",
             f"at most {high}" if high is not None else "",
+            f"below {below}" if below is not None else "",
         ]
         raise ArgumentError(name, value, f"; expected {' and '.join(part for part in parts if part)}")
 
@@ -121,7 +132,7 @@ class SDModelArguments:
         check_choice("unet_data_format", self.unet_data_format, ("NCHW", "NHWC"))
         check_range("model_max_length", self.model_max_length, low=2)
         check_range("num_inference_steps", self.num_inference_steps, low=1, high=999)  # 1000, less DDIM's offset of 1
-        check_ranges(self, "noise_offset input_perturbation", low=0)
+        check_ranges(self, "noise_offset input_perturbation", low=0, below=math.inf)
         check_ranges(self, "snr_gamma", above=0)
         if self.rescale_betas_zero_snr and self.prediction_type != "v_prediction":
             raise InputError(

@@ -4,6 +4,7 @@
 import logging
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Optional
 
 from paddlenlp.trainer import TrainingArguments
@@ -11,6 +12,7 @@ from paddlenlp.trainer import TrainingArguments
 from sd import devices
 from sd.errors import ArgumentError, InputError
 from sd.flags.arguments import check_choice, check_range, check_ranges, flag
+from sd.flags.idle import idle_flags
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +30,27 @@ _UNSUPPORTED = {
     "context_parallel_degree": -1,
     "skip_data_intervals": None,
     "offload_optim": False,
+    "ignore_load_lr_and_optim": False,
+    "ignore_save_lr_and_optim": False,
+    "save_on_each_node": False,
+    "no_cuda": False,
+    "bf16_full_eval": False,
+    "fp16_full_eval": False,
+    "do_predict": False,
+    "do_export": False,
+    "pdc_download_ckpt": False,
 }
+_LONGEST_TIMEOUT = 10**8  # seconds; a timer takes 2^63 nanoseconds, and ten of these are asked of it while saving
 REPORTERS = ("visualdl", "custom_visualdl", "tensorboard", "wandb", "autonlp", "all", "none")
+
+
+def _check_profiler_options(text: str) -> None:
+    from paddlenlp.utils.profiler import ProfilerOptions
+
+    try:
+        ProfilerOptions(text)
+    except ValueError:
+        raise ArgumentError("profiler_options", text, "; expected name=value;..., as batch_range=[10,20]") from None
 
 
 @dataclass
@@ -110,26 +131,62 @@ class SDTrainingArguments(TrainingArguments):
 
     def _check_values(self):
         check_ranges(self, "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps", low=1)
-        check_ranges(self, "logging_steps save_steps max_bad_steps", low=1)
+        check_ranges(self, "logging_steps save_steps eval_steps max_bad_steps", low=1)
         check_ranges(self, "warmup_steps dataloader_num_workers ema_start_step rollback_on_nonfinite", low=0)
         check_range("rollback_loss_factor", self.rollback_loss_factor, above=1)
-        check_ranges(self, "learning_rate unet_learning_rate text_encoder_learning_rate", low=0)
-        check_range("seed", self.seed, low=0, high=2**63 - 1)
+        rates = "learning_rate unet_learning_rate text_encoder_learning_rate weight_decay lr_end num_cycles power"
+        check_ranges(self, rates, low=0, below=math.inf)
+        check_ranges(self, "adam_beta1 adam_beta2", low=0, below=1)
+        check_ranges(self, "adam_epsilon num_train_epochs scale_loss", above=0, below=math.inf)
+        check_range("max_grad_norm", self.max_grad_norm, below=math.inf)  # 0 and less is none
+        check_range("warmup_ratio", self.warmup_ratio, low=0, high=1)
+        check_range("hang_timeout", self.hang_timeout, low=0, high=_LONGEST_TIMEOUT)
+        check_range("seed", self.seed, low=0, high=2**32 - 1)  # of NumPy's legacy generator, which paddlenlp seeds
         check_range("ema_decay", self.ema_decay, low=0, high=1)
         if self.image_logging_steps == 0 or self.image_logging_steps < -1:
             raise ArgumentError("image_logging_steps", self.image_logging_steps, "; expected -1 (never) or at least 1")
         check_choice("fp16_opt_level", self.fp16_opt_level, ("O1", "O2"))
+        if getattr(self.optim, "value", self.optim) == "adafactor":
+            raise ArgumentError("optim", "adafactor", " is not supported by this trainer; use adamw")
+        if not self.output_dir:
+            raise ArgumentError("output_dir", self.output_dir, "; expected a folder, `.` for this one")
+        if self.logging_dir and Path(self.logging_dir).is_file():
+            raise ArgumentError("logging_dir", self.logging_dir, " is a file; expected a folder")
+        if self.profiler_options:
+            _check_profiler_options(self.profiler_options)
         if isinstance(self.report_to, str):
             self.report_to = [self.report_to]
         for name in self.report_to or []:
             check_choice("report_to", name, REPORTERS)
         if self.fp16 and self.bf16:
             raise InputError("--fp16 True with --bf16 True; choose one")
+        for name in ("logging_strategy", "save_strategy", "evaluation_strategy"):
+            if getattr(value := getattr(self, name), "value", value) == "epoch":
+                raise ArgumentError(name, "epoch", "; training here counts steps alone, use steps")
         for name, usual in _UNSUPPORTED.items():
             if getattr(self, name) not in (usual, None):
                 raise ArgumentError(name, getattr(self, name), " is not supported by this trainer; leave it out")
         if "stage3" in str(self.sharding):
             raise ArgumentError("sharding", self.sharding, " is not supported by this trainer; use stage1 or stage2")
+
+    def idle(self) -> list[str]:
+        """Lines on flags without an effect: notes, since train.sh, recipes and a run.json give flags of their own."""
+        schedule, drawn = self.lr_scheduler_type.value, self.image_logging_steps > 0 and "visualdl" in self.report_to
+        rules = [
+            (
+                schedule != "constant",
+                "warmup_steps warmup_ratio",
+                "with --lr_scheduler_type constant; constant_with_warmup warms up",
+            ),
+            (not self.warmup_steps, "warmup_ratio", "with --warmup_steps"),
+            (schedule == "cosine", "num_cycles", "without --lr_scheduler_type cosine"),
+            (schedule == "polynomial", "lr_end power", "without --lr_scheduler_type polynomial"),
+            (self.max_steps <= 0, "num_train_epochs", f"with --max_steps {self.max_steps}; -1 counts epochs"),
+            (self.use_ema, "ema_decay ema_start_step", "without --use_ema True"),
+            (self.rollback_on_nonfinite > 0, "rollback_loss_factor", "without --rollback_on_nonfinite"),
+            (drawn, "validation_prompts", "without --image_logging_steps and --report_to visualdl, which draw"),
+        ]
+        return list(idle_flags(self, rules))
 
     @property
     def precision(self) -> str:

@@ -147,10 +147,14 @@ class Profile(TrainerCallback):
     """Paddle's profiler over the steps that --profiler_options names."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One step of the profiler."""
+        """One step of the profiler; after the last the run ends, with a checkpoint, unless exit_on_finished=False."""
         from paddlenlp.utils.profiler import add_profiler_step
 
-        add_profiler_step(args.profiler_options)
+        try:
+            add_profiler_step(args.profiler_options)
+        except SystemExit:
+            logger.info("step %d: profiled; the run ends here (exit_on_finished=True)", state.global_step)
+            control.should_save = control.should_training_stop = True
 
 
 def earlier_log(output_dir: str) -> Path | None:

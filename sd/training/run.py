@@ -44,6 +44,7 @@ from sd.training.data import (
     used_buckets,
 )
 from sd.training.identity import component_hashes, settings_of
+from sd.training.report import HISTORY
 from sd.training.setup import keep_global_batch
 from sd.training.trainer import StableDiffusionTrainer
 
@@ -57,6 +58,8 @@ def train(model_args: SDModelArguments, data_args: SDDataArguments, training_arg
     precision = f"{training_args.precision} {training_args.fp16_opt_level}".removesuffix(" O1")
     ranks = f"{training_args.world_size} rank(s)"
     logger.info("device: %s; precision %s; %s", devices.describe(devices.current()), precision, ranks)
+    for line in training_args.idle() if training_args.process_index == 0 else ():
+        logger.warning("%s", line)
     # Errors in the data are raised before gigabytes of models are loaded.
     if data_args.data_filter is not None:
         RowFilter(data_args.data_filter)
@@ -156,12 +159,17 @@ def find_start(training_args: SDTrainingArguments, only_look: bool = False) -> P
             raise ArgumentError("resume_from_checkpoint", named, f": {problem}; in {output_dir} there are: {existing}")
         return Path(named)
     if training_args.overwrite_output_dir:
+        if named:
+            raise InputError(
+                f"--resume_from_checkpoint {named} with --overwrite_output_dir True, which removes them; give one"
+            )
         if only_look:
             return None
         for folder in list_checkpoints(output_dir):
             logger.info("removing %s (overwrite_output_dir)", folder)
             remove_checkpoint(folder)
-        (Path(output_dir) / SKIPPED).unlink(missing_ok=True)
+        for name in (SKIPPED, HISTORY):
+            (Path(output_dir) / name).unlink(missing_ok=True)
         return None
     return newest_intact_checkpoint(output_dir, mark=not only_look)
 

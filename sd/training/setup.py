@@ -10,7 +10,7 @@ import paddle
 from paddlenlp.trainer.trainer_utils import get_scheduler
 
 from sd.data.streaming.dataset import worker_init_fn
-from sd.errors import InputError
+from sd.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from sd.flags.training import SDTrainingArguments
@@ -111,15 +111,18 @@ def set_learning_rates(model: Any, rates: dict[str, float]) -> list[paddle.Tenso
 
 def make_scheduler(args: "SDTrainingArguments", base_learning_rate: float, num_training_steps: int) -> Any:
     """The schedule of the base learning rate."""
-    return get_scheduler(
-        args.lr_scheduler_type,
-        learning_rate=base_learning_rate,
-        num_warmup_steps=args.warmup_steps or int(args.warmup_ratio * num_training_steps),
-        num_training_steps=num_training_steps,
-        num_cycles=args.num_cycles,
-        lr_end=args.lr_end,
-        power=args.power,
-    )
+    try:
+        return get_scheduler(
+            args.lr_scheduler_type,
+            learning_rate=base_learning_rate,
+            num_warmup_steps=args.warmup_steps or int(args.warmup_ratio * num_training_steps),
+            num_training_steps=num_training_steps,
+            num_cycles=args.num_cycles,
+            lr_end=args.lr_end,
+            power=args.power,
+        )
+    except ValueError as error:  # a polynomial that would rise
+        raise InputError(f"--lr_scheduler_type {args.lr_scheduler_type.value}: {first_line(error)}") from None
 
 
 def make_optimizer(

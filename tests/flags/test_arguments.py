@@ -141,7 +141,7 @@ def test_the_defaults_are_the_documented_ones():
         (["--mixed_precision", "fp16"], "unknown argument '--mixed_precision'; here it is --fp16 True or --bf16 True"),
         (["--train_batch_size=4"], "here it is --per_device_train_batch_size"),
         (["--learning_rat", "1"], "unknown argument '--learning_rat'; did you mean --learning_rate?"),
-        (["--warmup_ratio", 3], "warmup_ratio must lie in range"),
+        (["--warmup_ratio", 3], "warmup_ratio=3.0; expected at least 0 and at most 1"),
         (["--lr_scheduler_type", "spiral"], "spiral"),
     ],
 )

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from sd.diffusion.model import StableDiffusionModel
-from sd.errors import RunError
+from sd.errors import InputError, RunError
 from sd.runs import checkpoint as ck
 from tests.numeric import assert_close, assert_same_training
 from tests.training_harness import EMA, UNET, checksums, weights
@@ -208,6 +208,24 @@ def test_overwrite_starts_again(workshop):
     output_dir = workshop.train("overwritten", "--max_steps", 3)
     workshop.train("overwritten", "--max_steps", 2, "--overwrite_output_dir")
     assert [folder.name for folder in ck.list_checkpoints(output_dir)] == ["checkpoint-2"]
+
+
+def test_a_profiled_run_that_ends_is_saved(workshop):
+    output_dir = workshop.train("profiled", "--max_steps", 9, "--profiler_options", "batch_range=[1,2]")
+    assert [folder.name for folder in ck.list_checkpoints(output_dir)] == ["checkpoint-3"]  # its steps count from 0
+
+
+def test_overwrite_and_resume_together_remove_nothing(workshop):
+    output_dir = workshop.train("both", "--max_steps", 1)
+    both = ["--max_steps", 2, "--overwrite_output_dir", "--resume_from_checkpoint", "true"]
+    with pytest.raises(InputError, match="--resume_from_checkpoint true with --overwrite_output_dir True"):
+        workshop.train("both", *both)
+    assert [folder.name for folder in ck.list_checkpoints(output_dir)] == ["checkpoint-1"]
+
+
+def test_a_polynomial_that_would_rise_is_refused_by_name(workshop):
+    with pytest.raises(InputError, match="--lr_scheduler_type polynomial: lr_end"):
+        workshop.train("rising", "--lr_scheduler_type", "polynomial", "--lr_end", 1)
 
 
 def test_epochs_count_the_records(workshop):
