@@ -245,7 +245,7 @@ class ExportOptions:
 
 
 def _names_in(text):
-    return [name.strip() for name in text.split(",") if name.strip()]
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import xxhash
 
 from sd.data.packing.sources.find import find_inputs
+from sd.data.packing.sources.inputs import refuse_other_than_lines
 from sd.data.parts import storage
 from sd.data.parts.columns import FLOAT, INT, TEXT, Column, check_name, from_arrow
 from sd.errors import InputError, first_line
@@ -59,6 +60,8 @@ def read_scores(path: str, key: Sequence[str], selected: Sequence[str] | None) -
     """
     files = _find(path)
     table = _read_table(files, key, selected)
+    if not table.num_rows:
+        raise InputError(f"{path}: no row in it")
     names = [name for name in table.column_names if name not in key]
     if not names:
         raise InputError(f"{path}: no column beside the key {', '.join(key)}")
@@ -148,6 +151,7 @@ def _read_one(file, opened):
     kind = storage.base_name(file).rpartition(".")[2].lower()
     if kind == "parquet":
         return parquet.read_table(opened)
+    refuse_other_than_lines(opened, file)
     if kind == "jsonl":
         return json.read_json(opened)
     options = csv.ParseOptions(delimiter="\t" if kind == "tsv" else ",", newlines_in_values=True)
@@ -159,7 +163,7 @@ def _select_columns(table, file, key, names):
         if (count := table.column_names.count(name)) != 1:
             number = "several columns" if count else "no column"
             raise InputError(f"{file}: {number} {name!r}; it has {', '.join(table.column_names)}")
-    return table.select([*key, *names]) if names is not None else table
+    return table.select(list(dict.fromkeys((*key, *names)))) if names is not None else table
 
 
 def _column(table, name, path):
@@ -177,12 +181,18 @@ def _check_repeated(path, table, key, names, order, repeated):
         return
     one, other = (table.take(pa.array(order[at])) for at in (repeated - 1, repeated))
     for number in range(len(repeated)):
-        if any(not one[name][number].equals(other[name][number]) for name in (*key, *names)):
+        if any(_value(one[name][number]) != _value(other[name][number]) for name in (*key, *names)):
             key_text = ", ".join(f"{name} {one[name][number].as_py()!r}" for name in key)
             raise InputError(
                 f"{path}: {key_text} stands in rows {order[repeated[number] - 1] + 1}"
                 f" and {order[repeated[number]] + 1} with different values; leave one row a key"
             )
+
+
+def _value(scalar):
+    """What a row has, None where it is missing: NaN is unequal to itself."""
+    value = scalar.as_py()
+    return None if value != value else value
 
 
 def check_kinds(scores: Scores, key: Sequence[str], columns: Sequence[Column], location: str) -> None:

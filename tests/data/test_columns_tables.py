@@ -1,5 +1,6 @@
 """Tables of scores as pandas and spreadsheets write them, and data sets whose folder cannot be written."""
 
+import gzip
 import re
 from pathlib import Path
 
@@ -114,3 +115,35 @@ def test_parts_whose_folder_is_gone_or_read_only_are_one_line(data, tmp_path, mo
 def test_an_output_without_a_name_is_refused(data, output):
     with pytest.raises(InputError, match=r"output=.*; expected the path of a file"):
         command.main(["export", data[1], output])
+
+
+def test_rows_that_lack_the_same_value_are_one_row(data, tmp_path):
+    """NaN counts as missing; that of Arrow is not equal to itself."""
+    parts, file_list = data
+    table = pa.table({"id": [7, 7, 0], "score": pa.array([float("nan"), None, 2.0]), "note": ["a", "a", "b"]})
+    parquet.write_table(table, tmp_path / "scores.parquet")
+    command.main(["add", str(tmp_path / "scores.parquet"), file_list, "--key", "id"])
+    assert scores(parts)[0] == [None, None, None, None, 2.0]
+
+
+@pytest.mark.parametrize("flags", [["--key", "id,id"], ["--key", "id", "--columns", "score,id,score"]])
+def test_names_given_twice_count_once(data, tmp_path, flags):
+    parts, file_list = data
+    (tmp_path / "scores.csv").write_text("id,score\n7,0.5\n")
+    command.main(["add", str(tmp_path / "scores.csv"), file_list, *flags])
+    assert scores(parts)[0] == [0.5, None, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", gzip.compress(b"id,score\n7,0.5\n", mtime=0), "compressed with gzip, expected text; unpack it"),
+        ("a.jsonl", gzip.compress(b'{"id": 7}\n', mtime=0), "compressed with gzip, expected text; unpack it"),
+        ("a.tsv", "id\tscore\n7\t0.5\n".encode("utf-16"), "UTF-16, expected UTF-8; convert it: iconv -f UTF-16"),
+        ("a.csv", b"id,score\n", "no row in it"),
+    ],
+)
+def test_what_is_no_table_is_named_as_what_it_is(data, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}: {message}"):
+        command.main(["add", str(tmp_path / name), data[1], "--key", "id"])
