@@ -284,12 +284,14 @@ def summarise(
         if count_cache is not None and not (rule.filters or scanned) and num_bytes == header.part_bytes:
             counts = count_cache.get(header)
             usable = None if counts is None else int(counts.sum())
-        if scanned or num_bytes != header.part_bytes or (usable is None and not rule.filters):
+        # Of rows below 8 px the header does not say which are readable.
+        has_small = int(header.side_counts[1]) < header.num_rows
+        if scanned or has_small or num_bytes != header.part_bytes or (usable is None and not rule.filters):
             index = full_index()
     except (PartError, OSError) as error:
         reason = str(error) if isinstance(error, PartError) else f"{path}: {error.strerror or error}"
         return PartSummary(damage=reason, lost_unknown=True)
-    num_bad, damage = header.num_rows - int(header.side_counts[1]), ""
+    num_bad, damage = 0 if index is None else int(np.count_nonzero(index.short_sides < 1)), ""
     if num_bytes != header.part_bytes:
         num_bad += _rows_beyond(index, num_bytes)
         damage = f"{path}: {num_bytes} bytes where its index says {header.part_bytes}; copy or pack it again"

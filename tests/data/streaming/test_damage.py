@@ -14,6 +14,7 @@ from PIL import Image
 
 from sd.data.parts.part import PartError, PartWriter, load_index
 from sd.data.parts.record import encode_row
+from sd.data.streaming.catalog import Catalog
 from sd.data.streaming.dataset import TextImagePair
 from sd.errors import InputError, RunError
 from tests.data.streaming.test_dataset import batches, joined
@@ -277,3 +278,21 @@ def test_out_of_memory_is_not_a_damaged_image(tmp_path, monkeypatch):
     monkeypatch.setattr(decode.simplejpeg, "decode_jpeg", full)
     with pytest.raises(RunError, match="a data worker ran out of memory; fewer --dataloader_num_workers"):
         raise_if_failed(next(iter(data)))
+
+
+@pytest.mark.parametrize("data_filter", [None, "width > 0"])
+def test_a_picture_of_few_pixels_is_small_and_not_bad(tmp_path, caplog, data_filter):
+    """Lines between paragraphs and the single pixels that count visitors, as crawls of the web have them."""
+    sizes = [(SIDE, SIDE)] * 3 + [(468, 3), (1, 1), (7, 900)] + [(0, 0)]
+    with PartWriter(tmp_path / "part-000001.gz") as part:
+        for number, (width, height) in enumerate(sizes):
+            part.add(row(number, jpeg(number, width, height) if width else b"no image"), width, height)
+    file_list = write_lists(tmp_path, (1.0, [tmp_path / "part-000001.gz"]))
+    caplog.set_level(logging.WARNING)
+    catalog = Catalog(file_list, 32, max_bad_fraction=1 / 7, data_filter=data_filter)
+    assert (catalog.num_rows, catalog.num_usable, catalog.num_bad) == (7, 3, 1)
+    assert "3 of 7 images are smaller than 32 px and left out" in caplog.text
+    enlarged = Catalog(file_list, 32, max_bad_fraction=1 / 7, data_filter=data_filter, enlarge=True)
+    assert (enlarged.num_usable, enlarged.num_bad) == (6, 1)
+    with pytest.raises(InputError, match="about 1 of 7 rows are bad"):
+        Catalog(file_list, 32, max_bad_fraction=0.1)
