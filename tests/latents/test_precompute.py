@@ -135,7 +135,7 @@ def test_caching_text_reports_truncated_captions(mixed, tmp_path, capsys):
 
 def test_log_variances_that_float16_cannot_hold_are_cut(tmp_path):
     """A VAE may be as sure, or as unsure, as it likes; float16 ends at 65,504."""
-    made = models.Encoders(CacheOptions("", "", pretrained_model_name_or_path=MODEL, resolution=32))
+    made = models.Encoders(CacheOptions("list", "out", pretrained_model_name_or_path=MODEL, resolution=32))
     bias = made.vae.quant_conv.bias.numpy()
     half = len(bias) // 2
     bias[half], bias[half + 1] = 1e6, -1e6
