@@ -183,3 +183,12 @@ def test_a_column_that_comes_twice_is_named(tmp_path):
     parquet.write_table(pa.table(columns, names=["caption", "image", "caption"]), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"most often: several columns 'caption' .*: it has caption, image, caption"):
         run(tmp_path, tmp_path / "a.parquet", "parquet")
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_(pa.string(), 2)])
+def test_lists_of_captions_of_every_kind_are_read(tmp_path, kind):
+    """The third is what the datasets library makes of a Sequence of a length."""
+    table = pa.table({"caption": pa.array([["a", "b"], ["c", "d"]], kind), "image": [IMAGES[1], IMAGES[2]]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    rows, report = run(tmp_path, tmp_path / "a.parquet", "parquet")
+    assert (rows, report["outcomes"]) == ([("a", IMAGES[1]), ("c", IMAGES[2])], {"packed": 2})

@@ -207,10 +207,8 @@ def _texts(scalar):
     """The texts of a column of text, or of lists of texts; none where there is something else. Raises BadRow."""
     from pyarrow import types
 
-    if scalar.is_valid and (types.is_list(scalar.type) or types.is_large_list(scalar.type)):
-        texts = [_text(value) for value in scalar.values]
-    else:
-        texts = [_text(scalar)]
+    is_list = types.is_list(scalar.type) or types.is_large_list(scalar.type) or types.is_fixed_size_list(scalar.type)
+    texts = [_text(value) for value in scalar.values] if scalar.is_valid and is_list else [_text(scalar)]
     return texts if all(isinstance(text, str) for text in texts) else []
 
 
