@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 
 from sd.data.packing.sources.find import find_inputs
-from sd.data.packing.sources.inputs import refuse_other_than_lines
+from sd.data.packing.sources.inputs import list_names, refuse_other_than_lines
 from sd.data.parts import storage
 from sd.data.parts.columns import FLOAT, INT, TEXT, Column, check_name, from_arrow
 from sd.errors import InputError, first_line
@@ -162,7 +162,7 @@ def _select_columns(table, file, key, names):
     for name in (*key, *(table.column_names if names is None else names)):
         if (count := table.column_names.count(name)) != 1:
             number = "several columns" if count else "no column"
-            raise InputError(f"{file}: {number} {name!r}; it has {', '.join(table.column_names)}")
+            raise InputError(f"{file}: {number} {name!r}; it has {list_names(table.column_names)}")
     return table.select(list(dict.fromkeys((*key, *names)))) if names is not None else table
 
 

@@ -137,3 +137,19 @@ def test_overwrite_into_an_empty_store_that_knows_no_removal_of_nothing(tmp_path
     write_csv(tmp_path / "in/a.csv", "a")
     options = PackOptions(str(tmp_path / "in"), "memory://empty/out", input_format="csv", overwrite=True, num_workers=1)
     assert pack(options)[1]["outcomes"] == pack(options)[1]["outcomes"] == {"packed": 1}
+
+
+def test_a_name_with_signs_of_a_pattern_is_that_file_or_folder(tmp_path):
+    write_csv(tmp_path / "in [1]*?/data [a].csv", "a")
+    for root in ("", "file://"):
+        path = f"{root}{tmp_path}/in [1]*?"
+        assert find_inputs(f"{path}/data [a].csv", ".csv") == find_inputs(path, ".csv") == [f"{path}/data [a].csv"]
+
+
+@pytest.mark.parametrize("input_format", ["csv", "tsv"])
+def test_a_file_that_is_no_table_is_answered_with_one_short_printable_line(tmp_path, input_format):
+    path = tmp_path / f"data.{input_format}"
+    path.write_bytes(b"PAR1\x1b[31m\x07" + b"name, other;" * 100_000)
+    with pytest.raises(InputError, match="line 1: no column 'caption'") as refused:
+        run(tmp_path, path, input_format)
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 500

@@ -71,10 +71,10 @@ def _find_local(path, suffix):
 def _find_remote(path, suffix):
     fs, name = storage.filesystem(path)
     protocol = path.partition("://")[0]
-    if any(character in name for character in "*?["):
-        names = [file for file in fs.glob(name) if not _is_hidden(storage.base_name(file))]
-    elif fs.isfile(name):
+    if fs.isfile(name):  # its name may hold what stands for others in a pattern
         names = [name]
+    elif any(character in name for character in "*?[") and not fs.isdir(name):
+        names = [file for file in fs.glob(name) if not _is_hidden(storage.base_name(file))]
     else:
         names = [file for file in fs.find(name) if _has_suffix(file, suffix)]
         names = [file for file in names if not any(map(_is_hidden, file.removeprefix(name).split("/")))]

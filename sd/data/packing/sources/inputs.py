@@ -2,12 +2,13 @@
 
 import posixpath
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 from sd.data.packing.outcomes import BadRow, NotDownloaded
 from sd.data.parts import storage
-from sd.errors import InputError
+from sd.errors import InputError, one_line
 
 _COMPRESSED = {  # whole signatures: a tar begins with a name, which may be that of BZhang or PKU
     "gzip": rb"\x1f\x8b",
@@ -48,6 +49,11 @@ def raise_if_not_downloaded(fields: dict) -> None:
     status = fields.get("status")
     if isinstance(status, str) and status != "success":
         raise NotDownloaded(status, str(fields.get("error_message") or ""))
+
+
+def list_names(names: Iterable[str]) -> str:
+    """The names of a table's columns for a message, which may be bytes of anything: printable, about 200 characters."""
+    return one_line(", ".join(name if name.isprintable() else repr(name) for name in names))
 
 
 def compression_of(head: bytes) -> str:

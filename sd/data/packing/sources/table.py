@@ -12,7 +12,7 @@ from isal import isal_zlib
 from sd.data.packing.outcomes import BadRow
 from sd.data.packing.sources.find import find_inputs
 from sd.data.packing.sources.folders import folder_at
-from sd.data.packing.sources.inputs import raise_if_not_downloaded, refuse_other_than_lines
+from sd.data.packing.sources.inputs import list_names, raise_if_not_downloaded, refuse_other_than_lines
 from sd.data.packing.sources.loaded import Loaded, captions_of
 from sd.data.parts import storage
 from sd.errors import InputError, first_line
@@ -87,7 +87,7 @@ class TableSource:
         for flag, key in (*(("caption_key", key) for key in self.caption_keys), ("image_key", self.image_key)):
             if names.count(key) != 1:
                 wrong = "several columns" if key in names else "no column"
-                raise InputError(f"{path}, line 1: {wrong} {key!r} (--{flag}); the header has {', '.join(names)}")
+                raise InputError(f"{path}, line 1: {wrong} {key!r} (--{flag}); the header has {list_names(names)}")
         return names
 
     @staticmethod
