@@ -1,5 +1,6 @@
 """The report of inspect on columns: type, missing values, distribution of the values."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,8 +105,11 @@ def _quantiles(values):
 
 def _sparkline(values):
     """The histogram of values between their 1% and 99% quantiles; the highest bar is full, an empty one a blank."""
-    low, high = np.percentile(values, [1, 99])
-    if not low < high:
+    with np.errstate(over="ignore", invalid="ignore"):  # of values as far apart as float64 goes
+        low, high = np.percentile(values, [1, 99])
+    if not ((low <= values) & (values <= high)).any():  # of two values both lie beyond
+        low, high = values.min(), values.max()
+    if not 0 < float(high) - float(low) < math.inf:
         return ""
     counts, _ = np.histogram(values, _BARS, (low, high))
     steps = np.ceil(counts / counts.max() * len(_LEVELS)).astype(int)

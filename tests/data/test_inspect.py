@@ -198,3 +198,18 @@ def test_buckets_are_counted_and_shown_at_their_shapes(tmp_path, capsys):
 def test_an_output_without_a_name_is_refused_before_any_row_is_read(output):
     with pytest.raises(InputError, match=r"output=.*; expected the path of a file"):
         inspect.main(["none.filelist.list", "--output", output])
+
+
+@pytest.mark.parametrize(
+    ("values", "bars"),
+    [([1.0, 2.0, None], "█                      █"), ([1, 2], "█                      █"), ([-1.7e308, 1.7e308], "")],
+)
+def test_a_column_of_two_values_is_described(tmp_path, capsys, values, bars):
+    """As the first pictures of a trial have them, or scores of which nearly all are missing."""
+    with PartWriter(tmp_path / "part-000001.gz") as part:
+        for row in range(len(values)):
+            part.add(encode_row("a", jpeg(row)), 40, 40)
+        part.columns = {"score": from_arrow(pa.array(values))}
+    inspect.main([write_lists(tmp_path, (1.0, [tmp_path / "part-000001.gz"])), "--resolution", "32", "--samples", "0"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("score"))
+    assert line.endswith(f"100%: {max(filter(None, values)):.4g}  {bars}".rstrip())
