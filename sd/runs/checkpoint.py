@@ -181,9 +181,9 @@ def _checksum(path):
     return digest.hexdigest()
 
 
-def find_problem(folder: str | os.PathLike, thorough: bool = True) -> str | None:
+def find_problem(folder: str | os.PathLike, thorough: bool = True, only: str | None = None) -> str | None:
     """What is wrong with a checkpoint, as a phrase, or None if every file has its size and, if `thorough`, its
-    checksum, and no tensor has a number that is NaN or infinite."""
+    checksum, and no tensor has a number that is NaN or infinite. only: the name of the one file that is looked at."""
     folder = Path(folder)
     try:
         if (folder / DAMAGED).exists():
@@ -196,6 +196,8 @@ def find_problem(folder: str | os.PathLike, thorough: bool = True) -> str | None
         return f"{MANIFEST} cannot be read ({error})"
     for name, entry in files.items():
         path = folder / name
+        if only not in (None, name):
+            continue
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != entry["bytes"]:

@@ -16,7 +16,8 @@ from sd.models.attention import use_fastest_attention
 from sd.models.hashes import content_id, tokenizer_hash
 from sd.models.loading import load_component
 from sd.models.single_file import SingleFile, is_single_file
-from sd.models.weights import read_config
+from sd.models.weights import find_weights, read_config
+from sd.runs.checkpoint import MANIFEST, find_problem
 from sd.sampling.pipeline import Networks, make_scheduler, vae_factor
 from sd.sampling.settings import SCHEDULERS
 from sd.sampling.sources import find_sources
@@ -74,6 +75,7 @@ def load_models(
     devices.check_precision(devices.current(), dtype)
     found = find_sources(unet, variant=variant, **names)
     sources, run = found.components, found.run
+    _warn_if_damaged(found.location, variant)
     versions = {component: _version(source) for component, source in sources.items()}
     components = {
         component: _load(component, source, versions[component], dtype, shared) for component, source in sources.items()
@@ -92,6 +94,15 @@ def load_models(
         sources=sources,
         versions=versions,
     )
+
+
+def _warn_if_damaged(location, variant):
+    """A checkpoint that is named is taken as it is; of an output_dir the newest intact one was found."""
+    folder = location.checkpoint
+    if folder and (folder / MANIFEST).exists():
+        weights = find_weights(location.folder, variant)
+        if problem := find_problem(folder, only=f"unet/{weights.name}"):
+            logger.warning("%s is damaged: %s; it is used as it is", folder, problem)
 
 
 def _choose_kernels(components: dict[str, Any], dtype: str) -> None:
