@@ -1,8 +1,10 @@
 """A checkpoint with everything else that its pipeline needs: a folder for ppdiffusers or diffusers, or one file."""
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from sd.errors import ArgumentError, InputError, RunError
-from sd.files import fsync, publish
+from sd.files import fsync, publish, try_flock
 from sd.flags.arguments import check_choice
 from sd.models.single_file import CONFIGS_KEY, stored_name
 from sd.models.weights import linear_weights
@@ -58,22 +60,43 @@ def export_pipeline(models: "Models", output: str | Path, layout: str, scheduler
     )
     # What paddlenlp saves is what it once loaded, and the run may have cut captions shorter.
     models.tokenizer.init_kwargs["model_max_length"] = models.tokenizer.model_max_length
-    temporary = output.with_name(f".{output.name}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        pipeline.save_pretrained(str(temporary), safe_serialization=True, to_diffusers=layout == "diffusers")
-        for weights in temporary.rglob("*.safetensors"):  # which safetensors lets its owner alone read
-            shutil.copymode(temporary / "model_index.json", weights)
-        if output.exists():
-            output.rmdir()
-        for path in [*temporary.rglob("*"), temporary]:
-            fsync(path)
-        publish(temporary, output)
+        with _exclusive(output.with_name(f".{output.name}.tmp")) as temporary:
+            pipeline.save_pretrained(str(temporary), safe_serialization=True, to_diffusers=layout == "diffusers")
+            for weights in temporary.rglob("*.safetensors"):  # which safetensors lets its owner alone read
+                shutil.copymode(temporary / "model_index.json", weights)
+            if output.exists():
+                output.rmdir()
+            for path in [*temporary.rglob("*"), temporary]:
+                fsync(path)
+            publish(temporary, output)
+    except RunError:
+        raise
     except (OSError, RuntimeError) as error:  # safetensors' error for a full disk is its own
         raise RunError(f"{output} not written: {error}; free space or choose another --output") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return output
+
+
+@contextlib.contextmanager
+def _exclusive(folder: Path) -> Iterator[Path]:
+    """Within the context an empty folder that another export to the same place neither fills nor removes; what is left
+    of it at the end, or by a kill, is removed. Raises RunError if another one has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        free = True
+        with contextlib.suppress(OSError):  # of a file system without locks
+            free = try_flock(descriptor)
+        if not free:
+            raise RunError(f"{folder}: another export is writing it; wait for it or choose another --output")
+        try:
+            for left in folder.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
 
 
 def export_single_file(models: "Models", output: str | Path, dtype: str = "fp32") -> Path:

@@ -1,6 +1,8 @@
 """Exported pipelines: the same pictures from both layouts; bench/export_diffusers.py holds them in PyTorch itself."""
 
+import fcntl
 import json
+import os
 
 import numpy as np
 import pytest
@@ -71,6 +73,21 @@ def test_a_full_disk_leaves_nothing_half_written(models, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="No space left on device; free space"):
         export_pipeline(models, tmp_path / "pipeline", "diffusers")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_exports_to_one_folder_do_not_mix(models, tmp_path):
+    other = tmp_path / ".pipeline.tmp"
+    (other / "unet").mkdir(parents=True)
+    (other / "unet/config.json").touch()
+    descriptor = os.open(other, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(RunError, match=r"\.pipeline\.tmp: another export is writing it; wait for it or choose"):
+        export_pipeline(models, tmp_path / "pipeline", "diffusers")
+    assert [path.name for path in other.rglob("*")] == ["unet", "config.json"] and len(list(tmp_path.iterdir())) == 1
+    (other / "unet/left").touch()  # by a kill
+    os.close(descriptor)
+    folder = export_pipeline(models, tmp_path / "pipeline", "diffusers")
+    assert list(tmp_path.iterdir()) == [folder] and not (folder / "unet/left").exists()
 
 
 def test_ctrl_c_leaves_nothing_half_written(models, tmp_path, monkeypatch):
