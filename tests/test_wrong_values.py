@@ -30,6 +30,7 @@ def folder(tmp_path_factory):
     (folder / "LIST").write_bytes(Path(make_data(folder / "data", [3])).read_bytes())
     (folder / "prompts.txt").write_text("a red circle\n")
     (folder / "file").touch()
+    (folder / "folder.png").mkdir()
     (folder / "without_unet/vae").mkdir(parents=True)
     return folder
 
@@ -92,6 +93,7 @@ def test_right_values_come_to_paddle(call, end_of_checks, words):
         (f"{EVAL} --text_encoder ./nowhere", "--text_encoder_name_or_path ./nowhere: no such folder"),
         (f"{EVAL} --tokenizer ./nowhere", "--tokenizer_name ./nowhere: no such folder"),
         (f"{EVAL} --output file/pictures", "--output file/pictures cannot be written: "),
+        (f"{EVAL} --output folder.png", "--output folder.png is a folder; name another file.png"),
         (f"{EVAL} --output file/one.png", "--output file cannot be written: file is a file; choose another"),
         (f"{EVAL} --compare 0.5 2", "--compare 0.5; expected at least 1, which is no guidance"),
         (f"{EVAL} --compare models nowhere", "nowhere: no UNet there; "),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sd import devices, runtime
+from sd.errors import ArgumentError
 from sd.flags.options import parse
 from sd.logs import import_quietly, set_up_logging
 from sd.metrics.inputs import check_inputs
@@ -33,7 +34,10 @@ def check(flags: SampleOptions) -> None:
     flags.read_prompts()
     if flags.output:
         output = Path(flags.output)
-        check_folder(output.parent if output.suffix.lower() == ".png" else output)
+        is_png = output.suffix.lower() == ".png"
+        if is_png and output.is_dir():
+            raise ArgumentError("output", flags.output, " is a folder; name another file.png, or a folder without .png")
+        check_folder(output.parent if is_png else output)
     check_inputs(flags)
     # The checkpoints of a watched run may be still to come.
     unet = f"{PUBLISHED}/unet" if flags.watch else flags.unet
