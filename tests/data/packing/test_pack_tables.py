@@ -81,7 +81,7 @@ def test_every_row_of_a_table_has_one_outcome(tmp_path, pictures):
     data = "\n".join(lines).encode() + b'\n4.png,Stra\xdfe und Stra\xdfe,success\n5.png,"left open,success\n0.png,x,y'
     (pictures / "data.csv").write_bytes(data)
     rows, report = run(tmp_path, pictures / "data.csv", "csv", max_bad_fraction=1.0)
-    assert [caption for caption, _ in rows] == ["good", "good, too"]
+    assert [caption for caption, _ in rows] == ["good", "good, too", "x"]
     assert {row["line"]: (row["outcome"], row["reason"]) for row in rejected_rows(tmp_path)} == {
         3: ("bad", "image missing"),
         4: ("not downloaded", "failed_to_download"),
@@ -95,8 +95,27 @@ def test_every_row_of_a_table_has_one_outcome(tmp_path, pictures):
     }
     details = {row["line"]: row["detail"] for row in rejected_rows(tmp_path)}
     assert "4 fields where the header has 3; put fields that hold a separator into quotation marks" in details[6]
-    assert "lines 12 to 13 lost with it: is a quotation mark left open" in details[12]
-    assert report["rows"] == sum(report["outcomes"].values()) == 11
+    assert "unexpected end of data: is a quotation mark left open or not doubled?" in details[12]
+    assert report["rows"] == sum(report["outcomes"].values()) == 12
+
+
+@pytest.mark.parametrize("closed", ["", '"quoted, as usual"', '",', '"a" b'])
+def test_a_quotation_mark_that_is_left_open_costs_no_row_behind_it(tmp_path, pictures, closed):
+    """Also where a later row closes it and is no row then; a field has at most 131,072 characters, of 2,000 rows."""
+    lines = [
+        "image,caption,n",
+        '1.png,"left open,0',
+        *(f"0.png,{'row ' * 12}{number},{number}" for number in range(3000)),
+    ]
+    if closed:
+        lines.insert(40, f"2.png,{closed},x")
+    lines.append('3.png,"two\nlines",y')
+    (pictures / "data.csv").write_text("\n".join(lines) + "\n")
+    rows, report = run(tmp_path, pictures / "data.csv", "csv", per_part_file_num=10_000)
+    assert sum(caption.startswith("row row") for caption, _ in rows) == 3000
+    assert rows[-1] == ("two lines", IMAGES[3])
+    assert rejected_rows(tmp_path)[0]["line"] == 2
+    assert report["rows"] == sum(report["outcomes"].values()) == 3002 + bool(closed)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -70,7 +71,9 @@ class TableSource:
             header = next(lines, "").removeprefix("\xef\xbb\xbf")
             delimiter = max(_DELIMITERS[self.kind], key=header.count)
             names = self._names(path, header, delimiter)
-            for line, fields, damage in (_csv_rows if self.kind == "csv" else _tsv_rows)(lines, delimiter):
+            is_csv = self.kind == "csv"
+            rows = _csv_rows(lines, delimiter, len(names)) if is_csv else _tsv_rows(lines, delimiter)
+            for line, fields, damage in rows:
                 if not damage and len(fields) != len(names):
                     damage = f"{len(fields)} fields where the header has {len(names)}; {_REMEDY[self.kind]}"
                 values = () if damage else tuple(field.encode("latin-1") for field in fields)
@@ -114,22 +117,46 @@ def _lines(text, path):
         yield line
 
 
-def _csv_rows(lines, delimiter):
-    """(line, fields, damage) of each row that is not blank; line counts from 2, behind the header."""
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+class _RowLines:
+    """Lines for a csv.reader, of which those of the row it reads, `taken`, can be given back but for the first."""
+
+    def __init__(self, lines):
+        self._lines, self._ahead, self.taken = lines, deque(), []
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.taken.append(self._ahead.popleft() if self._ahead else next(self._lines))
+        return self.taken[-1]
+
+    def give_back(self):
+        self._ahead.extendleft(reversed(self.taken[1:]))
+        del self.taken[1:]
+
+
+def _csv_rows(lines, delimiter, num_fields=None):
+    """(line, fields, damage) of each row that is not blank; line counts from 2, behind the header.
+
+    Of a row that cannot be read, or has not `num_fields`, the first line alone is lost: a quotation mark that is left
+    open takes in thousands of good rows behind it, which are read again.
+    """
+    source, line = _RowLines(lines), 2
+    reader = csv.reader(source, delimiter=delimiter, strict=True)
     while True:
-        line = reader.line_num + 2
+        source.taken.clear()
+        fields, damage = [], ""
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            end = reader.line_num + 1
-            lost = f"lines {line} to {end} lost with it" if end > line else "the line is lost"
-            yield line, [], f"{first_line(error)}; {lost}: is a quotation mark left open or not doubled?"
-            continue
-        if fields:
-            yield line, fields, ""
+            damage = f"{first_line(error)}: is a quotation mark left open or not doubled?"
+        if damage or (fields and num_fields not in (None, len(fields))):
+            source.give_back()
+        if fields or damage:
+            yield line, fields, damage
+        line += len(source.taken)
 
 
 def _tsv_rows(lines, delimiter):
