@@ -150,6 +150,20 @@ def test_wrong_values_do_not(call, words, message):
     assert as_typed(error.value).startswith(message) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sample --prompts_file", "sample --pretrained_model", "sample --prompt a --unet", f"{EVAL} --output",
+        f"{EXPORT} --text_encoder", "serve --output_dir", f"{SERVE} --output", f"{TRAIN} --file_list",
+        f"{TRAIN} --eval_file_list", f"{TRAIN} --unet_name_or_path",
+    ],
+)  # fmt: skip
+def test_an_empty_name_is_no_name_that_was_left_out(call, words):
+    """A variable of the shell that is not set: "$PROMPTS"."""
+    with pytest.raises(InputError, match=r"=''; expected a value, not an empty text$"):
+        call(f"{words}=")
+
+
 def test_flags_of_training_are_known_without_its_parser():
     """A flag that the early check did not know would be refused although training has it."""
     from paddlenlp.trainer import PdArgumentParser

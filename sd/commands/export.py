@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd import devices, runtime
+from sd.flags.arguments import refuse_empty
 from sd.flags.idle import refuse_idle
 from sd.flags.models import ModelNames
 from sd.flags.options import REQUIRED, option, parse
@@ -39,6 +40,7 @@ class ExportOptions(ModelNames):
     scheduler: str | None = option(None, "ddim, pndm, lms, euler, heun or dpm (default: ddim)")
 
     def __post_init__(self):
+        refuse_empty(self)
         one_file = self.format == "single_file"
         rules = [
             (one_file, "dtype", "without --format single_file; a folder holds fp32"),

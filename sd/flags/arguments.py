@@ -4,7 +4,7 @@
 import importlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional
 
@@ -75,6 +75,14 @@ def check_engine(engine: str, ray_address: str | None) -> None:
         raise InputError(f"--ray_address {ray_address} needs --engine ray")
 
 
+def refuse_empty(options: Any, allowed: str = "") -> None:
+    """Raise InputError for a text of a dataclass that is empty, as of a shell's variable that is not set: taken for a
+    flag that is not given, it would choose another model or other data. allowed: the name of one that may be."""
+    for each in fields(options):
+        if each.name != allowed and getattr(options, each.name) == "":
+            raise ArgumentError(each.name, "", "; expected a value, not an empty text")
+
+
 def check_file_name(name: str, value: str) -> None:
     """Raise InputError unless value can be a file's name."""
     if not value or "/" in value:
@@ -128,6 +136,7 @@ class SDModelArguments:
     )
 
     def __post_init__(self):
+        refuse_empty(self)
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         check_choice("unet_data_format", self.unet_data_format, ("NCHW", "NHWC"))
         check_range("model_max_length", self.model_max_length, low=2)
@@ -186,6 +195,7 @@ class SDDataArguments:
     eval_file_list: Optional[str] = flag(None, "File list of held-out records for the validation loss.")
 
     def __post_init__(self):
+        refuse_empty(self)
         check_range("resolution", self.resolution, low=8)
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         check_ranges(self, "num_records aspect_group_size buffer_size shuffle_every_n_samples data_lanes", low=1)

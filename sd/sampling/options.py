@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sd.errors import ArgumentError, InputError
-from sd.flags.arguments import check_choice, check_range, check_ranges
+from sd.flags.arguments import check_choice, check_range, check_ranges, refuse_empty
 from sd.flags.idle import Rule, refuse_idle
 from sd.flags.models import ModelNames
 from sd.flags.options import option
@@ -113,6 +113,7 @@ class SampleOptions(ModelNames):
     poll_seconds: float = option(30.0, "seconds between two looks (default: %(default)g)")
 
     def __post_init__(self):
+        refuse_empty(self, allowed="negative_prompt")
         refuse_idle(self, self._idle_rules())
         check_ranges(self, "num_images height width batch_size num_prompts processes every", low=1)
         check_range("seed", self.seed, low=0)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sd.errors import ArgumentError, InputError
-from sd.flags.arguments import check_choice, check_range, check_ranges
+from sd.flags.arguments import check_choice, check_range, check_ranges, refuse_empty
 from sd.flags.models import ModelNames
 from sd.flags.options import option
 from sd.sampling.settings import check_prompt, check_settings
@@ -30,6 +30,7 @@ class ServeOptions(ModelNames):
     device: str | None = option(None, "cpu, gpu or gpu:N (default: a GPU if there is one)")
 
     def __post_init__(self):
+        refuse_empty(self)
         if self.output_dir and self.checkpoint:
             raise InputError("--output_dir with --checkpoint; give one of them")
         check_range("port", self.port, low=1, high=65535)
