@@ -34,7 +34,8 @@ class ArgumentError(InputError):
 
     def named(self, label: str) -> str:
         """The same under another name: `--seed -1; expected at least 0`."""
-        return f"{label} {self.value}{self.rest}"
+        shown = "''" if self.value == "" else self.value
+        return f"{label} {shown}{self.rest}"
 
 
 class RunError(RuntimeError):

@@ -160,8 +160,9 @@ def test_wrong_values_do_not(call, words, message):
 )  # fmt: skip
 def test_an_empty_name_is_no_name_that_was_left_out(call, words):
     """A variable of the shell that is not set: "$PROMPTS"."""
-    with pytest.raises(InputError, match=r"=''; expected a value, not an empty text$"):
+    with pytest.raises(InputError, match=r"=''; expected a value, not an empty text$") as error:
         call(f"{words}=")
+    assert as_typed(error.value).endswith(" ''; expected a value, not an empty text")
 
 
 def test_flags_of_training_are_known_without_its_parser():

@@ -195,7 +195,6 @@ class SDDataArguments:
     eval_file_list: Optional[str] = flag(None, "File list of held-out records for the validation loss.")
 
     def __post_init__(self):
-        refuse_empty(self)
         check_range("resolution", self.resolution, low=8)
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         check_ranges(self, "num_records aspect_group_size buffer_size shuffle_every_n_samples data_lanes", low=1)
@@ -212,6 +211,7 @@ class SDDataArguments:
             self.caption_shares = ",".join(f"{source}={share!r}" for source, share in shares)
         if self.shuffle_tags is not None:
             self.shuffle_tags = ",".join(sorted(parse_sources("shuffle_tags", self.shuffle_tags)))
+        refuse_empty(self)  # what is left: others have said above what they expect
 
     @property
     def caption_flags(self) -> CaptionFlags:
