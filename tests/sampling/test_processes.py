@@ -2,24 +2,11 @@
 
 import shutil
 
-import pytest
-
 from sd.sampling import run
 from sd.sampling.files import read_png_text
 from sd.sampling.options import SampleOptions
 from sd.sampling.processes import draw_shared
-from tests.checkpoints import make_output_dir, save_checkpoint
-from tests.tiny import make_tiny_repository
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    return make_tiny_repository(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def output_dir(repository, tmp_path_factory):
-    return make_output_dir(repository, tmp_path_factory.mktemp("output"))
+from tests.checkpoints import save_checkpoint
 
 
 def flags(**given):

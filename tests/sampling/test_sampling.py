@@ -22,18 +22,7 @@ from sd.sampling.job import Job, draw, settings_for
 from sd.sampling.models import load_models
 from sd.sampling.options import SampleOptions
 from sd.sampling.prompts import read_prompts
-from tests.checkpoints import make_output_dir
 from tests.tiny import make_tiny_repository
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    return make_tiny_repository(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def output_dir(repository, tmp_path_factory):
-    return make_output_dir(repository, tmp_path_factory.mktemp("output"))
 
 
 def flags(**given):
