@@ -89,14 +89,20 @@ def check_file_name(name: str, value: str) -> None:
         raise ArgumentError(name, value, "; expected a file name without a slash")
 
 
-def check_path(name: str, value: str, listed: bool = False) -> None:
-    """Raise InputError for an empty path, and where file lists will name it (`listed`) for one that is not UTF-8."""
+def check_path(name: str, value: str) -> None:
+    """Raise InputError for an empty path."""
     if not value:
         raise ArgumentError(name, value, "; expected a path, not an empty text")
-    try:
-        str(value).encode()
-    except UnicodeEncodeError:
-        if listed:
+
+
+def check_output(output_path: str, output_name: str) -> None:
+    """Raise InputError unless file lists can name what is written to `output_path`, and be named `output_name`."""
+    check_file_name("output_name", output_name)
+    check_path("output_path", output_path)
+    for name, value in (("output_path", output_path), ("output_name", output_name)):
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
             raise ArgumentError(name, value, "; expected a path in UTF-8, as file lists are") from None
 
 

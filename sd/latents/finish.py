@@ -10,7 +10,7 @@ from sd.data.packing.outcomes import BAD
 from sd.data.packing.part import PartResult
 from sd.data.packing.report import Tally
 from sd.data.parts import storage
-from sd.data.parts.filelist import list_entry
+from sd.data.parts.filelist import file_list_path, list_entry
 from sd.data.parts.moments import Manifest, encode_empty_state, manifest_path
 from sd.files import is_unfinished
 from sd.latents.claims import Claims
@@ -104,6 +104,6 @@ def _write_lists(plan, outcomes, manifest, encoders):
         storage.write_atomic(manifest_path(path), own.to_bytes())
         storage.write_atomic(path, "".join(f"{task.path}\n" for task in tasks).encode())
         entries.append(list_entry(path, weight))
-    list_of_lists = storage.join(folder, f"{options.output_name}.filelist.list")
-    storage.write_atomic(list_of_lists, "".join(f"{entry}\n" for entry in entries).encode())
-    return list_of_lists
+    whole = file_list_path(folder, options.output_name)
+    storage.write_atomic(whole, "".join(f"{entry}\n" for entry in entries).encode())
+    return whole

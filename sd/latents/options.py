@@ -11,8 +11,7 @@ from sd.flags.arguments import (
     SDModelArguments,
     check_choice,
     check_engine,
-    check_file_name,
-    check_path,
+    check_output,
     check_range,
     check_ranges,
 )
@@ -87,9 +86,7 @@ class CacheOptions:
         for name, choices in (("crop", CROPS), ("interpolation", INTERPOLATIONS)):
             check_choice(name, getattr(self, name), choices)
         check_engine(self.engine, self.ray_address)
-        check_file_name("output_name", self.output_name)
-        for name in ("output_path", "output_name"):
-            check_path(name, getattr(self, name), listed=True)
+        check_output(self.output_path, self.output_name)
         if self.crop == "centre" and self.num_crops > 1:
             raise InputError(
                 f"--num_crops {self.num_crops} with --crop centre, of which there is one; use --crop random"

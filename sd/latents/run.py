@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sd import devices
 from sd.data.parts import storage
-from sd.data.parts.filelist import check_replaceable
+from sd.data.parts.filelist import check_replaceable, file_list_path
 from sd.data.parts.index import PartError
 from sd.data.resumable import resumable
 from sd.data.streaming.captions import describe_truncation
@@ -68,8 +68,8 @@ def _precompute(options, raise_if_stopped):
     options = with_table(options)
     plan = make_plan(options)
     lists = storage.join(options.output_path, LIST_FOLDER)
-    list_of_lists = storage.join(lists, f"{options.output_name}.filelist.list")
-    check_replaceable(list_of_lists, part_folder(options))
+    file_list = file_list_path(lists, options.output_name)
+    check_replaceable(file_list, part_folder(options))
     for line in plan.buckets:
         tqdm.write(line, sys.stderr)
     encoders = encoders_for(options)
@@ -83,7 +83,7 @@ def _precompute(options, raise_if_stopped):
     if len(todo) < len(plan.tasks):
         tqdm.write(f"{len(plan.tasks) - len(todo)} of {len(plan.tasks)} parts are there already", sys.stderr)
     if todo and options.overwrite:  # first what would lead a training run to parts of two kinds
-        storage.remove(list_of_lists)
+        storage.remove(file_list)
     claims = Claims(part_folder(options))
     with closing(claims):
         if todo and options.engine == "ray":

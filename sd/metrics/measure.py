@@ -20,7 +20,6 @@ from sd.sampling.job import Job, draw, settings_from, warn_truncated_prompts
 from sd.sampling.options import SampleOptions
 from sd.sampling.pipeline import Settings
 from sd.sampling.processes import Source, loaded, run_shared
-from sd.sampling.sources import fixed_unet
 
 GPU_BATCH_SIZES = {"mlperf": 16, "reference": 32}  # pictures in one UNet call; those of 256 pixels are smaller
 TARGETS = {"mlperf": {"fid": 90.0, "clip_score": 0.15}}
@@ -46,9 +45,7 @@ def measure(options: SampleOptions, unet: str | None, variant: str | None, keep:
     options = options.with_preset()
     prompts = options.read_prompts()
     check_inputs(options)
-    unet = fixed_unet(unet, variant=variant, **options.models)
-    names = {"unet": unet, "variant": variant, "dtype": options.dtype} | options.models
-    source = Source(tuple(names.items()), options.device)
+    source = Source.of(options, unet, variant)
     models, weights_id = loaded(source)
     extractors = options.fid_model, options.clip_model
     fid_extractor, clip = _extractors(*extractors)

@@ -75,9 +75,8 @@ def draw(
     on_step: called after every UNet call with the pictures that it stands for; what it raises ends the drawing.
     A file that holds just this picture already (same prompt, settings and weights) is left as it is.
     """
-    weights_id = weights_id or models.weights_id()
-    description = _description(models, settings, weights_id)
-    todo = unfinished(jobs, models, settings, weights_id, quiet)
+    description = describe(models, settings, weights_id or models.weights_id())
+    todo = unfinished(jobs, description, quiet)
     with picture_bar(len(todo), quiet) as bar:
 
         def step(share):
@@ -98,11 +97,11 @@ def draw(
         bar.update(bar.total - bar.n)
 
 
-def unfinished(
-    jobs: Sequence[Job], models: Models, settings: Settings, weights_id: str, quiet: bool = False
-) -> list[Job]:
-    """The jobs whose file does not hold just this picture already; says how many do unless quiet."""
-    description = _description(models, settings, weights_id)
+def unfinished(jobs: Sequence[Job], description: dict[str, Any], quiet: bool = False) -> list[Job]:
+    """The jobs whose file does not hold just this picture already; says how many do unless quiet.
+
+    description: of `describe`.
+    """
     todo = [job for job in jobs if read_png_text(job.path) != (job.prompt, description | {"seed": job.seed})]
     if len(todo) < len(jobs) and not quiet:
         print(f"{len(jobs) - len(todo)} of {len(jobs)} pictures are there already", flush=True)
@@ -114,7 +113,7 @@ def picture_bar(total: int, quiet: bool = False) -> tqdm:
     return _PictureBar(total=total, bar_format=_BAR, mininterval=bar_seconds(), disable=quiet or not total)
 
 
-def _description(models, settings, weights_id):
+def describe(models: Models, settings: Settings, weights_id: str) -> dict[str, Any]:
     """What a PNG file says of its picture, beside prompt and seed."""
     return asdict(settings) | models.schedule | {"model": models.label, "weights": weights_id}
 

@@ -9,9 +9,11 @@ from typing import Any
 from sd import devices
 from sd.logs import prepare_worker
 from sd.processes.pool import run_local
-from sd.sampling.job import Job, draw, picture_bar, unfinished
+from sd.sampling.job import Job, describe, draw, picture_bar, unfinished
 from sd.sampling.models import Models, load_models
+from sd.sampling.options import SampleOptions
 from sd.sampling.pipeline import Settings
+from sd.sampling.sources import fixed_unet
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,13 @@ class Source:
 
     models: tuple[tuple[str, Any], ...]
     device: str | None
+
+    @classmethod
+    def of(cls, options: SampleOptions, unet: str | None, variant: str | None) -> "Source":
+        """The models of a UNet and of the options, by names of the same weights for every process."""
+        unet = fixed_unet(unet, variant=variant, **options.models)
+        names = {"unet": unet, "variant": variant, "dtype": options.dtype} | options.models
+        return cls(tuple(names.items()), options.device)
 
 
 @functools.lru_cache(maxsize=1)
@@ -44,7 +53,7 @@ def run_shared(
 
 def draw_shared(source: Source, models: Models, jobs: Sequence[Job], settings: Settings, processes: int) -> None:
     """As `draw`, by several processes; models: this process's of the source."""
-    todo = unfinished(jobs, models, settings, models.weights_id())
+    todo = unfinished(jobs, describe(models, settings, models.weights_id()))
     size = settings.batch_size
     tasks = ((source, todo[start : start + size], settings) for start in range(0, len(todo), size))
     with picture_bar(len(todo)) as bar, closing(run_shared(_draw, tasks, processes, source)) as counts:

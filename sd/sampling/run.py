@@ -12,7 +12,6 @@ from sd.sampling.job import Job, draw, settings_from, warn_truncated_prompts
 from sd.sampling.models import load_models
 from sd.sampling.options import SampleOptions
 from sd.sampling.processes import Source, draw_shared
-from sd.sampling.sources import fixed_unet
 
 logger = logging.getLogger(__name__)
 
@@ -61,28 +60,22 @@ def _title(label, settings, guidance_scales):
     return f"{label}: {settings.width} x {settings.height}, {sampler}"
 
 
-def _names(flags, unet, variant):
-    """The arguments of `load_models`, by which every process loads the same weights."""
-    unet = fixed_unet(unet, variant=variant, **flags.models)
-    return {"unet": unet, "variant": variant, "dtype": flags.dtype} | flags.models
-
-
-def _draw_jobs(flags, names, models, jobs, settings):
-    """By this process, or by several that load the models of these names."""
-    if flags.processes == 1:
+def _draw_jobs(processes, source, models, jobs, settings):
+    """By this process, or by several that load the models of the source."""
+    if processes == 1:
         draw(models, jobs, settings)
     else:
-        draw_shared(Source(tuple(names.items()), flags.device), models, jobs, settings, flags.processes)
+        draw_shared(source, models, jobs, settings, processes)
 
 
 def _draw(flags, prompts, device):
-    names = _names(flags, flags.unet, flags.variant)
-    models = load_models(**names)
+    source = Source.of(flags, flags.unet, flags.variant)
+    models = load_models(**dict(source.models))
     settings = settings_from(flags, models, device)
     folder, grid, single = _output_paths(flags.output, len(prompts) * flags.num_images)
     warn_truncated_prompts(models.tokenizer, prompts)
     jobs = _jobs(flags, prompts, folder, single)
-    _draw_jobs(flags, names, models, jobs, settings)
+    _draw_jobs(flags.processes, source, models, jobs, settings)
     if len(jobs) == 1:
         print(f"picture: {jobs[0].path}")
         return
@@ -105,8 +98,8 @@ def _compare(flags, prompts, device):
     columns = find_columns(flags.compare, flags.unet, flags.variant, flags.guidance_scale)
     pictures, models = [], None
     for number, column in enumerate(columns):
-        names = _names(flags, column.unet, column.variant)
-        models = load_models(**names, shared=models)
+        source = Source.of(flags, column.unet, column.variant)
+        models = load_models(**dict(source.models), shared=models)
         settings = replace(settings_from(flags, models, device), guidance_scale=column.guidance_scale)
         if number == 0:
             folder, grid, _ = _output_paths(flags.output, 2)
@@ -114,7 +107,7 @@ def _compare(flags, prompts, device):
             title = _title("same prompts and noise", settings, {column.guidance_scale for column in columns})
         jobs = _jobs(flags, prompts, make_folder(folder / f"{number}-{slug(column.label)}"))
         print(f"{number + 1} of {len(columns)}: {column.label}", flush=True)
-        _draw_jobs(flags, names, models, jobs, settings)
+        _draw_jobs(flags.processes, source, models, jobs, settings)
         pictures.append([read_pixels(job.path) for job in jobs[: _GRID_PICTURES // len(columns)]])
     labels = [job.prompt if flags.num_images == 1 else f"{job.prompt} (seed {job.seed})" for job in jobs]
     rows = [list(row) for row in zip(*pictures, strict=True)]

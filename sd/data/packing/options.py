@@ -7,15 +7,7 @@ from sd.data.images.open import MAX_PIXELS
 from sd.data.images.resize import RESIZER
 from sd.data.packing.columns import ColumnSpec, parse_keep_columns
 from sd.errors import ArgumentError, InputError
-from sd.flags.arguments import (
-    ENGINES,
-    check_choice,
-    check_engine,
-    check_file_name,
-    check_path,
-    check_range,
-    check_ranges,
-)
+from sd.flags.arguments import ENGINES, check_choice, check_engine, check_output, check_path, check_range, check_ranges
 from sd.flags.idle import refuse_idle
 from sd.flags.options import REQUIRED, option
 from sd.runtime import usable_cores
@@ -86,9 +78,7 @@ class PackOptions:
             check_choice(name, getattr(self, name), choices)
         check_engine(self.engine, self.ray_address)
         check_path("input_path", self.input_path)
-        check_file_name("output_name", self.output_name)
-        for name in ("output_path", "output_name"):
-            check_path(name, getattr(self, name), listed=True)
+        check_output(self.output_path, self.output_name)
         if self.verify == "none" and (self.min_size or self.max_aspect_ratio or self.resize):
             raise InputError("--verify none looks at no image; --min_size, --max_aspect_ratio and --resize need one")
         if self.max_pixels > MAX_PIXELS and not self.resize:

@@ -17,7 +17,7 @@ from sd.data.packing.report import Progress, Tally
 from sd.data.packing.sources.choose import open_source, other_format
 from sd.data.parts import storage
 from sd.data.parts.columns import SUFFIX as COLUMNS_SUFFIX
-from sd.data.parts.filelist import check_replaceable, write_file_lists
+from sd.data.parts.filelist import check_replaceable, file_list_path, write_file_lists
 from sd.data.parts.index import SUFFIX, PartError, parse_index
 from sd.data.resumable import resumable
 from sd.errors import InputError
@@ -87,7 +87,7 @@ def _locked_output(options):
         raise InputError(f"--output_path {options.output_path}: {error.strerror or error}") from error
     with nullcontext() if storage.is_remote(folder) else locked_folder(folder):
         lists = storage.join(options.output_path, LIST_FOLDER)
-        check_replaceable(storage.join(lists, f"{options.output_name}.filelist.list"), folder)
+        check_replaceable(file_list_path(lists, options.output_name), folder)
         try:
             _clear(folder, options)
             yield

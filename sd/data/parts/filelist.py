@@ -72,6 +72,11 @@ def _list_of_lists(path):
     return f"name {whole}" if storage.exists(whole) else "name the .filelist.list, which has its path on a line"
 
 
+def file_list_path(folder: str | Path, output_name: str) -> str:
+    """The path of the `.filelist.list` of an output."""
+    return storage.join(folder, f"{output_name}.filelist.list")
+
+
 def check_replaceable(file_list: str, part_folder: str) -> None:
     """Raise InputError where a `.filelist.list` of the name is there and its parts lie in a folder of another name than
     `part_folder`: images where a cache is made, or a cache where images are packed."""
@@ -90,13 +95,12 @@ def check_replaceable(file_list: str, part_folder: str) -> None:
 def write_file_lists(folder: str | Path, output_name: str, parts: Sequence[str], num_repeat: int) -> str:
     """Write `<output_name>.filelist` and `.filelist.list` and return the path of the latter."""
     part_list = storage.join(folder, f"{output_name}.filelist")
-    list_of_lists = part_list + ".list"
     once = "".join(f"{part}\n" for part in parts).encode()
     with storage.AtomicFile(part_list) as file:
         for _ in range(num_repeat):
             file.write(once)
-    storage.write_atomic(list_of_lists, f"{part_list}\n".encode())
-    return list_of_lists
+    storage.write_atomic(whole := file_list_path(folder, output_name), f"{part_list}\n".encode())
+    return whole
 
 
 def _resolve_paths(names, named_in):

@@ -5,7 +5,7 @@ from itertools import product
 from pathlib import Path
 
 from sd.data.packing.sources.inputs import input_error
-from sd.data.packing.sources.walk import walk
+from sd.data.packing.sources.walk import is_hidden, walk
 from sd.data.parts import storage
 from sd.errors import InputError
 
@@ -65,7 +65,7 @@ def _find_local(path, suffix):
     pattern = Path(path)
     anchor = Path(pattern.anchor)
     files = anchor.glob(str(pattern.relative_to(anchor)))
-    return sorted(str(file) for file in files if file.is_file() and not _is_hidden(file.name))
+    return sorted(str(file) for file in files if file.is_file() and not is_hidden(file.name))
 
 
 def _find_remote(path, suffix):
@@ -74,17 +74,12 @@ def _find_remote(path, suffix):
     if fs.isfile(name):  # its name may hold what stands for others in a pattern
         names = [name]
     elif any(character in name for character in "*?[") and not fs.isdir(name):
-        names = [file for file in fs.glob(name) if not _is_hidden(storage.base_name(file))]
+        names = [file for file in fs.glob(name) if not is_hidden(storage.base_name(file))]
     else:
         names = [file for file in fs.find(name) if _has_suffix(file, suffix)]
-        names = [file for file in names if not any(map(_is_hidden, file.removeprefix(name).split("/")))]
+        names = [file for file in names if not any(map(is_hidden, file.removeprefix(name).split("/")))]
     return sorted(f"{protocol}://{file}" for file in names)
 
 
 def _has_suffix(name, suffix):
     return name.lower().endswith(suffix)
-
-
-def _is_hidden(name):
-    """Whether a system hides a file or folder of the name, such as macOS's `._00000.tar`."""
-    return name.startswith(".")

@@ -64,11 +64,16 @@ def _identity(path):
     return path if storage.is_remote(path) else os.path.realpath(path)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a system hides a file or folder of the name, such as macOS's `._00000.tar`."""
+    return name.startswith(".")
+
+
 def _list_local(path):
     names, folders = [], []
     with os.scandir(path) as entries:
         for entry in entries:
-            if not entry.name.startswith("."):
+            if not is_hidden(entry.name):
                 (folders if _is_folder(entry) else names).append(entry.name)
     return sorted(names), sorted(folders)
 
@@ -87,6 +92,6 @@ def _list_remote(path):
     names, folders = [], []
     for entry in fs.ls(name, detail=True):
         base = storage.base_name(entry["name"])
-        if not base.startswith(".") and entry["name"].rstrip("/") != name.rstrip("/"):
+        if not is_hidden(base) and entry["name"].rstrip("/") != name.rstrip("/"):
             (folders if entry["type"] == "directory" else names).append(base)
     return sorted(names), sorted(folders)
