@@ -1,6 +1,7 @@
 """The four models of a pipeline, loaded by name or folder, checked against each other, and the run's schedule."""
 
 import logging
+import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,12 @@ def load_models(
 
 
 def _warn_if_damaged(location, variant):
-    """A checkpoint that is named is taken as it is; of an output_dir the newest intact one was found."""
+    """A checkpoint that is named is taken as it is; of an output_dir the newest intact one was found.
+
+    Weights are read for it, by the parent of several processes alone.
+    """
     folder = location.checkpoint
-    if folder and (folder / MANIFEST).exists():
+    if folder and (folder / MANIFEST).exists() and multiprocessing.parent_process() is None:
         weights = find_weights(location.folder, variant)
         if problem := find_problem(folder, only=f"unet/{weights.name}"):
             logger.warning("%s is damaged: %s; it is used as it is", folder, problem)

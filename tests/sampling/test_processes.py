@@ -43,3 +43,14 @@ def test_processes_draw_by_the_checkpoint_that_was_the_newest(output_dir, reposi
     monkeypatch.setattr(run, "draw_shared", saved_meanwhile)
     run.run(flags(unet=str(run_dir), prompt=["a"], num_images=2, batch_size=1, output=str(tmp_path / "o"), processes=2))
     assert [read_png_text(tmp_path / f"o/0-a-{seed}.png")[1]["model"] for seed in (42, 43)] == (["checkpoint-10"] * 2)
+
+
+def test_a_damaged_checkpoint_is_read_and_named_once(output_dir, tmp_path, caplog, capfd):
+    damaged = shutil.copytree(output_dir, tmp_path / "run") / "checkpoint-10"
+    weights = damaged / "unet/diffusion_paddle_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    run.run(flags(unet=str(damaged), prompt=["a"], num_images=2, batch_size=1, output=str(tmp_path / "o"), processes=2))
+    assert caplog.text.count("is damaged") == 1
+    assert "is damaged" not in capfd.readouterr().err  # of the processes
